@@ -1,0 +1,197 @@
+"""What comes back? Records, hits, and the plan by which hits were found. All own their memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore.errors import MissingExtraError
+from vecstore.spec import Id
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+Complete = Literal["exact", "approximate", "exhausted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One stored record.
+
+    `text`, `metadata` and `vector` are None where they were not asked for or not stored;
+    `vector` is float32 of shape (dim,), as the user gave it.
+    """
+
+    id: Id
+    text: str | None = None
+    metadata: dict[str, Any] | None = None
+    vector: NDArray[np.float32] | None = field(default=None, compare=False)
+    order: int = field(default=-1, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return id, and text, metadata and vector where present, as a dict."""
+        return _present(self, ("id", "text", "metadata", "vector"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """One answer of a search.
+
+    `score` is larger for better answers, whatever the metric: the cosine similarity, the inner
+    product, or minus the Euclidean distance. `distance` is smaller for better answers:
+    1 - cosine, minus the inner product, or the Euclidean distance.
+    """
+
+    id: Id
+    score: float
+    distance: float
+    text: str | None = None
+    metadata: dict[str, Any] | None = None
+    vector: NDArray[np.float32] | None = field(default=None, compare=False)
+    order: int = field(default=-1, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return id, score, distance, and text, metadata and vector where present, as a dict."""
+        return _present(self, ("id", "score", "distance", "text", "metadata", "vector"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a search was carried out.
+
+    Attributes:
+        method: "scan" (every row of the collection), "rows" (the matching rows only) or "none".
+        rows: Living rows of the collection.
+        allowed: Rows that the filter lets through; equals `rows` without a filter.
+        expected_recall: The recall that the plan was chosen for; 1.0 for an exact method.
+        reason: Why this method, in a sentence.
+    """
+
+    method: Literal["scan", "rows", "none"]
+    rows: int
+    allowed: int
+    expected_recall: float
+    reason: str
+
+
+class Hits(Sequence[Hit]):
+    """The answers of one search, best first; a sequence that prints as a table.
+
+    Attributes:
+        plan: How the search was carried out.
+        complete: "exact" (these are the k best), "approximate", or "exhausted" (fewer than k:
+            no further record qualifies).
+    """
+
+    __slots__ = ("_hits", "complete", "plan")
+
+    def __init__(self, hits: Sequence[Hit], *, plan: Plan, complete: Complete) -> None:
+        self._hits = tuple(hits)
+        self.plan = plan
+        self.complete = complete
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
+        return self._hits[index]
+
+    def __len__(self) -> int:
+        return len(self._hits)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self._hits)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hits) and self._hits == other._hits
+
+    __hash__ = None  # type: ignore[assignment]  # equal by content, like a list
+
+    @property
+    def ids(self) -> list[Id]:
+        """The ids, best first."""
+        return [hit.id for hit in self._hits]
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """The scores, float64 of shape (len(hits),), best first."""
+        return np.array([hit.score for hit in self._hits], dtype=np.float64)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return one dict per hit."""
+        return [hit.to_dict() for hit in self._hits]
+
+    def to_arrow(self) -> pa.Table:
+        """Return a pyarrow Table with a column per attribute of a hit.
+
+        Raises:
+            MissingExtraError: pyarrow is not installed.
+        """
+        try:
+            import pyarrow
+        except ImportError:
+            raise MissingExtraError(
+                "to_arrow needs pyarrow: pip install 'vecstore[arrow]'"
+            ) from None
+        return pyarrow.Table.from_pylist(_columns(self._hits))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a pandas DataFrame with a column per attribute of a hit.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise MissingExtraError(
+                "to_pandas needs pandas: pip install 'vecstore[pandas]'"
+            ) from None
+        return pandas.DataFrame(_columns(self._hits))
+
+    def __repr__(self) -> str:
+        return f"Hits({self.ids!r}, complete={self.complete!r})"
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        table.add_column("score", justify="right")
+        for name in ("id", "text", "metadata"):
+            table.add_column(name, overflow="ellipsis", no_wrap=True)
+        for hit in self._hits:
+            metadata = "" if hit.metadata is None else str(hit.metadata)
+            texts = (str(hit.id), hit.text or "", metadata)
+            table.add_row(
+                f"{hit.score:.4f}", *(Text(" ".join(text[:400].split())) for text in texts)
+            )
+        out = io.StringIO()
+        Console(file=out, width=110, color_system=None).print(table)
+        return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))
+
+
+def _present(value: Record | Hit, names: tuple[str, ...]) -> dict[str, Any]:
+    items = ((name, getattr(value, name)) for name in names)
+    return {name: item for name, item in items if item is not None}
+
+
+def _columns(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    # One set of columns for all rows: a hit without text still has the column.
+    names = ["id", "score", "distance"]
+    names += [
+        name
+        for name in ("text", "metadata", "vector")
+        if any(getattr(hit, name) is not None for hit in hits)
+    ]
+    return [{name: getattr(hit, name) for name in names} for hit in hits]

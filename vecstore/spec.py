@@ -1,0 +1,132 @@
+"""What is declared? The specification of a collection, and what ids and metrics may be."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from vecstore.errors import SpecError, UsageError
+
+Metric = Literal["cosine", "dot", "l2"]
+Id = str | int
+Include = Literal["text", "metadata", "vector"]
+
+METRICS: tuple[Metric, ...] = get_args(Metric)
+MIN_DIM, MAX_DIM = 2, 8192
+MAX_NAME_BYTES = 255
+# LMDB's key limit of 511 bytes, less the collection's number and the id's type tag.
+MAX_ID_BYTES = 506
+MIN_INT_ID, MAX_INT_ID = -(2**63), 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectionSpec:
+    """The declaration of one collection, stored in the file and compared on every reopening.
+
+    Attributes:
+        name: The collection's name, at most 255 bytes of UTF-8.
+        dim: Numbers per vector, 2 to 8,192.
+        metric: "cosine", "dot" (inner product) or "l2" (Euclidean).
+        mrl: Prefix lengths that the vectors' encoder was trained for (Matryoshka), ascending.
+        encoder: Name of the text encoder, or None for a collection of bare vectors.
+        fingerprint: Digest of the encoder's model and settings, or None.
+    """
+
+    name: str
+    dim: int
+    metric: Metric = "cosine"
+    mrl: tuple[int, ...] = ()
+    encoder: str | None = None
+    fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if not MIN_DIM <= self.dim <= MAX_DIM:
+            raise SpecError(f"dim={self.dim} is outside {MIN_DIM}..{MAX_DIM}")
+        if self.metric not in METRICS:
+            raise SpecError(f"metric={self.metric!r} is unknown; use one of {', '.join(METRICS)}")
+        if any(not 0 < size <= self.dim for size in self.mrl) or list(self.mrl) != sorted(
+            set(self.mrl)
+        ):
+            raise SpecError(
+                f"mrl={self.mrl} must be ascending prefix lengths between 1 and dim={self.dim}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as plain values, the form in which it is stored."""
+        return {
+            "name": self.name,
+            "dim": self.dim,
+            "metric": self.metric,
+            "mrl": list(self.mrl),
+            "encoder": self.encoder,
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CollectionSpec:
+        """Rebuild a spec from `to_dict`'s values."""
+        return cls(
+            name=values["name"],
+            dim=values["dim"],
+            metric=values["metric"],
+            mrl=tuple(values["mrl"]),
+            encoder=values["encoder"],
+            fingerprint=values["fingerprint"],
+        )
+
+
+def check_name(name: object) -> str:
+    """Return a collection's name, or raise SpecError when it cannot be one."""
+    if not isinstance(name, str):
+        raise SpecError(f"a collection's name is a str, got {type(name).__name__} {name!r}")
+    if not name:
+        raise SpecError("a collection's name must not be empty")
+    size = len(encode_utf8(name, "a collection's name"))
+    if size > MAX_NAME_BYTES:
+        raise SpecError(
+            f"a collection's name has at most {MAX_NAME_BYTES} bytes of UTF-8, {name[:40]!r}... has"
+            f" {size}"
+        )
+    return name
+
+
+def check_id(value: object) -> Id:
+    """Return an id as the str or int that will be stored.
+
+    Integers of other types (numpy's) become int.
+
+    Raises:
+        UsageError: Not a str or an integer, too long, or outside 64 bits.
+    """
+    if isinstance(value, str):
+        size = len(value) if value.isascii() else len(encode_utf8(value, "an id"))
+        if size > MAX_ID_BYTES:
+            raise UsageError(
+                f"an id has at most {MAX_ID_BYTES} bytes of UTF-8, {value[:40]!r}... has {size};"
+                " use a digest of it as the id"
+            )
+        return str(value)
+    if isinstance(value, bool):
+        raise UsageError(f"an id is a str or an int, got the bool {value!r}")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # refusing others is the point
+    except TypeError:
+        raise UsageError(
+            f"an id is a str or an int, got {type(value).__name__} {value!r:.60}"
+        ) from None
+    if not MIN_INT_ID <= number <= MAX_INT_ID:
+        raise UsageError(f"an int id fits 64 bits with a sign, {number} does not; use a str")
+    return number
+
+
+def encode_utf8(text: str, what: str) -> bytes:
+    """Encode text, turning lone surrogates into a UsageError that says what held them."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{what} cannot be stored as UTF-8: {text[:40]!r} has a lone surrogate at position"
+            f" {error.start}"
+        ) from None
