@@ -1,35 +1,76 @@
-"""How does text become vectors? The protocol that every encoder follows, and the encoders here."""
+"""How does text become vectors? The protocol that every encoder follows, and the encoders here.
+
+Importing this package is cheap: onnxruntime and tokenizers are imported when a model is loaded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
-import numpy as np
-from numpy.typing import NDArray
+from vecstore.encoders.function import FunctionEncoder
+from vecstore.encoders.hashing import HashEncoder
+from vecstore.encoders.onnx import OnnxEncoder, bundled, bundled_names
+from vecstore.encoders.protocol import Encoder, Kind
+from vecstore.encoders.texts import check_kind, check_texts
+from vecstore.errors import SpecError
 
-Kind = Literal["document", "query"]
+__all__ = [
+    "Encoder",
+    "FunctionEncoder",
+    "HashEncoder",
+    "Kind",
+    "OnnxEncoder",
+    "bundled",
+    "bundled_names",
+    "check_kind",
+    "check_texts",
+    "resolve",
+]
+
+_MEMBERS = ("name", "dim", "mrl", "fingerprint", "encode")
 
 
-@runtime_checkable
-class Encoder(Protocol):
-    """Anything that turns texts into vectors of one length."""
+def resolve(
+    encoder: Encoder | str | os.PathLike[str] | Callable[[list[str]], Any] | None,
+) -> Encoder:
+    """Return the encoder that a user means.
 
-    @property
-    def name(self) -> str:
-        """A name for people, such as the model's folder name."""
+    Args:
+        encoder: None or the name of a bundled model; the path of a model folder; an encoder; or a
+            named function from a list of texts to a matrix, which becomes a `FunctionEncoder`.
 
-    @property
-    def dim(self) -> int:
-        """Numbers per vector."""
+    Raises:
+        SpecError: None of these, or a function without a name to tell it from others by.
+        ModelNotFoundError: There is no model in the folder.
+    """
+    if encoder is None:
+        return bundled()
+    if isinstance(encoder, str) and encoder in bundled_names():
+        return bundled(encoder)
+    if isinstance(encoder, str | os.PathLike):
+        return OnnxEncoder(encoder)
+    if isinstance(encoder, type):
+        raise SpecError(f"encoder={encoder.__name__} is a class; pass an instance of it")
+    if _is_encoder(encoder):
+        return encoder
+    if not callable(encoder):
+        raise SpecError(
+            f"encoder={encoder!r:.60} is no encoder: pass one with {', '.join(_MEMBERS)}, the path"
+            " of a model folder, or a function"
+        )
+    name = getattr(encoder, "__name__", "<lambda>")
+    if name == "<lambda>":
+        raise SpecError(
+            "a function without a name cannot be told from another one; use"
+            " FunctionEncoder(function, name=...)"
+        )
+    return FunctionEncoder(encoder, name=name)
 
-    @property
-    def mrl(self) -> tuple[int, ...]:
-        """Prefix lengths that the model was trained for, ascending; () if none."""
 
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the model and of every setting that changes its vectors."""
-
-    def encode(self, texts: Sequence[str], kind: Kind = "document") -> NDArray[np.float32]:
-        """Return float32 of shape (len(texts), dim)."""
+def _is_encoder(value: object) -> TypeGuard[Encoder]:
+    # Looked up without evaluating: isinstance would run the properties, and so the model.
+    missing = object()
+    return all(inspect.getattr_static(value, name, missing) is not missing for name in _MEMBERS)

@@ -1,0 +1,306 @@
+"""How does a model folder encode text? The ONNX encoder, and the models that come bundled."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore.encoders.folder import ModelFolder, read_folder
+from vecstore.encoders.graph import read_outline
+from vecstore.encoders.protocol import Kind
+from vecstore.encoders.session import Provider, Session, choose_output, external_files
+from vecstore.encoders.texts import check_kind, check_texts
+from vecstore.errors import EncoderError, ModelNotFoundError, UsageError
+
+# Texts tokenized at a time: enough to sort into batches of like length, and a bound on memory.
+_WINDOW = 2048
+# Raised when this code starts to make other vectors from the same files and settings.
+_RULES = 1
+_CODE = Path(__file__).resolve().parents[1]
+
+
+class OnnxEncoder:
+    """An encoder from a folder with `model.onnx` and `tokenizer.json`, in any of the usual layouts.
+
+    Pooling, normalisation, prompts and the maximum length are read from the folder's own
+    configuration when the encoder is made; the model itself is loaded at the first `encode`.
+    Nothing is fetched from anywhere, and only ONNX and JSON files are read. May be used from
+    several threads, and in a forked child, where the model is loaded anew.
+
+    Args:
+        folder: The model folder.
+        max_length: Tokens kept of a text, special tokens included; None for the model's maximum.
+        threads: Threads that share the work of one batch; None for one per core.
+        providers: onnxruntime's execution providers; None for the CPU.
+        batch_size: Texts run at once. Another size changes vectors by rounding only.
+        name: A name for people; None for the folder's name.
+
+    Raises:
+        ModelNotFoundError: The folder, the model or the tokenizer is missing.
+        EncoderError: A configuration file is damaged, or declares what is not known here.
+        UsageError: `max_length`, `threads` or `batch_size` is out of range.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_length: int | None = None,
+        threads: int | None = None,
+        providers: Sequence[Provider] | None = None,
+        batch_size: int = 8,
+        name: str | None = None,
+    ) -> None:
+        self._folder = read_folder(Path(folder).absolute())
+        self._max_length = self._folder.max_length
+        if max_length is not None:
+            self._max_length = _positive("max_length", max_length, self._folder.limit)
+        self._threads = None if threads is None else _positive("threads", threads)
+        self._providers = providers
+        self._batch_size = _positive("batch_size", batch_size)
+        self._name = name or self._folder.path.name
+        # Digests that need not be computed, because the files came with this package.
+        self._known_digests: Mapping[str, str] = {}
+        self._dim = self._folder.dim
+        self._fingerprint: str | None = None
+        self._session: Session | None = None
+        self._lock = threading.RLock()
+        _ENCODERS.add(self)
+
+    @property
+    def name(self) -> str:
+        """The name that was given, or the folder's name."""
+        return self._name
+
+    @property
+    def dim(self) -> int:
+        """Numbers per vector, from the configuration or the graph; runs the model if neither says.
+
+        Raises:
+            EncoderError: The model cannot be read or run.
+        """
+        if self._dim is None:
+            with self._lock:
+                self._dim = self._dim or self._find_dim()
+        return self._dim
+
+    @property
+    def mrl(self) -> tuple[int, ...]:
+        """Prefix lengths that the model was trained for, from `vecstore.json`; () if none."""
+        return self._folder.mrl
+
+    @property
+    def max_length(self) -> int:
+        """Tokens kept of a text, special tokens included; the rest is cut off."""
+        return self._max_length
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the model's files and of every setting that changes its vectors.
+
+        Digesting a file takes some milliseconds for each 10 MB, once a process. Bundled models
+        have their digests recorded.
+
+        Raises:
+            EncoderError: A file cannot be read.
+        """
+        if self._fingerprint is None:
+            with self._lock:
+                self._fingerprint = self._fingerprint or self._compute_fingerprint()
+        return self._fingerprint
+
+    def encode(self, texts: Sequence[str], kind: Kind = "document") -> NDArray[np.float32]:
+        """Encode texts; a text's vector does not depend on the texts beside it.
+
+        Args:
+            texts: Texts that are not empty; what exceeds `max_length` tokens is cut off.
+            kind: Chooses the model's prompt, if it has prompts.
+
+        Returns:
+            float32 of shape (len(texts), dim), C-contiguous, in the order of `texts`.
+
+        Raises:
+            UsageError: A text is no str, is empty or only whitespace, or has a lone surrogate.
+            EncoderError: The model cannot be loaded or run, or returned values that are not finite.
+            MissingExtraError: onnxruntime or tokenizers is not installed.
+        """
+        checked = check_texts(texts)
+        check_kind(kind)
+        vectors = np.empty((len(checked), self.dim), dtype=np.float32)
+        for start in range(0, len(checked), _WINDOW):
+            part = slice(start, start + _WINDOW)
+            self._encode_window(checked[part], kind, vectors[part], start)
+        return vectors
+
+    def _encode_window(
+        self, texts: list[str], kind: Kind, vectors: NDArray[np.float32], start: int
+    ) -> None:
+        session = self._loaded()
+        prompt = self._folder.prompts[kind]
+        encodings = session.tokenize(texts, prompt)
+        skipped = session.prompt_length(prompt) if self._folder.skip_prompt else 0
+        sizes = np.array([len(encoding.ids) for encoding in encodings])
+        if not sizes.all():
+            raise EncoderError(
+                f"text {start + int(np.argmin(sizes))} has no token that {self._name!r} knows"
+            )
+        step = 1 if session.mixes_batches else self._batch_size
+        # Texts of like length together, so that little padding is computed.
+        order = np.argsort(-sizes, kind="stable")
+        for first in range(0, len(order), step):
+            rows = order[first : first + step]
+            found = session.run([encodings[row] for row in rows], skipped)
+            if found.shape[1] != vectors.shape[1]:
+                raise EncoderError(
+                    f"{self._folder.model} returned vectors of {found.shape[1]} numbers, its"
+                    f" configuration declares {vectors.shape[1]}"
+                )
+            finite = np.isfinite(found).all(axis=1)
+            if not finite.all():
+                row = start + int(rows[np.argmin(finite)])
+                raise EncoderError(f"{self._folder.model} returned NaN or infinity for text {row}")
+            vectors[rows] = found
+
+    def _loaded(self) -> Session:
+        session = self._session
+        if session is None:
+            with self._lock:
+                session = self._session or Session(
+                    self._folder,
+                    max_length=self._max_length,
+                    threads=self._threads,
+                    providers=self._providers,
+                )
+                self._session = session
+        return session
+
+    def _find_dim(self) -> int:
+        outline = read_outline(self._folder.model)
+        shape = outline.outputs[choose_output(self._folder, outline)]
+        size = shape[-1] if len(shape) in (2, 3) else None
+        if size:
+            return size * len(self._folder.pooling) if len(shape) == 3 else size
+        session = self._loaded()
+        return session.run(session.tokenize(["dimension"], ""), 0).shape[1]
+
+    def _compute_fingerprint(self) -> str:
+        folder = self._folder
+        digests = dict(self._known_digests)
+        if not digests:
+            paths = {"model": folder.model, "tokenizer": folder.tokenizer}
+            paths |= external_files(folder, read_outline(folder.model))
+            digests = {name: _digest(path) for name, path in paths.items()}
+        identity = {
+            "rules": _RULES,
+            "files": digests,
+            "pooling": folder.pooling,
+            "skip_prompt": folder.skip_prompt,
+            "normalize": folder.normalize,
+            "prompts": dict(folder.prompts),
+            "max_length": self._max_length,
+            "lowercase": folder.lowercase,
+            "output": folder.output,
+        }
+        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+    def _abandon_session(self) -> None:
+        """Forget what a forked child cannot use: a session whose threads stayed in the parent."""
+        if self._session is not None:
+            # Freeing it would wait for those threads for ever, at the latest when the child ends.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+            self._session = None
+        # The parent may have held the lock in another thread.
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"OnnxEncoder({str(self._folder.path)!r}, name={self._name!r})"
+
+
+_ENCODERS: weakref.WeakSet[OnnxEncoder] = weakref.WeakSet()
+_BUNDLED: dict[str, OnnxEncoder] = {}
+
+
+def _after_fork() -> None:
+    for encoder in list(_ENCODERS):
+        encoder._abandon_session()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def bundled(name: str = "default") -> OnnxEncoder:
+    """Return the encoder of a model that comes with the package, one instance for each name.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+    """
+    if name not in _BUNDLED:
+        folder = _bundled_folders().get(name)
+        if folder is None:
+            known = ", ".join(sorted(_bundled_folders())) or "none"
+            raise ModelNotFoundError(f"no bundled model is named {name!r}; bundled are: {known}")
+        encoder = OnnxEncoder(folder, name=name)
+        encoder._known_digests = _recorded_digests(encoder._folder)
+        # Of two threads that come here at once, both get the first one's.
+        _BUNDLED.setdefault(name, encoder)
+    return _BUNDLED[name]
+
+
+def bundled_names() -> list[str]:
+    """Return the names that `bundled` knows."""
+    return sorted(_bundled_folders())
+
+
+def _bundled_folders() -> dict[str, Path]:
+    roots = [_CODE / "models"]
+    # Beside an installed package there may be a folder `models` of somebody else's.
+    if (_CODE.parent / "pyproject.toml").is_file():
+        roots.append(_CODE.parent / "models")
+    return {
+        folder.name: folder
+        for root in reversed(roots)
+        if root.is_dir()
+        for folder in root.iterdir()
+        if (folder / "model.onnx").is_file()
+    }
+
+
+def _recorded_digests(folder: ModelFolder) -> dict[str, str]:
+    names = {"model": folder.model.name, "tokenizer": folder.tokenizer.name}
+    if set(folder.digests) != set(names.values()):
+        return {}
+    return {role: folder.digests[name] for role, name in names.items()}
+
+
+def _digest(path: Path) -> str:
+    try:
+        status = path.stat()
+        key = (status.st_size, status.st_mtime_ns, status.st_ino)
+        return _digest_once(path, key)
+    except OSError as error:
+        raise EncoderError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+@lru_cache(maxsize=64)
+def _digest_once(path: Path, _key: tuple[int, int, int]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _positive(name: str, value: int, limit: int | None = None) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{name}={value!r} must be a positive int")
+    if limit is not None and value > limit:
+        raise UsageError(f"{name}={value} is more than the {limit} tokens that the model can read")
+    return value

@@ -1,0 +1,63 @@
+"""How does one vector come from many token vectors? Pooling, in numpy.
+
+Every function takes tokens, float32 (batch, sequence, dim), and mask, float32 (batch, sequence) of
+ones and zeros with at least one one in each row, and returns float32 (batch, dim).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+def _cls(tokens: Floats, mask: Floats) -> Floats:
+    first: Floats = tokens[np.arange(len(tokens)), np.argmax(mask, axis=1)]
+    return first
+
+
+def _last(tokens: Floats, mask: Floats) -> Floats:
+    last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+    picked: Floats = tokens[np.arange(len(tokens)), last]
+    return picked
+
+
+def _max(tokens: Floats, mask: Floats) -> Floats:
+    hidden = np.where(mask[:, :, None] > 0, tokens, -np.inf)
+    return hidden.max(axis=1).astype(np.float32, copy=False)
+
+
+def _sum(tokens: Floats, mask: Floats) -> Floats:
+    return np.einsum("bsd,bs->bd", tokens, mask)
+
+
+def _mean(tokens: Floats, mask: Floats) -> Floats:
+    return _sum(tokens, mask) / mask.sum(axis=1, keepdims=True)
+
+
+def _mean_sqrt(tokens: Floats, mask: Floats) -> Floats:
+    return _sum(tokens, mask) / np.sqrt(mask.sum(axis=1, keepdims=True))
+
+
+def _weighted_mean(tokens: Floats, mask: Floats) -> Floats:
+    weights = mask * np.arange(1, mask.shape[1] + 1, dtype=np.float32)
+    return _sum(tokens, weights) / weights.sum(axis=1, keepdims=True)
+
+
+# In the order in which sentence-transformers concatenates them where several are declared.
+POOLINGS: dict[str, Callable[[Floats, Floats], Floats]] = {
+    "cls": _cls,
+    "max": _max,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt,
+    "weightedmean": _weighted_mean,
+    "lasttoken": _last,
+}
+
+
+def pool(tokens: Floats, mask: Floats, modes: Sequence[str]) -> Floats:
+    """Return the pooled vectors, float32 (batch, dim * len(modes)), in the order of `modes`."""
+    return np.concatenate([POOLINGS[mode](tokens, mask) for mode in modes], axis=1)
