@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -119,6 +120,11 @@ def check_id(value: object) -> Id:
     if not MIN_INT_ID <= number <= MAX_INT_ID:
         raise UsageError(f"an int id fits 64 bits with a sign, {number} does not; use a str")
     return number
+
+
+def is_id(value: object) -> bool:
+    """Whether a value is one id rather than several."""
+    return isinstance(value, str | numbers.Integral)
 
 
 def encode_utf8(text: str, what: str) -> bytes:

@@ -1,0 +1,73 @@
+"""vecstore: an embedded vector database. One file, one import, no server.
+
+import vecstore
+
+db = vecstore.open("notes.vecstore")
+notes = db.collection("notes")
+notes.add(["LMDB is a memory-mapped B+tree."], ids=["lmdb"], metadata=[{"year": 2011}])
+hits = notes.search("embedded key-value store", where={"year": {"$lt": 2012}})
+"""
+
+from vecstore.check import Problem
+from vecstore.collection import Collection
+from vecstore.database import Database, View, open
+from vecstore.encoders import Encoder
+from vecstore.errors import (
+    AlreadyExistsError,
+    ClosedError,
+    CorruptionError,
+    EncoderError,
+    EncoderMismatchError,
+    FilterError,
+    FormatError,
+    LockedError,
+    MissingExtraError,
+    ModelNotFoundError,
+    NotFoundError,
+    ReadOnlyError,
+    SpecError,
+    StoreError,
+    StoreFullError,
+    UsageError,
+    VecstoreError,
+    VectorError,
+)
+from vecstore.filters import F, Filter
+from vecstore.hits import Hit, Hits, Plan, Record
+from vecstore.spec import CollectionSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlreadyExistsError",
+    "ClosedError",
+    "Collection",
+    "CollectionSpec",
+    "CorruptionError",
+    "Database",
+    "Encoder",
+    "EncoderError",
+    "EncoderMismatchError",
+    "F",
+    "Filter",
+    "FilterError",
+    "FormatError",
+    "Hit",
+    "Hits",
+    "LockedError",
+    "MissingExtraError",
+    "ModelNotFoundError",
+    "NotFoundError",
+    "Plan",
+    "Problem",
+    "ReadOnlyError",
+    "Record",
+    "SpecError",
+    "StoreError",
+    "StoreFullError",
+    "UsageError",
+    "VecstoreError",
+    "VectorError",
+    "View",
+    "open",
+]

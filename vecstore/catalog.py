@@ -1,0 +1,143 @@
+"""Which collections exist? Names, numbers, specs and counters in the `meta` database."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass, replace
+
+from vecstore import layout
+from vecstore.errors import AlreadyExistsError, CorruptionError, NotFoundError
+from vecstore.layout import State
+from vecstore.spec import CollectionSpec, check_name
+from vecstore.store import Reader, Transaction
+
+PREFIXED = ("ids", "records", "tiers", "lists", "index", "fields", "live")
+_NAME_PREFIX = layout.name_key("")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A collection as the catalog knows it.
+
+    Attributes:
+        number: The prefix of its keys; unique among the living collections of a file.
+        uid: Random, so that a handle of a dropped collection never meets another one.
+        spec: What was declared.
+    """
+
+    number: int
+    uid: bytes
+    spec: CollectionSpec
+
+
+def names(reader: Reader) -> list[str]:
+    """The collections' names, sorted by code point."""
+    found = [key[len(_NAME_PREFIX) :].decode() for key, _ in reader.items("meta", _NAME_PREFIX)]
+    return sorted(found)
+
+
+def find(reader: Reader, name: str) -> Entry | None:
+    """The collection of this name, or None."""
+    value = reader.get("meta", layout.name_key(check_name(name)))
+    if value is None:
+        return None
+    number = layout.unpack_meta(value, f"meta: name {name!r}").get("number")
+    if not isinstance(number, int):
+        raise CorruptionError(f"meta: name {name!r} leads to no collection")
+    return read(reader, number)
+
+
+def read(reader: Reader, number: int, uid: bytes | None = None) -> Entry:
+    """The collection of this number; NotFoundError if it, or the one with this uid, is gone."""
+    value = reader.get("meta", layout.spec_key(number))
+    entry = None if value is None else _parse(number, bytes(value))
+    if entry is None or (uid is not None and entry.uid != uid):
+        raise NotFoundError(
+            "this collection no longer exists: it was dropped, or its creation was rolled back"
+        )
+    return entry
+
+
+@functools.lru_cache(maxsize=512)
+def _parse(number: int, value: bytes) -> Entry:
+    where = f"meta: spec of collection {number}"
+    values = layout.unpack_meta(value, where)
+    try:
+        return Entry(number, bytes(values["uid"]), CollectionSpec.from_dict(values))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptionError(f"{where}: cannot be read: {error!r}") from error
+
+
+def state(reader: Reader, number: int) -> State:
+    """The counters of a collection."""
+    value = reader.get("meta", layout.state_key(number))
+    if value is None:
+        raise CorruptionError(f"meta: collection {number} has no counters")
+    return State.unpack(value)
+
+
+def save_state(txn: Transaction, number: int, state: State) -> None:
+    """Write the counters of a collection that this transaction changed."""
+    state.generation += 1
+    txn.put("meta", layout.state_key(number), state.pack())
+
+
+def create(txn: Transaction, spec: CollectionSpec) -> Entry:
+    """Make an empty collection; AlreadyExistsError if the name is taken."""
+    _check_free(txn, spec.name)
+    value = txn.get("meta", layout.KEY_NEXT)
+    number = 1 if value is None else int(layout.unpack_meta(value, "meta: next")["next"])
+    entry = Entry(number, os.urandom(8), spec)
+    txn.put("meta", layout.KEY_NEXT, layout.pack_meta({"next": number + 1}))
+    _put(txn, entry)
+    txn.put("meta", layout.state_key(number), State().pack())
+    return entry
+
+
+def rename(txn: Transaction, old: str, new: str) -> Entry:
+    """Give a collection another name; its records and its open handles stay."""
+    entry = _require(txn, old)
+    if old == new:
+        return entry
+    spec = replace(entry.spec, name=check_name(new))
+    _check_free(txn, new)
+    txn.delete("meta", layout.name_key(old))
+    entry = replace(entry, spec=spec)
+    _put(txn, entry)
+    return entry
+
+
+def drop(txn: Transaction, name: str) -> None:
+    """Delete a collection with everything in it."""
+    entry = _require(txn, name)
+    for database in PREFIXED:
+        txn.delete_prefix(database, layout.collection_key(entry.number))
+    txn.delete("meta", layout.name_key(name))
+    txn.delete("meta", layout.spec_key(entry.number))
+    txn.delete("meta", layout.state_key(entry.number))
+
+
+def _put(txn: Transaction, entry: Entry) -> None:
+    values = {**entry.spec.to_dict(), "uid": entry.uid}
+    txn.put("meta", layout.spec_key(entry.number), layout.pack_meta(values))
+    named = layout.pack_meta({"number": entry.number})
+    txn.put("meta", layout.name_key(entry.spec.name), named)
+
+
+def _require(reader: Reader, name: str) -> Entry:
+    entry = find(reader, name)
+    if entry is None:
+        raise missing(reader, name)
+    return entry
+
+
+def missing(reader: Reader, name: str) -> NotFoundError:
+    """The error for a name that no collection has."""
+    known = ", ".join(map(repr, names(reader)[:20])) or "none"
+    return NotFoundError(f"there is no collection {name!r}; this file has: {known}")
+
+
+def _check_free(reader: Reader, name: str) -> None:
+    if find(reader, name) is not None:
+        raise AlreadyExistsError(f"a collection {name!r} exists already")

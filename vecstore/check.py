@@ -1,0 +1,225 @@
+"""Is everything on disk as docs/layout.md says? Walks the whole file and reports, never raises.
+
+The numbers in brackets are those of the invariants in docs/layout.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from vecstore import catalog, layout, records, rows
+from vecstore.catalog import Entry
+from vecstore.errors import CorruptionError, NotFoundError
+from vecstore.layout import BLOCK_ROWS, State
+from vecstore.rows import PART_WORDS, Words
+from vecstore.store import Reader
+from vecstore.vectors import UNIT_SLACK, lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something on disk that is not as it must be.
+
+    Attributes:
+        where: The database, and the collection, record or block.
+        what: What is wrong there.
+    """
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class Report:
+    """Collects problems; damage met on the way becomes one instead of an exception."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def add(self, where: str, what: str) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(where, what))
+
+    @contextlib.contextmanager
+    def guard(self, where: str) -> Iterator[None]:
+        """Note whatever damage stops the body of the with statement, and go on after it."""
+        try:
+            yield
+        except (CorruptionError, NotFoundError, ValueError, KeyError, TypeError) as error:
+            self.add(where, str(error))
+
+
+def check(reader: Reader) -> list[Problem]:
+    """Return every problem in the file; an empty list when it is sound."""
+    report = Report()
+    entries = _check_catalog(reader, report)
+    numbers = {entry.number for entry in entries}
+    for database in catalog.PREFIXED:
+        _check_owners(reader, report, database, numbers)
+    for entry in entries:
+        with report.guard(f"meta: collection {entry.spec.name!r}"):
+            state = catalog.state(reader, entry.number)
+            _CollectionCheck(reader, report, entry, state).run()
+    return report.problems
+
+
+def _check_catalog(reader: Reader, report: Report) -> list[Entry]:
+    """Names, specs and counters belong together one to one (1)."""
+    entries: list[Entry] = []
+    names: list[str] = []
+    with report.guard("meta"):
+        names = catalog.names(reader)
+    for name in names:
+        with report.guard(f"meta: name {name!r}"):
+            entry = catalog.find(reader, name)
+            if entry is not None:
+                entries.append(entry)
+                if entry.spec.name != name:
+                    report.add(
+                        "meta", f"name {name!r} leads to the spec of {entry.spec.name!r} (1)"
+                    )
+    numbers = [entry.number for entry in entries]
+    if len(set(numbers)) != len(numbers):
+        report.add("meta", "two names lead to one collection (1)")
+    expected = {layout.KEY_FORMAT, *(layout.name_key(name) for name in names)}
+    for number in numbers:
+        expected |= {layout.spec_key(number), layout.state_key(number)}
+    if numbers:
+        expected.add(layout.KEY_NEXT)
+        with report.guard("meta: next"):
+            value = reader.get("meta", layout.KEY_NEXT) or b""
+            following = layout.unpack_meta(value, "meta: next")["next"]
+            if following <= max(numbers):
+                report.add("meta", f"the next number {following} is in use (1)")
+    found = {key for key, _ in reader.items("meta", b"")}
+    for key in sorted(found ^ (expected | (found & {layout.KEY_NEXT}))):
+        report.add("meta", f"key {key!r} is {'not expected' if key in found else 'missing'} (1)")
+    return entries
+
+
+def _check_owners(reader: Reader, report: Report, database: str, numbers: set[int]) -> None:
+    """Every key begins with the number of a collection (2)."""
+    strangers = 0
+    for key, _ in reader.items(database, b""):
+        if len(key) < 4 or int.from_bytes(key[:4], "big") not in numbers:
+            strangers += 1
+        elif database in ("lists", "index", "fields"):
+            report.add(database, f"key {key.hex()}: format {layout.FORMAT} keeps nothing here (2)")
+    if strangers:
+        report.add(database, f"{strangers} keys belong to no collection (2)")
+
+
+class _CollectionCheck:
+    """The links between ids, records, rows, blocks, bitmaps and counters of one collection."""
+
+    def __init__(self, reader: Reader, report: Report, entry: Entry, state: State) -> None:
+        self.reader, self.report, self.entry, self.state = reader, report, entry, state
+        self.number = entry.number
+        self.where = f"collection {entry.spec.name!r}"
+        # Which order each row's record has, as the records say; -1 for none.
+        self.orders: dict[int, int] = {}
+
+    def run(self) -> None:
+        """Check everything; the records first, they are what the rest must agree with."""
+        self._check_records()
+        self._check_ids()
+        alive = self._check_live()
+        self._check_blocks(alive)
+
+    def _check_records(self) -> None:
+        """Records are whole, and ids, orders and rows lead back to them (3, 4)."""
+        where, state, prefix = self.where, self.state, layout.collection_key(self.number)
+        count = 0
+        for key, value in self.reader.items("records", prefix):
+            count += 1
+            with self.report.guard(f"{where}, records"):
+                if len(key) != 12:
+                    raise CorruptionError(f"key {key.hex()} has {len(key)} bytes (3)")
+                order = int.from_bytes(key[4:], "big")
+                row = layout.check_record(key, value)
+                identity, _, _ = layout.unpack_body(value)
+                if order >= state.next_order:
+                    self.report.add(where, f"order {order} was never given out (3)")
+                if row in self.orders:
+                    self.report.add(where, f"row {row} belongs to two records (4)")
+                self.orders[row] = order
+                if records.find(self.reader, self.number, identity) != order:
+                    self.report.add(where, f"id {identity!r} does not lead to its record (3)")
+        if count != state.records:
+            self.report.add(where, f"{count} records, the counter says {state.records} (3)")
+
+    def _check_ids(self) -> None:
+        """Together with the records' own ids: ids and records are one to one (3)."""
+        count = 0
+        for key, _ in self.reader.items("ids", layout.collection_key(self.number)):
+            count += 1
+            with self.report.guard(f"{self.where}, ids"):
+                layout.parse_id_key(key)
+        if count != self.state.records:
+            self.report.add(self.where, f"{count} ids, the counter says {self.state.records} (3)")
+
+    def _check_live(self) -> Words:
+        """The living rows are the rows of the records (4); bitmaps are whole (5)."""
+        words = np.zeros(self.state.blocks, np.uint64)
+        with self.report.guard(f"{self.where}, live"):
+            words = rows.live(self.reader, self.number, self.state)
+        living = set(rows.members(words).tolist())
+        if living != self.orders.keys():
+            odd = sorted(living ^ self.orders.keys())
+            self.report.add(
+                self.where,
+                f"{len(odd)} rows live without a record or have one without living, such as"
+                f" {odd[0]} (4)",
+            )
+        parts = {layout.part_key(self.number, part) for part in range(-(-len(words) // PART_WORDS))}
+        for key, _ in self.reader.items("live", layout.collection_key(self.number)):
+            if key not in parts:
+                self.report.add(self.where, f"live: key {key.hex()} is not expected (5)")
+        return words
+
+    def _check_blocks(self, alive: Words) -> None:
+        """A block has a value if and only if a row of it lives; rows lead to records (4, 6, 7)."""
+        present = set()
+        prefix = layout.tier_prefix(self.number)
+        for key, value in self.reader.items("tiers", layout.collection_key(self.number)):
+            if not key.startswith(prefix) or len(key) != len(prefix) + 4:
+                self.report.add(self.where, f"tiers: key {key.hex()} is not expected (6)")
+                continue
+            block = int.from_bytes(key[-4:], "big")
+            present.add(block)
+            if block >= len(alive):
+                self.report.add(self.where, f"block {block} was never allotted (6)")
+                continue
+            with self.report.guard(self.where):
+                layout.verify_bulk(value, f"block {block}")
+                self._check_block(block, value, int(alive[block]))
+        for block in sorted(present ^ set(np.flatnonzero(alive).tolist())):
+            state = "has no living row" if block in present else "is missing"
+            self.report.add(self.where, f"block {block} {state} (6)")
+
+    def _check_block(self, block: int, value: memoryview, word: int) -> None:
+        dim, state = self.entry.spec.dim, self.state
+        held = layout.check_block(value, self.number, block, dim)
+        if held != (state.open_rows if block == state.open_block else BLOCK_ROWS):
+            self.report.add(self.where, f"block {block} holds {held} rows (6)")
+        if word >> held:
+            self.report.add(self.where, f"block {block}: rows beyond its {held} live (6)")
+        found = layout.view_block(value, held, dim)
+        if not np.isfinite(found.vectors).all() or not np.isfinite(found.norms).all():
+            self.report.add(self.where, f"block {block} holds a value that is not finite (7)")
+        sizes = lengths(found.vectors)
+        if self.entry.spec.metric == "cosine" and (abs(sizes - 1) > 4 * UNIT_SLACK).any():
+            self.report.add(self.where, f"block {block} holds a vector not of unit length (7)")
+        for inside in range(held):
+            row, order = block * BLOCK_ROWS + inside, int(found.orders[inside])
+            if word >> inside & 1 and self.orders.get(row) != order:
+                self.report.add(
+                    self.where,
+                    f"row {row} says order {order}, its record {self.orders.get(row)} (4)",
+                )

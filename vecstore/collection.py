@@ -1,0 +1,576 @@
+"""What do users do with a collection? Every method is thin: check, encode, one transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import operator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, get_args, overload
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from vecstore import catalog, fields, filters, ingest, layout, records, rows, search
+from vecstore.catalog import Entry
+from vecstore.encoders import Encoder
+from vecstore.errors import EncoderMismatchError, NotFoundError, UsageError
+from vecstore.filters import Filter
+from vecstore.hits import Hit, Hits, Record
+from vecstore.planner import Recall
+from vecstore.records import Stored
+from vecstore.search import Request
+from vecstore.spec import CollectionSpec, Id, Include, check_id, is_id
+from vecstore.store import Reader, Transaction
+from vecstore.vectors import Vectors, as_vector, as_vectors, check_lengths, original
+
+T = TypeVar("T")
+Where = Mapping[str, Any] | Filter | None
+
+INCLUDE: tuple[Include, ...] = get_args(Include)
+DEFAULT_INCLUDE: tuple[Include, ...] = ("text", "metadata")
+DEFAULT_RECALL = 0.95
+BATCH = 1000
+# Records read by one snapshot of a scan; between them nothing is held.
+PAGE = 256
+
+
+class Source(Protocol):
+    """Where a collection reads and writes: a database, or a view of one."""
+
+    def reading(self) -> contextlib.AbstractContextManager[Reader]:
+        """A transaction to read in."""
+
+    def writing(self, work: Callable[[Transaction], T], timeout: float | None) -> T:
+        """Run work in a write transaction and commit it."""
+
+    def encoder(self, uid: bytes) -> Encoder:
+        """The encoder that was given for a collection, or else the bundled one."""
+
+
+class Collection:
+    """Records of one kind: vectors of one dimension under one metric. Made by `db.collection`.
+
+    Texts are embedded by the collection's encoder, outside any transaction. Every method that
+    writes is one transaction: it happens whole or not at all.
+    """
+
+    def __init__(self, source: Source, entry: Entry) -> None:
+        self._source = source
+        self._number = entry.number
+        self._uid = entry.uid
+
+    # What it is
+
+    @property
+    def spec(self) -> CollectionSpec:
+        """The collection's declaration."""
+        with self._source.reading() as reader:
+            return self._entry(reader).spec
+
+    @property
+    def name(self) -> str:
+        """The collection's name."""
+        return self.spec.name
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        encoder = "" if spec.encoder is None else f", encoder={spec.encoder!r}"
+        return f"<Collection {spec.name!r} dim={spec.dim} metric={spec.metric!r}{encoder}>"
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __bool__(self) -> bool:
+        # A handle is a thing, also when the collection is empty.
+        return True
+
+    def __contains__(self, value: object) -> bool:
+        with self._source.reading() as reader:
+            return records.find(reader, self._entry(reader).number, check_id(value)) is not None
+
+    def stats(self) -> dict[str, Any]:
+        """Return counts and sizes: records, rows, dead rows, bytes of vectors, the spec."""
+        with self._source.reading() as reader:
+            entry = self._entry(reader)
+            state = catalog.state(reader, entry.number)
+            blocks = int(np.count_nonzero(rows.live(reader, entry.number, state)))
+        held = blocks * layout.BLOCK_ROWS
+        if state.open_block != layout.NO_BLOCK:
+            held -= layout.BLOCK_ROWS - state.open_rows
+        return {
+            **entry.spec.to_dict(),
+            "records": state.records,
+            "dead_rows": held - state.records,
+            "blocks": blocks,
+            "vector_bytes": state.records * entry.spec.dim * 4,
+        }
+
+    # Writing
+
+    def add(
+        self,
+        texts: str | Sequence[str | None] | None = None,
+        *,
+        vectors: ArrayLike | None = None,
+        ids: Id | Iterable[Id | None] | None = None,
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        timeout: float | None = None,
+    ) -> list[Id]:
+        """Store new records and return their ids.
+
+        Give parallel sequences, or the bare values of one record.
+
+        Args:
+            texts: What to embed and keep; needs an encoder, unless `vectors` are given too.
+            vectors: Numbers of shape (n, dim), or (dim,) for one record.
+            ids: str or int of 64 bits; None makes ids that sort by time.
+            metadata: Dicts of any JSON values, datetimes and bytes, or None.
+            timeout: Seconds to wait for the right to write.
+
+        Raises:
+            AlreadyExistsError: An id exists; nothing was stored.
+            UsageError, VectorError, EncoderError, StoreError: Nothing was stored.
+        """
+        batch = ingest.prepare(self.spec, texts, vectors, ids, metadata)
+        if batch.vectors is None:
+            # Embedding is slow: find out first whether the ids are free.
+            with self._source.reading() as reader:
+                ingest.check_new(reader, self._entry(reader), batch.ids)
+        return self._store(ingest.add, batch, timeout)
+
+    def upsert(
+        self,
+        texts: str | Sequence[str | None] | None = None,
+        *,
+        vectors: ArrayLike | None = None,
+        ids: Id | Iterable[Id | None] | None = None,
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        timeout: float | None = None,
+    ) -> list[Id]:
+        """Store records, replacing those whose ids exist; arguments as in `add`.
+
+        A replaced record loses its former text and metadata, and keeps its place in the order.
+        """
+        batch = ingest.prepare(self.spec, texts, vectors, ids, metadata)
+        return self._store(ingest.upsert, batch, timeout)
+
+    def update(
+        self,
+        ids: Id | Sequence[Id],
+        *,
+        text: str | Sequence[str | None] | None = None,
+        vector: ArrayLike | None = None,
+        metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Change parts of existing records: one id and bare values, or parallel sequences.
+
+        Metadata is merged at its top level: fields not named stay. A new text is embedded anew,
+        unless a vector comes with it.
+
+        Raises:
+            NotFoundError: An id does not exist; nothing was changed.
+        """
+        batch = ingest.prepare_update(self.spec, ids, text, vector, metadata)
+        if batch.vectors is None and any(item is not None for item in batch.texts):
+            with self._source.reading() as reader:
+                ingest.check_known(reader, self._entry(reader), batch.ids)
+        self._store(ingest.update, batch, timeout)
+
+    def delete(
+        self,
+        ids: Id | Iterable[Id] | None = None,
+        *,
+        where: Where = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Delete records by id, by filter, or those of the ids that satisfy the filter.
+
+        Ids that do not exist are passed over. `where={}` deletes every record.
+
+        Returns:
+            How many records were deleted.
+        """
+        if ids is None and where is None:
+            raise UsageError("say what to delete: ids, where, or where={} for every record")
+        listed = None if ids is None else [check_id(value) for value in _listed(ids)]
+        parsed = filters.parse(where)
+
+        def work(txn: Transaction) -> int:
+            return ingest.delete(txn, self._entry(txn), listed, parsed)
+
+        return self._source.writing(work, timeout)
+
+    def add_records(
+        self,
+        items: Iterable[Mapping[str, Any]],
+        *,
+        upsert: bool = False,
+        batch: int = BATCH,
+        progress: bool | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Store a stream of dicts of any length in bounded memory.
+
+        Each dict has `text` or `vector` or both, and optionally `id` and `metadata`. Every
+        `batch` records are one transaction; should one fail, those before it are stored, and a
+        note on the exception says how many.
+
+        Args:
+            items: The dicts.
+            upsert: Replace records whose ids exist, instead of raising AlreadyExistsError.
+            batch: Records per transaction.
+            progress: Show a progress bar on stderr; by default if that is a terminal.
+            timeout: Seconds to wait for the right to write, each time.
+
+        Returns:
+            How many records were stored.
+        """
+        size = _whole(batch, "batch", 1)
+        total = len(items) if isinstance(items, Sequence) else None
+        stored = 0
+        with _progress(progress, total) as advance:
+            for group in ingest.groups(items, size):
+                write = self.upsert if upsert else self.add
+                try:
+                    write(
+                        group.texts,
+                        vectors=group.vectors,
+                        ids=group.ids,
+                        metadata=group.metadata,
+                        timeout=timeout,
+                    )
+                except Exception as error:
+                    error.add_note(
+                        f"in records {stored} to {stored + len(group.ids) - 1} of the stream;"
+                        f" the {stored} before them are stored"
+                    )
+                    raise
+                stored += len(group.ids)
+                advance(len(group.ids))
+        return stored
+
+    # Reading
+
+    @overload
+    def get(self, ids: Id, *, include: Iterable[Include] = ...) -> Record | None: ...
+
+    @overload
+    def get(
+        self, ids: Iterable[Id], *, include: Iterable[Include] = ...
+    ) -> list[Record | None]: ...
+
+    def get(
+        self, ids: Id | Iterable[Id], *, include: Iterable[Include] = DEFAULT_INCLUDE
+    ) -> Record | None | list[Record | None]:
+        """Return the record with an id or None; for several ids a list with None for the missing.
+
+        Args:
+            ids: One id, or several.
+            include: Which of "text", "metadata" and "vector" the records carry.
+        """
+        wanted = _check_include(include)
+        listed = [check_id(value) for value in _listed(ids)]
+        with self._source.reading() as reader:
+            entry = self._entry(reader)
+            found = [records.get(reader, entry.number, value) for value in listed]
+            there = iter(_records(reader, entry, [item for item in found if item], wanted))
+            result = [None if item is None else next(there) for item in found]
+        return result[0] if is_id(ids) else result
+
+    def count(self, where: Where = None) -> int:
+        """Return how many records there are, or satisfy a filter."""
+        parsed = filters.parse(where)
+        with self._source.reading() as reader:
+            entry = self._entry(reader)
+            state = catalog.state(reader, entry.number)
+            return fields.resolve(reader, entry.number, state, parsed).count
+
+    def scan(
+        self,
+        where: Where = None,
+        *,
+        after: Id | Record | Hit | None = None,
+        limit: int | None = None,
+        include: Iterable[Include] = DEFAULT_INCLUDE,
+    ) -> Iterator[Record]:
+        """Yield records in the order in which they were first stored.
+
+        The order is stable: updates and upserts keep a record's place. To go on later, pass the
+        last record as `after` (its id will do as long as the record exists). The scan reads a few
+        hundred records at a time and holds nothing between; for a view of one moment use
+        `db.snapshot()`.
+
+        Args:
+            where: A filter.
+            after: Begin behind this record.
+            limit: The most records to yield.
+            include: Which of "text", "metadata" and "vector" the records carry.
+        """
+        wanted, parsed = _check_include(include), filters.parse(where)
+        left = None if limit is None else _whole(limit, "limit", 0)
+        order = self._order_of(after)
+        return self._scan(parsed, order, left, wanted)
+
+    def _scan(
+        self, where: Filter | None, order: int, left: int | None, wanted: frozenset[Include]
+    ) -> Iterator[Record]:
+        while left is None or left > 0:
+            size = PAGE if left is None else min(PAGE, left)
+            with self._source.reading() as reader:
+                entry = self._entry(reader)
+                walked = records.walk(reader, entry.number, order)
+                allowed = (item for item in walked if where is None or where.matches(item))
+                page = list(itertools.islice(allowed, size))
+                # The cursor must not outlive its transaction.
+                walked.close()
+                found = _records(reader, entry, page, wanted)
+            yield from found
+            if len(page) < size:
+                return
+            order = page[-1].order
+            left = None if left is None else left - len(page)
+
+    def search(
+        self,
+        query: str | ArrayLike,
+        k: int = 10,
+        *,
+        where: Where = None,
+        min_score: float | None = None,
+        offset: int = 0,
+        after: Hit | None = None,
+        include: Iterable[Include] = DEFAULT_INCLUDE,
+        recall: Recall = DEFAULT_RECALL,
+    ) -> Hits:
+        """Return the k records nearest to a text or a vector, best first.
+
+        Equal scores stand in the order in which the records were first stored. Every hit
+        satisfies `where`, and there are k of them whenever k records do.
+
+        Args:
+            query: A text, or a vector of shape (dim,).
+            k: How many hits.
+            where: A filter: `{"year": {"$gte": 2020}}` or `F("year") >= 2020`.
+            min_score: Leave out hits with a smaller score.
+            offset: Pass over this many of the best hits.
+            after: Go on behind this hit of the same query.
+            include: Which of "text", "metadata" and "vector" the hits carry.
+            recall: The share of the true neighbours wanted, or "exact".
+        """
+        request = _request(k, where, min_score, offset, after, include, recall)
+        spec = self.spec
+        if isinstance(query, str):
+            vectors = self._embed(spec, [query])
+        else:
+            vectors = as_vector(query, spec.dim, "the query")[None, :]
+        return self._search(spec, vectors, request)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[str] | ArrayLike,
+        k: int = 10,
+        *,
+        where: Where = None,
+        min_score: float | None = None,
+        offset: int = 0,
+        include: Iterable[Include] = DEFAULT_INCLUDE,
+        recall: Recall = DEFAULT_RECALL,
+    ) -> list[Hits]:
+        """Return one Hits per query, all from the same moment; options as in `search`.
+
+        Args:
+            queries: Texts, or vectors of shape (m, dim).
+            k: How many hits each.
+            where: A filter.
+            min_score: Leave out hits with a smaller score.
+            offset: Pass over this many of the best hits.
+            include: Which of "text", "metadata" and "vector" the hits carry.
+            recall: The share of the true neighbours wanted, or "exact".
+        """
+        request = _request(k, where, min_score, offset, None, include, recall)
+        spec = self.spec
+        if isinstance(queries, str):
+            raise UsageError("search_many takes several queries; for one text use search")
+        if isinstance(queries, Sequence) and any(isinstance(query, str) for query in queries):
+            vectors = self._embed(spec, list(queries))
+        elif np.size(queries) == 0:
+            return []
+        else:
+            vectors = as_vectors(queries, spec.dim, "queries")
+        return self._search(spec, vectors, request)
+
+    # Inside
+
+    def _entry(self, reader: Reader) -> Entry:
+        return catalog.read(reader, self._number, self._uid)
+
+    def _store(
+        self,
+        write: Callable[[Transaction, Entry, ingest.Batch], None],
+        batch: ingest.Batch,
+        timeout: float | None,
+    ) -> list[Id]:
+        spec = self.spec
+        ready = ingest.encode(spec, batch, lambda: self._encoder(spec))
+        self._source.writing(lambda txn: write(txn, self._entry(txn), ready), timeout)
+        return ready.ids
+
+    def _encoder(self, spec: CollectionSpec) -> Encoder:
+        if spec.encoder is None:
+            raise UsageError(
+                f"collection {spec.name!r} holds bare vectors (dim={spec.dim}) and has no encoder"
+                " for texts: give vectors"
+            )
+        encoder = self._source.encoder(self._uid)
+        if encoder.fingerprint != spec.fingerprint:
+            raise EncoderMismatchError(
+                f"collection {spec.name!r} was made with encoder {spec.encoder!r}"
+                f" ({spec.fingerprint}), not with {encoder.name!r} ({encoder.fingerprint}); pass"
+                " its own to db.collection(name, encoder=...)"
+            )
+        return encoder
+
+    def _embed(self, spec: CollectionSpec, texts: list[Any]) -> Vectors:
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise UsageError(f"query {i} is {text!r:.60}: it must be a text that is not empty")
+        return ingest.embed(spec, texts, self._encoder(spec), "query")
+
+    def _search(self, spec: CollectionSpec, vectors: Vectors, request: Request) -> list[Hits]:
+        check_lengths(vectors, spec.metric, "query")
+        with self._source.reading() as reader:
+            return search.run(reader, self._entry(reader), vectors, request)
+
+    def _order_of(self, after: Id | Record | Hit | None) -> int:
+        if after is None:
+            return -1
+        if isinstance(after, Record | Hit):
+            return after.order
+        with self._source.reading() as reader:
+            order = records.find(reader, self._entry(reader).number, check_id(after))
+        if order is None:
+            raise NotFoundError(
+                f"after={after!r} is not an id of this collection; if its record was deleted, pass"
+                " the Record that the scan gave instead of its id"
+            )
+        return order
+
+
+def _records(
+    reader: Reader, entry: Entry, found: list[Stored], wanted: frozenset[Include]
+) -> list[Record]:
+    vectors: Sequence[Any] = [None] * len(found)
+    if "vector" in wanted and found:
+        state = catalog.state(reader, entry.number)
+        places = np.array([item.row for item in found], np.intp)
+        _, norms, stored = rows.gather(reader, entry.number, state, entry.spec.dim, places)
+        vectors = original(stored, norms, entry.spec.metric)
+    return [
+        Record(
+            id=item.id,
+            text=item.text if "text" in wanted else None,
+            metadata=item.metadata if "metadata" in wanted else None,
+            vector=vector,
+            order=item.order,
+        )
+        for item, vector in zip(found, vectors, strict=True)
+    ]
+
+
+# Checks of arguments
+
+
+def _listed(ids: Id | Iterable[Id]) -> list[Any]:
+    if is_id(ids):
+        return [ids]
+    try:
+        return list(ids)  # type: ignore[arg-type]  # told apart above
+    except TypeError:
+        raise UsageError(f"ids is {type(ids).__name__} {ids!r:.60}, not an id or a list") from None
+
+
+def _check_include(include: Iterable[Include]) -> frozenset[Include]:
+    if isinstance(include, str):
+        raise UsageError(f"include={include!r} is a str; give a tuple such as ({include!r},)")
+    wanted = frozenset(include)
+    if not wanted <= set(INCLUDE):
+        strange = ", ".join(map(repr, sorted(wanted - set(INCLUDE), key=str)))
+        raise UsageError(f"include holds {strange}; it may hold {', '.join(map(repr, INCLUDE))}")
+    return wanted
+
+
+def _whole(value: object, what: str, least: int) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # refusing others is the point
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise UsageError(f"{what}={value!r} must be a whole number of at least {least}")
+    return number
+
+
+def _request(
+    k: int,
+    where: Where,
+    min_score: float | None,
+    offset: int,
+    after: Hit | None,
+    include: Iterable[Include],
+    recall: Recall,
+) -> Request:
+    if after is not None and not isinstance(after, Hit):
+        raise UsageError(f"after={after!r:.60} must be a Hit of an earlier page")
+    if min_score is not None and (
+        isinstance(min_score, bool | str) or not math.isfinite(float(min_score))
+    ):
+        raise UsageError(f"min_score={min_score!r} must be a finite number")
+    if recall != "exact" and (isinstance(recall, bool | str) or not 0 < float(recall) <= 1):
+        raise UsageError(f'recall={recall!r} must be "exact" or a number over 0 and at most 1')
+    return Request(
+        k=_whole(k, "k", 1),
+        where=filters.parse(where),
+        min_score=None if min_score is None else float(min_score),
+        offset=_whole(offset, "offset", 0),
+        after=None if after is None else (after.score, after.order),
+        include=_check_include(include),
+        recall=recall,
+    )
+
+
+@contextlib.contextmanager
+def _progress(wanted: bool | None, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on stderr and yield what moves it on."""
+    if not (sys.stderr.isatty() if wanted is None else wanted):
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]} records/s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("storing", total=total, rate="")
+
+        def advance(count: int) -> None:
+            bar.advance(task, count)
+            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
+            bar.update(task, rate="" if speed is None else f"{speed:.0f}")
+
+        yield advance

@@ -1,0 +1,440 @@
+"""What do users do with a file? Open it, name collections, hold transactions, copy it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from vecstore import catalog, check, encoders, layout, maintenance
+from vecstore.catalog import Entry
+from vecstore.check import Problem
+from vecstore.collection import Collection
+from vecstore.encoders import Encoder
+from vecstore.errors import (
+    AlreadyExistsError,
+    ClosedError,
+    CorruptionError,
+    EncoderMismatchError,
+    ReadOnlyError,
+    SpecError,
+    StoreError,
+)
+from vecstore.spec import CollectionSpec, Metric, check_name
+from vecstore.store import CLOSE_TIMEOUT, DEFAULT_TIMEOUT, Reader, Snapshot, Store, Transaction
+
+T = TypeVar("T")
+EncoderLike = Encoder | str | os.PathLike[str] | Callable[[list[str]], Any]
+
+
+def open(
+    path: str | os.PathLike[str],
+    *,
+    read_only: bool = False,
+    durable: bool = True,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> Database:
+    """Open a database file, or make it if it does not exist.
+
+    Args:
+        path: The file; ":memory:" for a database that lives as long as its handle.
+        read_only: Never write to the file; it must exist.
+        durable: Wait for the disk at each commit. Without, a killed process loses nothing, but a
+            power cut may lose, or damage, what was written since the last `db.sync()`.
+        timeout: Seconds to wait for locks, where a call does not say otherwise.
+
+    Raises:
+        FormatError: Not a vecstore file, or one of another format version.
+        CorruptionError: The file is cut short.
+        LockedError: This process has the file open already, or another one compacts it.
+        StoreError: The path cannot be opened.
+    """
+    return Database(Store(path, read_only=read_only, durable=durable, timeout=timeout))
+
+
+class Database:
+    """One open file; made by `vecstore.open`. Threads may share it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._encoders: dict[bytes, Encoder] = {}
+        self._local = threading.local()
+
+    # What it is
+
+    @property
+    def path(self) -> str:
+        """The path of the file, or ":memory:"."""
+        return ":memory:" if self._store.memory else str(self._store.path)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the database cannot be used any more."""
+        return self._store.closed
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the file was opened for reading only."""
+        return self._store.read_only
+
+    def __repr__(self) -> str:
+        return f"<Database {self.path!r}{' closed' if self.closed else ''}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Close the file; calling it again does nothing.
+
+        Raises:
+            LockedError: A snapshot or a transaction of this process did not end in time.
+        """
+        if self._current() is not None:
+            raise StoreError("this thread is inside db.transaction(); end it before closing")
+        self._store.close(timeout)
+
+    def sync(self) -> None:
+        """Make everything committed so far safe from a power cut; for `durable=False`."""
+        self._store.sync()
+
+    def stats(self) -> dict[str, Any]:
+        """Return the file's path, format, sizes in bytes, and the stats of each collection."""
+        with self.snapshot() as view:
+            collections = {name: view.collection(name).stats() for name in view.collections()}
+        return {
+            "path": self.path,
+            "format": layout.FORMAT,
+            "file_bytes": self._store.file_size(),
+            **self._store.usage(),
+            "collections": collections,
+        }
+
+    # Collections
+
+    def collection(
+        self,
+        name: str,
+        *,
+        dim: int | None = None,
+        metric: Metric | None = None,
+        encoder: EncoderLike | None = None,
+        mrl: Sequence[int] | None = None,
+        timeout: float | None = None,
+    ) -> Collection:
+        """Return the collection of this name, made if it does not exist.
+
+        With neither `dim` nor `encoder` a new collection takes text, embedded by the model that
+        comes with vecstore; with `dim` alone it holds bare vectors. For a collection that exists,
+        arguments are compared with what it was made with.
+
+        Args:
+            name: At most 255 bytes of UTF-8.
+            dim: Numbers per vector, 2 to 8,192.
+            metric: "cosine" (the default), "dot" or "l2".
+            encoder: An `Encoder`, a folder with an ONNX model, or a callable.
+            mrl: Prefix lengths that bare vectors were trained for (Matryoshka).
+            timeout: Seconds to wait for the right to write.
+
+        Raises:
+            SpecError: The declaration is impossible, or the collection has another one.
+            EncoderMismatchError: The collection was made with another encoder.
+            NotFoundError: The file is read-only and has no such collection.
+        """
+        check_name(name)
+        given = None if encoder is None else encoders.resolve(encoder)
+        with self.reading() as reader:
+            entry = catalog.find(reader, name)
+            if entry is None and self.read_only:
+                raise catalog.missing(reader, name)
+        if entry is None:
+            spec = _new_spec(name, dim, metric, given, mrl)
+            entry = self.writing(
+                lambda txn: catalog.find(txn, name) or catalog.create(txn, spec), timeout
+            )
+        _compare(entry.spec, dim, metric, given, mrl)
+        if given is not None:
+            self._encoders[entry.uid] = given
+        return Collection(self, entry)
+
+    def collections(self) -> list[str]:
+        """Return the names of the collections, sorted."""
+        with self.reading() as reader:
+            return catalog.names(reader)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.collections()
+
+    def drop(self, name: str, *, timeout: float | None = None) -> None:
+        """Delete a collection with all its records; NotFoundError if there is none."""
+        self.writing(lambda txn: catalog.drop(txn, name), timeout)
+
+    def rename(self, old: str, new: str, *, timeout: float | None = None) -> Collection:
+        """Give a collection another name; handles of it stay valid.
+
+        Raises:
+            NotFoundError: There is no collection `old`.
+            AlreadyExistsError: There is a collection `new`.
+        """
+        return Collection(self, self.writing(lambda txn: catalog.rename(txn, old, new), timeout))
+
+    # Transactions and snapshots
+
+    @contextlib.contextmanager
+    def transaction(self, *, timeout: float | None = None) -> Iterator[Self]:
+        """Join several calls, over any collections, into one transaction of this thread.
+
+        Reads of this thread see its writes; others see them after the commit at the end of the
+        with statement. An exception that leaves the with statement rolls everything back; one
+        that is caught inside has rolled back its own call only. Inside another transaction it is
+        a part that can be rolled back alone.
+
+        Raises:
+            LockedError: Another thread or process kept the right to write for too long.
+        """
+        parent = self._current()
+        if parent is not None:
+            with self._within(self._store.begin_child(parent), parent):
+                yield self
+        else:
+            with self._store.writer(timeout), self._within(self._store.begin(), None):
+                yield self
+
+    @contextlib.contextmanager
+    def _within(self, txn: Transaction, parent: Transaction | None) -> Iterator[None]:
+        self._local.transaction = txn
+        try:
+            yield
+            txn.commit()
+        finally:
+            self._local.transaction = parent
+            txn.abort()
+
+    def snapshot(self) -> View:
+        """Return a view of this moment: reads repeat while others write. Use it with `with`.
+
+        An open view keeps the file from reusing the space of whatever changes meanwhile.
+        """
+        return View(self, self._store.snapshot())
+
+    def _current(self) -> Transaction | None:
+        return getattr(self._local, "transaction", None)
+
+    # The whole file
+
+    def check(self) -> list[Problem]:
+        """Read everything, verify checksums and links, and return the problems found."""
+        with self.reading() as reader:
+            return check.check(reader)
+
+    def backup(self, path: str | os.PathLike[str]) -> int:
+        """Write a consistent, compact copy to a new file while others go on writing.
+
+        Returns:
+            The bytes of the copy.
+
+        Raises:
+            AlreadyExistsError: There is a file at `path`.
+            CorruptionError: `check` found problems; nothing was written.
+        """
+        target = Path(path)
+        if target.exists():
+            raise AlreadyExistsError(f"{target} exists already; a backup never overwrites")
+        with self._store.snapshot() as snapshot:
+            _require_sound(check.check(snapshot), "backup")
+            part = target.with_name(f"{target.name}.part-{os.getpid()}")
+            size = self._store.copy(part, snapshot)
+        try:
+            part.rename(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise StoreError(f"cannot write {target}: {error}") from error
+        return size
+
+    def compact(self, *, timeout: float | None = None) -> int:
+        """Repack sparse blocks and rewrite the file without its free pages.
+
+        Returns:
+            The bytes given back.
+
+        Raises:
+            LockedError: Another process has the file open, or snapshots did not end in time.
+            CorruptionError: `check` found problems; the file was not rewritten.
+        """
+        if self._current() is not None:
+            raise StoreError("this thread is inside db.transaction(); end it before compacting")
+        before = self._store.file_size()
+        with self.reading() as reader:
+            entries = [catalog.find(reader, name) for name in catalog.names(reader)]
+        for entry in filter(None, entries):
+            while self._repack(entry, timeout):
+                pass
+        _require_sound(self.check(), "compact")
+        self._store.compact(timeout)
+        return before - self._store.file_size()
+
+    def _repack(self, entry: Entry, timeout: float | None) -> bool:
+        def work(txn: Transaction) -> bool:
+            return maintenance.repack(txn, catalog.read(txn, entry.number, entry.uid))
+
+        return self.writing(work, timeout)
+
+    # What collections use
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """The transaction of this thread, or a snapshot for as long as the with statement."""
+        current = self._current()
+        if current is not None:
+            yield current
+        else:
+            with self._store.snapshot() as snapshot:
+                yield snapshot
+
+    def writing(self, work: Callable[[Transaction], T], timeout: float | None = None) -> T:
+        """Run work in a transaction of its own, or as a part of this thread's transaction."""
+        current = self._current()
+        if current is not None:
+            return self._store.write_child(current, work)
+        return self._store.write(work, timeout)
+
+    def encoder(self, uid: bytes) -> Encoder:
+        """The encoder given for a collection, or else the bundled one."""
+        return self._encoders.get(uid) or encoders.resolve(None)
+
+
+class View:
+    """A database as it was at one moment; reads only. Made by `db.snapshot()`.
+
+    Threads may share a view; its collections answer one call at a time.
+    """
+
+    def __init__(self, database: Database, snapshot: Snapshot) -> None:
+        self._database = database
+        self._snapshot = snapshot
+        self._lock = threading.RLock()
+
+    def collection(self, name: str) -> Collection:
+        """Return a collection as it was; NotFoundError if there was none."""
+        with self.reading() as reader:
+            entry = catalog.find(reader, name)
+            if entry is None:
+                raise catalog.missing(reader, name)
+        return Collection(self, entry)
+
+    def collections(self) -> list[str]:
+        """Return the names of the collections, sorted."""
+        with self.reading() as reader:
+            return catalog.names(reader)
+
+    def close(self) -> None:
+        """End the view; calling it again does nothing."""
+        with self._lock:
+            self._snapshot.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """The view's snapshot, for one thread at a time."""
+        with self._lock:
+            if self._snapshot.ended:
+                raise ClosedError("this snapshot has ended; take a new one with db.snapshot()")
+            yield self._snapshot
+
+    def writing(self, work: Callable[[Transaction], T], timeout: float | None = None) -> T:
+        """Refuse: a view only reads."""
+        raise ReadOnlyError("a snapshot only reads; write through the database")
+
+    def encoder(self, uid: bytes) -> Encoder:
+        """The encoder that the database has for a collection."""
+        return self._database.encoder(uid)
+
+
+def _new_spec(
+    name: str,
+    dim: int | None,
+    metric: Metric | None,
+    encoder: Encoder | None,
+    mrl: Sequence[int] | None,
+) -> CollectionSpec:
+    if encoder is None and dim is None:
+        encoder = encoders.resolve(None)
+    if encoder is None:
+        return CollectionSpec(
+            name=name, dim=_check_dim(dim), metric=metric or "cosine", mrl=tuple(mrl or ())
+        )
+    if dim not in (None, encoder.dim):
+        raise SpecError(f"dim={dim}, but encoder {encoder.name!r} makes {encoder.dim} numbers")
+    return CollectionSpec(
+        name=name,
+        dim=encoder.dim,
+        metric=metric or "cosine",
+        mrl=tuple(encoder.mrl if mrl is None else mrl),
+        encoder=encoder.name,
+        fingerprint=encoder.fingerprint,
+    )
+
+
+def _check_dim(dim: object) -> int:
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise SpecError(f"dim={dim!r} is not a whole number")
+    return dim
+
+
+def _compare(
+    spec: CollectionSpec,
+    dim: int | None,
+    metric: Metric | None,
+    encoder: Encoder | None,
+    mrl: Sequence[int] | None,
+) -> None:
+    """Raise SpecError where what was asked for is not what the collection has."""
+    asked = {"dim": dim, "metric": metric, "mrl": None if mrl is None else tuple(mrl)}
+    for name, value in asked.items():
+        stored = getattr(spec, name)
+        if value is not None and value != stored:
+            raise SpecError(
+                f"collection {spec.name!r} has {name}={stored!r}, not {value!r}; leave the argument"
+                " out, or use another name"
+            )
+    if encoder is None:
+        return
+    if spec.encoder is None:
+        raise SpecError(
+            f"collection {spec.name!r} holds bare vectors (dim={spec.dim}); it was made without an"
+            f" encoder, not with {encoder.name!r}"
+        )
+    if encoder.fingerprint != spec.fingerprint:
+        raise EncoderMismatchError(
+            f"collection {spec.name!r} was made with encoder {spec.encoder!r}"
+            f" ({spec.fingerprint}), not with {encoder.name!r} ({encoder.fingerprint})"
+        )
+
+
+def _require_sound(problems: list[Problem], purpose: str) -> None:
+    if problems:
+        shown = "; ".join(map(str, problems[:3]))
+        raise CorruptionError(
+            f"cannot {purpose}: check found {len(problems)} problems, such as: {shown}"
+        )

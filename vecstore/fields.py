@@ -1,0 +1,51 @@
+"""Which rows does a filter allow? A filter becomes a mask and its exact count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vecstore import records, rows
+from vecstore.errors import CorruptionError
+from vecstore.filters import Filter
+from vecstore.layout import State
+from vecstore.rows import Words
+from vecstore.store import Reader, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """The rows that may be returned: a bit per row, uint64 (blocks,), and how many are set."""
+
+    words: Words
+    count: int
+
+
+def resolve(reader: Reader, collection: int, state: State, where: Filter | None) -> Mask:
+    """Return the living rows whose records satisfy `where`.
+
+    Resolved by walking the records; a snapshot's version remembers the masks of its filters.
+    """
+    alive = rows.live(reader, collection, state)
+    if where is None:
+        return Mask(alive, state.records)
+    if not isinstance(reader, Snapshot):
+        return _walk(reader, collection, alive, where)
+    key = ("mask", collection, where.key())
+    mask = reader.cache.get(key)
+    if mask is None:
+        mask = reader.cache[key] = _walk(reader, collection, alive, where)
+    return mask
+
+
+def _walk(reader: Reader, collection: int, alive: Words, where: Filter) -> Mask:
+    found = [record.row for record in records.walk(reader, collection) if where.matches(record)]
+    words = np.zeros_like(alive)
+    if found:
+        if max(found) >= len(alive) * 64:
+            raise CorruptionError(f"records: a record of collection {collection} has no block")
+        rows.mark(words, np.array(found, np.intp))
+    if (words & ~alive).any():
+        raise CorruptionError(f"records: a record of collection {collection} has a dead row")
+    return Mask(words, len(found))

@@ -1,0 +1,500 @@
+"""What happens on a write? Validate everything, encode, then one transaction over everything.
+
+`prepare` turns what the user gave into a `Batch` without touching the file; `add`, `upsert`,
+`update` and `delete` apply it inside a write transaction. Whatever fails, fails before the commit.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vecstore import catalog, layout, maintenance, records, rows
+from vecstore.catalog import Entry
+from vecstore.encoders import Encoder
+from vecstore.errors import (
+    AlreadyExistsError,
+    EncoderError,
+    NotFoundError,
+    UsageError,
+    VectorError,
+)
+from vecstore.filters import Filter
+from vecstore.layout import State
+from vecstore.records import Stored
+from vecstore.rows import RowWriter
+from vecstore.spec import CollectionSpec, Id, check_id, encode_utf8, is_id
+from vecstore.store import Reader, Transaction
+from vecstore.vectors import Vectors, as_vectors, store_form
+
+Metadata = dict[str, Any]
+
+
+class EncoderSource(Protocol):
+    """Gives the encoder of a collection when text has to be embedded."""
+
+    def __call__(self) -> Encoder:
+        """Return the encoder, or raise why there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records ready to be written; sequences of one length n.
+
+    Attributes:
+        ids: str or int, distinct.
+        texts: str or None.
+        metadata: Plain values, or None for a record without.
+        vectors: float32 (m, dim) in stored form, or None until the texts are encoded.
+        norms: float64 (m,): the original lengths; None as long as `vectors` is.
+        places: Which records the vectors belong to, (m,) ascending; all of them but in an update.
+    """
+
+    ids: list[Id]
+    texts: list[str | None]
+    metadata: list[Metadata | None]
+    vectors: Vectors | None
+    norms: NDArray[np.float64] | None
+    places: NDArray[np.intp]
+
+
+# From the user's arguments to a batch
+
+
+def prepare(
+    spec: CollectionSpec,
+    texts: str | Sequence[str | None] | None,
+    vectors: ArrayLike | None,
+    ids: Id | Iterable[Id | None] | None,
+    metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None,
+) -> Batch:
+    """Check parallel sequences, or the values of one record, and return them as a batch.
+
+    Raises:
+        UsageError: Nothing given, lengths that differ, duplicate ids, values that cannot be
+            stored; a VectorError where a vector is the trouble.
+    """
+    if texts is None and vectors is None:
+        raise UsageError("nothing to store: give texts, vectors, or both")
+    single = isinstance(texts, str) or (texts is None and np.ndim(_peek(vectors)) == 1)
+    if single:
+        texts, vectors, ids, metadata = _as_one(texts, vectors, ids, metadata)
+    stored = norms = None
+    if vectors is not None:
+        stored, norms = store_form(as_vectors(_nonempty(vectors), spec.dim), spec.metric)
+    count = len(stored) if stored is not None else len(_sequence(texts, "texts"))
+    if count == 0:
+        raise UsageError("nothing to store: the batch is empty")
+    checked = _check_texts(texts, count)
+    if stored is None and spec.encoder is None:
+        raise UsageError(
+            f"collection {spec.name!r} holds bare vectors (dim={spec.dim}) and has no encoder:"
+            " give vectors=, or make it without dim="
+        )
+    if stored is None and None in checked:
+        raise UsageError(f"texts[{checked.index(None)}] is None and there is no vector for it")
+    return Batch(
+        _check_ids(ids, count),
+        checked,
+        _check_metadata(metadata, count),
+        stored,
+        norms,
+        np.arange(count),
+    )
+
+
+def _peek(vectors: ArrayLike | None) -> Any:
+    try:
+        return np.asarray(vectors)
+    except ValueError as error:
+        raise VectorError(f"vectors are not an array of numbers: {error}") from None
+
+
+def _nonempty(vectors: ArrayLike) -> ArrayLike:
+    if np.size(_peek(vectors)) == 0:
+        raise UsageError(f"nothing to store: vectors have shape {np.shape(_peek(vectors))}")
+    return vectors
+
+
+def _as_one(texts: Any, vectors: Any, ids: Any, metadata: Any) -> tuple[Any, Any, Any, Any]:
+    """Turn the arguments of one record into a batch of one."""
+    vectors = None if vectors is None else np.atleast_2d(_peek(vectors))
+    if ids is None or is_id(ids):
+        ids = [ids]
+    if metadata is None or isinstance(metadata, Mapping):
+        metadata = [metadata]
+    return (None if texts is None else [texts]), vectors, ids, metadata
+
+
+def _sequence(values: Any, what: str) -> Sequence[Any]:
+    if isinstance(values, str | bytes | Mapping):
+        raise UsageError(f"{what} is one {type(values).__name__}, give a list with one per record")
+    try:
+        return values if isinstance(values, list | tuple) else list(values)
+    except TypeError:
+        raise UsageError(f"{what} is {type(values).__name__} {values!r:.40}, not a list") from None
+
+
+def _match(values: Any, count: int, what: str) -> Sequence[Any]:
+    values = _sequence(values, what)
+    if len(values) != count:
+        raise UsageError(f"{what} has {len(values)} entries for {count} records")
+    return values
+
+
+def _check_texts(texts: Any, count: int) -> list[str | None]:
+    if texts is None:
+        return [None] * count
+    values = list(_match(texts, count, "texts"))
+    for i, text in enumerate(values):
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise UsageError(f"texts[{i}] is {type(text).__name__} {text!r:.40}, not a str")
+        if not text.strip():
+            raise UsageError(f"texts[{i}] is {text!r:.40}: an empty text has no meaning to embed")
+        if not text.isascii():
+            encode_utf8(text, f"texts[{i}]")
+    return values
+
+
+def _check_ids(ids: Any, count: int) -> list[Id]:
+    if ids is None:
+        return new_ids(count)
+    values = _match(ids, count, "ids")
+    made = iter(new_ids(sum(value is None for value in values)))
+    checked = [next(made) if value is None else check_id(value) for value in values]
+    if len(set(checked)) != count:
+        seen: set[Id] = set()
+        for i, value in enumerate(checked):
+            if value in seen:
+                raise UsageError(f"ids[{i}] = {value!r} stands in this batch twice")
+            seen.add(value)
+    return checked
+
+
+def _check_metadata(metadata: Any, count: int) -> list[Metadata | None]:
+    if metadata is None:
+        return [None] * count
+    values = _match(metadata, count, "metadata")
+    plain: list[Metadata | None] = []
+    for i, value in enumerate(values):
+        try:
+            plain.append(None if value is None else layout.plain_metadata(value))
+        except UsageError as error:
+            raise UsageError(f"record {i}: {error}") from None
+    return plain
+
+
+_last_id = 0
+_last_id_lock = threading.Lock()
+
+
+def new_ids(count: int) -> list[Id]:
+    """Make unique ids that sort by the time of their making: UUIDs of version 7 (RFC 9562).
+
+    Within a process they ascend strictly, whatever the clock does.
+    """
+    global _last_id
+    with _last_id_lock:
+        # 48 bits of milliseconds, and 26 bits that start low at random and count up.
+        start = (time.time_ns() // 1_000_000 << 26) | int.from_bytes(os.urandom(2), "big")
+        first = max(start, _last_id + 1)
+        _last_id = first + count - 1
+    tails = os.urandom(6 * count)
+    return [_uuid7(first + i, tails[6 * i : 6 * i + 6]) for i in range(count)]
+
+
+def _uuid7(number: int, tail: bytes) -> str:
+    millis, counter = number >> 26, number & (1 << 26) - 1
+    value = (millis & (1 << 48) - 1) << 80 | 7 << 76 | (counter >> 14) << 64
+    value |= 2 << 62 | (counter & (1 << 14) - 1) << 48 | int.from_bytes(tail, "big")
+    return str(uuid.UUID(int=value))
+
+
+def prepare_update(
+    spec: CollectionSpec,
+    ids: Id | Iterable[Id],
+    texts: str | Sequence[str | None] | None,
+    vectors: ArrayLike | None,
+    metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None,
+) -> Batch:
+    """Check the arguments of an update; as `prepare`, but every part may be missing."""
+    if texts is None and vectors is None and metadata is None:
+        raise UsageError("nothing to update: give text, vector or metadata")
+    if is_id(ids):
+        texts, vectors, ids, metadata = _as_one(texts, vectors, ids, metadata)
+    listed = _sequence(ids, "ids")
+    count = len(listed)
+    if count == 0:
+        raise UsageError("nothing to update: ids is empty")
+    if any(value is None for value in listed):
+        raise UsageError("an id to update is None")
+    checked = _check_texts(texts, count)
+    stored = norms = None
+    if vectors is not None:
+        stored, norms = store_form(as_vectors(vectors, spec.dim), spec.metric)
+        if len(stored) != count:
+            raise UsageError(f"vectors has {len(stored)} entries for {count} records")
+    elif texts is not None and spec.encoder is None:
+        raise UsageError(
+            f"collection {spec.name!r} has no encoder: give the vector of the new text too"
+        )
+    return Batch(
+        _check_ids(listed, count),
+        checked,
+        _check_metadata(metadata, count),
+        stored,
+        norms,
+        np.arange(count),
+    )
+
+
+@dataclass(slots=True)
+class Group:
+    """Records of a stream that are stored together."""
+
+    ids: list[Any]
+    texts: list[Any] | None
+    vectors: list[Any] | None
+    metadata: list[Any]
+
+
+RECORD_KEYS = {"id", "text", "vector", "metadata"}
+
+
+def groups(items: Iterable[Mapping[str, Any]], size: int) -> Iterator[Group]:
+    """Cut a stream of dicts into groups of at most `size` that are all with or all without vectors.
+
+    An id that comes again begins a new group, so that the later record replaces the earlier one.
+    """
+    group: Group | None = None
+    seen: set[Any] = set()
+    for number, item in enumerate(items):
+        if not isinstance(item, Mapping) or not item.keys() <= RECORD_KEYS:
+            strange = (
+                sorted(map(repr, set(item) - RECORD_KEYS)) if isinstance(item, Mapping) else item
+            )
+            raise UsageError(
+                f"record {number} of the stream must be a dict with id, text, vector and metadata,"
+                f" got {strange!s:.80}; other fields belong into metadata"
+            )
+        bare, identity = item.get("vector") is None, item.get("id")
+        known = is_id(identity) and identity in seen
+        if group and (len(group.ids) >= size or known or bare is not (group.vectors is None)):
+            yield group
+            group = None
+        if group is None:
+            group, seen = Group([], [], None if bare else [], []), set()
+        group.ids.append(identity)
+        group.metadata.append(item.get("metadata"))
+        group.texts.append(item.get("text"))  # type: ignore[union-attr]  # made as a list above
+        if group.vectors is not None:
+            group.vectors.append(item["vector"])
+        if is_id(identity):
+            seen.add(identity)
+    if group:
+        yield group
+
+
+def encode(spec: CollectionSpec, batch: Batch, encoder: EncoderSource) -> Batch:
+    """Return the batch with vectors for its texts, unless it came with vectors or has no text."""
+    if batch.vectors is not None:
+        return batch
+    pairs = [(i, text) for i, text in enumerate(batch.texts) if text is not None]
+    if not pairs:
+        return batch
+    texts = [text for _, text in pairs]
+    vectors, norms = store_form(embed(spec, texts, encoder(), "document"), spec.metric)
+    return replace(batch, vectors=vectors, norms=norms, places=np.array([i for i, _ in pairs]))
+
+
+def embed(spec: CollectionSpec, texts: list[str], encoder: Encoder, kind: Any) -> Vectors:
+    """Embed texts and check what the encoder returned, float32 (n, dim)."""
+    vectors = encoder.encode(texts, kind=kind)
+    try:
+        vectors = as_vectors(vectors, spec.dim, f"what encoder {encoder.name!r} returned")
+    except VectorError as error:
+        raise EncoderError(str(error)) from error
+    if len(vectors) != len(texts):
+        raise EncoderError(
+            f"encoder {encoder.name!r} returned {len(vectors)} vectors for {len(texts)} texts"
+        )
+    return vectors
+
+
+# Inside the transaction
+
+
+def check_new(reader: Reader, entry: Entry, ids: list[Id]) -> None:
+    """Raise AlreadyExistsError if one of the ids is taken."""
+    taken = [value for value in ids if records.find(reader, entry.number, value) is not None]
+    if taken:
+        shown = ", ".join(map(repr, taken[:3])) + (", ..." if len(taken) > 3 else "")
+        raise AlreadyExistsError(
+            f"{len(taken)} of {len(ids)} ids exist already in {entry.spec.name!r}: {shown}; use"
+            " upsert to replace them"
+        )
+
+
+def add(txn: Transaction, entry: Entry, batch: Batch) -> None:
+    """Store records whose ids are all new."""
+    check_new(txn, entry, batch.ids)
+    state = catalog.state(txn, entry.number)
+    writer = RowWriter(txn, entry.number, state, entry.spec.dim)
+    _insert(txn, entry, state, writer, batch)
+    writer.finish()
+    catalog.save_state(txn, entry.number, state)
+
+
+def upsert(txn: Transaction, entry: Entry, batch: Batch) -> None:
+    """Store records; one whose id exists is replaced whole and keeps its place in the order."""
+    found = [records.get(txn, entry.number, value) for value in batch.ids]
+    state = catalog.state(txn, entry.number)
+    writer = RowWriter(txn, entry.number, state, entry.spec.dim)
+    old = [(i, record) for i, record in enumerate(found) if record is not None]
+    if old:
+        places = [i for i, _ in old]
+        _replace(txn, entry, state, writer, [record for _, record in old], _pick(batch, places))
+    new = [i for i, record in enumerate(found) if record is None]
+    if new:
+        _insert(txn, entry, state, writer, batch if not old else _pick(batch, new))
+    _finish(txn, entry, state, writer)
+
+
+def check_known(reader: Reader, entry: Entry, ids: list[Id]) -> None:
+    """Raise NotFoundError if one of the ids does not exist."""
+    missing = [value for value in ids if records.find(reader, entry.number, value) is None]
+    if missing:
+        shown = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        raise NotFoundError(f"no record in {entry.spec.name!r} has the id {shown}")
+
+
+def update(txn: Transaction, entry: Entry, batch: Batch) -> None:
+    """Change records that exist: metadata is merged, text and vector replaced where given.
+
+    A record without a new vector keeps its row.
+
+    Raises:
+        NotFoundError: An id does not exist.
+    """
+    check_known(txn, entry, batch.ids)
+    found = (records.get(txn, entry.number, value) for value in batch.ids)
+    old = [record for record in found if record is not None]
+    state = catalog.state(txn, entry.number)
+    writer = RowWriter(txn, entry.number, state, entry.spec.dim)
+    merged = replace(
+        batch,
+        texts=[
+            record.text if text is None else text
+            for record, text in zip(old, batch.texts, strict=True)
+        ],
+        metadata=[
+            record.metadata if values is None else {**(record.metadata or {}), **values}
+            for record, values in zip(old, batch.metadata, strict=True)
+        ],
+    )
+    _replace(txn, entry, state, writer, old, merged)
+    _finish(txn, entry, state, writer)
+
+
+def delete(txn: Transaction, entry: Entry, ids: list[Id] | None, where: Filter | None) -> int:
+    """Delete the records with these ids, or that satisfy the filter; return how many there were."""
+    state = catalog.state(txn, entry.number)
+    if ids is not None:
+        read = (records.get(txn, entry.number, value) for value in dict.fromkeys(ids))
+        doomed = [record for record in read if record is not None]
+        if where is not None:
+            doomed = [record for record in doomed if where.matches(record)]
+    else:
+        walked = records.walk(txn, entry.number)
+        doomed = [record for record in walked if where is None or where.matches(record)]
+    if not doomed:
+        return 0
+    writer = RowWriter(txn, entry.number, state, entry.spec.dim)
+    for record in doomed:
+        txn.delete("ids", layout.id_key(entry.number, record.id))
+        txn.delete("records", layout.record_key(entry.number, record.order))
+    writer.kill(np.array([record.row for record in doomed], np.intp))
+    state.records -= len(doomed)
+    _finish(txn, entry, state, writer)
+    return len(doomed)
+
+
+def _finish(txn: Transaction, entry: Entry, state: State, writer: RowWriter) -> None:
+    maintenance.repack_touched(txn, entry, state, writer)
+    writer.finish()
+    catalog.save_state(txn, entry.number, state)
+
+
+def _insert(txn: Transaction, entry: Entry, state: State, writer: RowWriter, batch: Batch) -> None:
+    """Store new records: vectors, then records and ids."""
+    assert batch.vectors is not None
+    assert batch.norms is not None
+    count, first = len(batch.ids), state.next_order
+    orders = np.arange(first, first + count, dtype=np.uint64)
+    placed = writer.add(batch.vectors, batch.norms, orders).tolist()
+    items = []
+    for i, (value, text, metadata, row) in enumerate(
+        zip(batch.ids, batch.texts, batch.metadata, placed, strict=True)
+    ):
+        key = layout.record_key(entry.number, first + i)
+        body = layout.pack_body(value, text, metadata)
+        items.append((key, layout.pack_record(key, row, body)))
+    txn.put_many("records", items)
+    pairs = [
+        (layout.id_key(entry.number, value), layout.ORDER.pack(first + i))
+        for i, value in enumerate(batch.ids)
+    ]
+    # Neighbouring keys share their way down the tree.
+    txn.put_many("ids", sorted(pairs))
+    state.next_order += count
+    state.records += count
+
+
+def _replace(
+    txn: Transaction,
+    entry: Entry,
+    state: State,
+    writer: RowWriter,
+    old: list[Stored],
+    batch: Batch,
+) -> None:
+    """Write records anew in their old places; one whose vector changed gets a new row."""
+    places = [record.row for record in old]
+    if batch.vectors is not None and batch.norms is not None:
+        current = np.array(places, np.intp)
+        given = current[batch.places]
+        orders, norms, stored = rows.gather(txn, entry.number, state, entry.spec.dim, given)
+        changed = (stored != batch.vectors).any(axis=1) | (norms != batch.norms)
+        if changed.any():
+            moved = writer.add(batch.vectors[changed], batch.norms[changed], orders[changed])
+            writer.kill(given[changed])
+            current[batch.places[changed]] = moved
+            places = current.tolist()
+    items = []
+    for record, row, text, metadata in zip(old, places, batch.texts, batch.metadata, strict=True):
+        key = layout.record_key(entry.number, record.order)
+        body = layout.pack_body(record.id, text, metadata)
+        items.append((key, layout.pack_record(key, row, body)))
+    txn.put_many("records", sorted(items))
+
+
+def _pick(batch: Batch, places: list[int]) -> Batch:
+    """Some records of a batch that has a vector for each."""
+    return Batch(
+        [batch.ids[i] for i in places],
+        [batch.texts[i] for i in places],
+        [batch.metadata[i] for i in places],
+        None if batch.vectors is None else batch.vectors[places],
+        None if batch.norms is None else batch.norms[places],
+        np.arange(len(places)),
+    )

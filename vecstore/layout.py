@@ -1,0 +1,530 @@
+"""What does every byte on disk mean? The only implementation of docs/layout.md.
+
+Keys are big-endian so that they sort, payloads little-endian so that numpy reads them in place.
+Nothing here touches a file: values become bytes and bytes become values.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore.errors import CorruptionError, UsageError
+from vecstore.spec import MAX_INT_ID, MIN_INT_ID, Id, encode_utf8
+
+MAGIC = "vecstore"
+FORMAT = 1
+OLDEST_READABLE = 1
+
+DATABASES = ("meta", "ids", "records", "tiers", "lists", "index", "fields", "live")
+
+BLOCK_ROWS = 64
+PART_ROWS = 16_384
+MAX_ROWS = 2**32 - BLOCK_ROWS
+
+HEADER = struct.Struct("<4sBBHIIIQII12x")
+HEADER_MAGIC = b"vecs"
+HEADER_CRC = slice(28, 32)
+FULL_BLOCK, LIVE_PART = 1, 2
+FLOAT32, BITS = 1, 2
+FULL_TIER = 0
+
+ORDERS_BYTES = NORMS_BYTES = BLOCK_ROWS * 8
+COLUMNS_BYTES = ORDERS_BYTES + NORMS_BYTES
+
+RECORD = struct.Struct("<II")
+STATE = struct.Struct("<QQQIIII")
+CHECKSUM = struct.Struct("<I")
+ORDER = struct.Struct("<Q")
+NO_BLOCK = 2**32 - 1
+
+KEY_FORMAT = b"format"
+KEY_NEXT = b"next"
+
+DATETIME_CODE = 1
+NAIVE = -(2**31)
+_DATETIME = struct.Struct("<qi")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+assert HEADER.size == 48
+assert STATE.size == 40
+
+
+# Keys
+
+
+def collection_key(collection: int) -> bytes:
+    """The prefix of every key that belongs to a collection."""
+    return collection.to_bytes(4, "big")
+
+
+def name_key(name: str) -> bytes:
+    """Key in `meta` that leads from a collection's name to its number."""
+    return b"name/" + name.encode()
+
+
+def spec_key(collection: int) -> bytes:
+    """Key in `meta` of a collection's spec."""
+    return b"spec/" + collection_key(collection)
+
+
+def state_key(collection: int) -> bytes:
+    """Key in `meta` of a collection's counters."""
+    return b"state/" + collection_key(collection)
+
+
+def id_key(collection: int, value: Id) -> bytes:
+    """Key in `ids`: a type tag and then UTF-8, or the integer shifted so that it sorts."""
+    prefix = collection.to_bytes(4, "big")
+    if isinstance(value, str):
+        return prefix + b"s" + value.encode()
+    return prefix + b"i" + (value - MIN_INT_ID).to_bytes(8, "big")
+
+
+def parse_id_key(key: bytes) -> Id:
+    """The id of a key in `ids`."""
+    tag, rest = key[4:5], key[5:]
+    if tag == b"s":
+        return str(rest, "utf-8")
+    if tag == b"i" and len(rest) == 8:
+        return int.from_bytes(rest, "big") + MIN_INT_ID
+    raise CorruptionError(f"ids: key {key.hex()} has an unknown type of id")
+
+
+def record_key(collection: int, order: int) -> bytes:
+    """Key in `records`: records stand in insertion order."""
+    return collection.to_bytes(4, "big") + order.to_bytes(8, "big")
+
+
+def tier_prefix(collection: int, tier: int = FULL_TIER) -> bytes:
+    """Prefix in `tiers` of one tier; the block's number follows in four bytes."""
+    return collection.to_bytes(4, "big") + bytes((tier,))
+
+
+def block_key(collection: int, block: int, tier: int = FULL_TIER) -> bytes:
+    """Key in `tiers` of one block."""
+    return tier_prefix(collection, tier) + block.to_bytes(4, "big")
+
+
+def part_key(collection: int, part: int) -> bytes:
+    """Key in `live` of one bitmap of 16,384 rows."""
+    return collection.to_bytes(4, "big") + part.to_bytes(4, "big")
+
+
+# Bulk values
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The 48 bytes before the payload of a bulk value."""
+
+    kind: int
+    dtype: int
+    rows: int
+    width: int
+    first: int
+    length: int
+    crc32: int
+    collection: int
+
+
+def pack_bulk(header: Header, payload: bytearray | bytes, page: int) -> bytearray:
+    """Join header and payload, with checksum, padded so that LMDB keeps it on overflow pages.
+
+    `header.length` and `header.crc32` are computed here; `page` is the file's page size.
+    """
+    length = len(payload)
+    value = bytearray(max(HEADER.size + length, page // 2))
+    value[HEADER.size : HEADER.size + length] = payload
+    return seal_bulk(header, value, length)
+
+
+def seal_bulk(header: Header, value: bytearray, length: int) -> bytearray:
+    """Write the header, with its checksum, in front of a payload that is already in `value`."""
+    fields = (header.kind, header.dtype, 0, header.rows, header.width, header.first, length)
+    HEADER.pack_into(value, 0, HEADER_MAGIC, *fields, 0, header.collection)
+    crc = zlib.crc32(memoryview(value)[: HEADER.size + length])
+    HEADER.pack_into(value, 0, HEADER_MAGIC, *fields, crc, header.collection)
+    return value
+
+
+def unpack_header(value: bytes | memoryview, where: str) -> Header:
+    """Read the header of a bulk value.
+
+    Raises:
+        CorruptionError: The value is too short, or is no bulk value, or its length lies.
+    """
+    if len(value) < HEADER.size:
+        raise CorruptionError(f"{where}: {len(value)} bytes are too few for a header")
+    magic, kind, dtype, flags, rows, width, first, length, crc, owner = HEADER.unpack_from(value)
+    if magic != HEADER_MAGIC or flags != 0:
+        raise CorruptionError(f"{where}: not a bulk value (magic {magic!r}, flags {flags})")
+    if length > len(value) - HEADER.size:
+        raise CorruptionError(
+            f"{where}: the header claims {length} bytes of payload,"
+            f" {len(value) - HEADER.size} are there"
+        )
+    return Header(kind, dtype, rows, width, first, length, crc, owner)
+
+
+def verify_bulk(value: bytes | memoryview, where: str) -> Header:
+    """Read the header of a bulk value and check the checksum of header and payload.
+
+    Raises:
+        CorruptionError: The checksum, or what `unpack_header` checks, is wrong.
+    """
+    header = unpack_header(value, where)
+    start = bytearray(value[: HEADER.size])
+    start[HEADER_CRC] = bytes(4)
+    crc = zlib.crc32(value[HEADER.size : HEADER.size + header.length], zlib.crc32(start))
+    if crc != header.crc32:
+        raise CorruptionError(
+            f"{where}: checksum is {crc:08x}, {header.crc32:08x} was stored; the value was damaged"
+        )
+    return header
+
+
+# Blocks of the full tier: orders, norms, vectors
+
+
+def block_bytes(rows: int, dim: int) -> int:
+    """Payload bytes of a block of the full tier that holds `rows` rows."""
+    return COLUMNS_BYTES + rows * dim * 4
+
+
+def pack_block(
+    collection: int,
+    block: int,
+    orders: NDArray[np.uint64],
+    norms: NDArray[np.float64],
+    parts: Sequence[NDArray[np.float32]],
+    page: int,
+) -> bytearray:
+    """Make the value of a block of the full tier.
+
+    Args:
+        collection: The collection's number.
+        block: The block's number.
+        orders: uint64, (rows,).
+        norms: float64, (rows,).
+        parts: float32 arrays (m, dim), C-contiguous, whose m add up to rows.
+        page: The file's page size.
+    """
+    rows, dim = len(orders), parts[0].shape[1]
+    length = block_bytes(rows, dim)
+    value = bytearray(max(HEADER.size + length, page // 2))
+    view = memoryview(value)
+    at = HEADER.size
+    view[at : at + rows * 8] = orders.astype("<u8", copy=False).tobytes()
+    at += ORDERS_BYTES
+    view[at : at + rows * 8] = norms.astype("<f8", copy=False).tobytes()
+    at += NORMS_BYTES
+    for part in parts:
+        view[at : at + part.nbytes] = memoryview(part).cast("B")
+        at += part.nbytes
+    header = Header(FULL_BLOCK, FLOAT32, rows, dim, block * BLOCK_ROWS, 0, 0, collection)
+    return seal_bulk(header, value, length)
+
+
+def check_block(value: bytes | memoryview, collection: int, block: int, dim: int) -> int:
+    """Return the number of rows in a block of the full tier, having checked its header.
+
+    What passes here is safe to read: `rows` vectors of `dim` numbers lie inside the value.
+
+    Raises:
+        CorruptionError: The header is not that of this block.
+    """
+    where = f"tiers: block {block} of collection {collection}"
+    header = unpack_header(value, where)
+    if (header.kind, header.dtype, header.width, header.first, header.collection) != (
+        FULL_BLOCK,
+        FLOAT32,
+        dim,
+        block * BLOCK_ROWS,
+        collection,
+    ):
+        raise CorruptionError(f"{where}: the header belongs to another value: {header}")
+    if not 0 < header.rows <= BLOCK_ROWS or header.length != block_bytes(header.rows, dim):
+        raise CorruptionError(f"{where}: {header.rows} rows in {header.length} bytes")
+    return header.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Views into the value of a block: orders (rows,), norms (rows,), vectors (rows, dim)."""
+
+    orders: NDArray[np.uint64]
+    norms: NDArray[np.float64]
+    vectors: NDArray[np.float32]
+
+
+def view_block(value: bytes | memoryview, rows: int, dim: int) -> Block:
+    """View a block whose header `check_block` has passed; it lives no longer than `value`."""
+    at = HEADER.size
+    return Block(
+        np.frombuffer(value, "<u8", rows, at),
+        np.frombuffer(value, "<f8", rows, at + ORDERS_BYTES),
+        np.frombuffer(value, "<f4", rows * dim, at + COLUMNS_BYTES).reshape(rows, dim),
+    )
+
+
+# Bitmaps of living rows
+
+
+def pack_part(collection: int, part: int, words: NDArray[np.uint64], page: int) -> bytearray:
+    """Make the value of a bitmap of 16,384 rows from uint64 words of shape (256,)."""
+    header = Header(LIVE_PART, BITS, PART_ROWS, 0, part * PART_ROWS, 0, 0, collection)
+    return pack_bulk(header, words.astype("<u8", copy=False).tobytes(), page)
+
+
+def unpack_part(value: bytes | memoryview, collection: int, part: int) -> NDArray[np.uint64]:
+    """Copy the words of a bitmap, uint64 (256,); the checksum is verified, it is small.
+
+    Raises:
+        CorruptionError: Not this bitmap, or damaged.
+    """
+    where = f"live: part {part} of collection {collection}"
+    header = verify_bulk(value, where)
+    if (header.kind, header.first, header.length, header.collection) != (
+        LIVE_PART,
+        part * PART_ROWS,
+        PART_ROWS // 8,
+        collection,
+    ):
+        raise CorruptionError(f"{where}: the header belongs to another value: {header}")
+    return np.frombuffer(value, "<u8", PART_ROWS // 64, HEADER.size).copy()
+
+
+# Records
+
+
+def pack_body(value: Id, text: str | None, metadata: Mapping[str, Any] | None) -> bytes:
+    """Make the body of a record: msgpack of id, text and metadata.
+
+    The metadata must come from `plain_metadata`.
+    """
+    packed: bytes = msgpack.packb((value, text, metadata), default=_pack_other)
+    return packed
+
+
+def pack_record(key: bytes, row: int, body: bytes) -> bytes:
+    """Make the value of a record: checksum over key, row and body; then row and body."""
+    rest = row.to_bytes(4, "little") + body
+    return zlib.crc32(rest, zlib.crc32(key)).to_bytes(4, "little") + rest
+
+
+def check_record(key: bytes, value: bytes | memoryview) -> int:
+    """Return the row of a record, having checked its checksum.
+
+    Raises:
+        CorruptionError: The record is damaged, or stands under another key.
+    """
+    if len(value) > RECORD.size:
+        crc, row = RECORD.unpack_from(value)
+        if zlib.crc32(value[4:], zlib.crc32(key)) == crc:
+            return int(row)
+    raise CorruptionError(
+        f"records: the record under key {bytes(key).hex()} is damaged"
+        f" ({len(value)} bytes, wrong checksum)"
+    )
+
+
+def unpack_body(value: bytes | memoryview) -> tuple[Id, str | None, dict[str, Any] | None]:
+    """Return id, text and metadata of a record whose checksum `check_record` has passed.
+
+    Raises:
+        CorruptionError: The checksum is right but the content is not a record.
+    """
+    try:
+        body = msgpack.unpackb(
+            value[RECORD.size :], ext_hook=_unpack_other, strict_map_key=True, use_list=True
+        )
+        identity, text, metadata = body
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise CorruptionError(f"records: a record cannot be read: {error}") from error
+    return identity, text, metadata
+
+
+def _pack_other(value: object) -> Any:
+    if isinstance(value, datetime):
+        offset = value.utcoffset()
+        instant = value if offset is not None else value.replace(tzinfo=UTC)
+        micros = (instant - _EPOCH) // _MICROSECOND
+        seconds = NAIVE if offset is None else round(offset.total_seconds())
+        return msgpack.ExtType(DATETIME_CODE, _DATETIME.pack(micros, seconds))
+    raise UsageError(f"metadata holds {type(value).__name__} {value!r:.60}, which cannot be stored")
+
+
+def _unpack_other(code: int, data: bytes) -> Any:
+    if code != DATETIME_CODE or len(data) != _DATETIME.size:
+        raise ValueError(f"extension type {code} of {len(data)} bytes is unknown")
+    micros, seconds = _DATETIME.unpack(data)
+    try:
+        instant = _EPOCH + timedelta(microseconds=micros)
+        if seconds == NAIVE:
+            return instant.replace(tzinfo=None)
+        return instant.astimezone(UTC if seconds == 0 else timezone(timedelta(seconds=seconds)))
+    except (OverflowError, ValueError) as error:
+        raise ValueError(f"a datetime is out of range: {error}") from error
+
+
+# Small values in `meta`
+
+
+@dataclass(slots=True)
+class State:
+    """The counters of a collection.
+
+    Attributes:
+        records: Living records.
+        next_order: The order that the next new record gets; orders are never reused.
+        generation: Number of transactions that changed the collection.
+        blocks: Blocks ever allotted; block numbers are below it.
+        open_block: The block that takes the next rows, or NO_BLOCK.
+        open_rows: Rows used in the open block.
+    """
+
+    records: int = 0
+    next_order: int = 0
+    generation: int = 0
+    blocks: int = 0
+    open_block: int = NO_BLOCK
+    open_rows: int = 0
+
+    def pack(self) -> bytes:
+        """Return the stored form."""
+        return pack_checked(
+            STATE.pack(
+                self.records,
+                self.next_order,
+                self.generation,
+                self.blocks,
+                self.open_block,
+                self.open_rows,
+                0,
+            )
+        )
+
+    @classmethod
+    def unpack(cls, value: bytes | memoryview) -> State:
+        """Read the stored form; CorruptionError if it is damaged or impossible."""
+        data = unpack_checked(value, "meta: a collection's counters")
+        if len(data) != STATE.size:
+            raise CorruptionError(f"meta: a collection's counters have {len(data)} bytes")
+        state = cls(*STATE.unpack(data)[:6])
+        fits = state.blocks <= MAX_ROWS // BLOCK_ROWS and state.records <= state.blocks * BLOCK_ROWS
+        if state.open_block == NO_BLOCK:
+            fits = fits and state.open_rows == 0
+        else:
+            fits = fits and state.open_block < state.blocks and 0 < state.open_rows < BLOCK_ROWS
+        if not fits:
+            raise CorruptionError(f"meta: a collection's counters are impossible: {state}")
+        return state
+
+
+def pack_checked(data: bytes) -> bytes:
+    """Put a checksum in front of a small value."""
+    return CHECKSUM.pack(zlib.crc32(data)) + data
+
+
+def unpack_checked(value: bytes | memoryview, where: str) -> bytes:
+    """Return a small value without its checksum; CorruptionError if that is wrong."""
+    data = bytes(value[CHECKSUM.size :])
+    if len(value) < CHECKSUM.size or CHECKSUM.pack(zlib.crc32(data)) != value[: CHECKSUM.size]:
+        raise CorruptionError(f"{where}: wrong checksum; the value was damaged")
+    return data
+
+
+def pack_meta(values: Mapping[str, Any]) -> bytes:
+    """Make a small value of `meta` from plain values."""
+    return pack_checked(msgpack.packb(values))
+
+
+def unpack_meta(value: bytes | memoryview, where: str) -> dict[str, Any]:
+    """Read a small value of `meta`; CorruptionError if it is damaged."""
+    data = unpack_checked(value, where)
+    try:
+        values = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise CorruptionError(f"{where}: cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise CorruptionError(f"{where}: {type(values).__name__} where a map should be")
+    return values
+
+
+# Metadata
+
+
+MAX_DEPTH = 64
+
+
+def plain_metadata(metadata: object) -> dict[str, Any]:
+    """Copy metadata into plain values that can be stored and come back equal.
+
+    Allowed: None, bool, int of 64 bits, finite float, str, bytes, datetime; lists, tuples (they
+    come back as lists) and dicts with str keys of these; numpy scalars become Python's.
+
+    Raises:
+        UsageError: Anything else; the message names the place and the value.
+    """
+    if not isinstance(metadata, Mapping):
+        raise UsageError(
+            f"metadata is a dict of fields, got {type(metadata).__name__} {metadata!r:.60}"
+        )
+    return _plain_dict(metadata, "metadata", 0)
+
+
+def _plain_dict(values: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
+    plain = {}
+    for key, value in values.items():
+        if type(key) is not str and not isinstance(key, str):
+            raise UsageError(f"{where} has the key {key!r}; keys are str")
+        if not key.isascii():
+            encode_utf8(key, f"{where}: a key")
+        kind = type(value)
+        if kind is bool or value is None or (kind is str and value.isascii()):
+            plain[key] = value
+        else:
+            plain[str(key)] = _plain(value, f"{where}[{key!r}]", depth + 1)
+    return plain
+
+
+def _plain(value: Any, where: str, depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise UsageError(f"{where:.80}... is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | bytes):
+        return value
+    if isinstance(value, str):
+        encode_utf8(value, where)
+        return str(value)
+    if isinstance(value, int):
+        if not MIN_INT_ID <= value <= 2 * MAX_INT_ID + 1:
+            raise UsageError(f"{where} = {value} does not fit 64 bits; store it as str or float")
+        return int(value)
+    if isinstance(value, float):
+        if not np.isfinite(value):
+            raise UsageError(
+                f"{where} = {value} has no place in an order; use None or leave it out"
+            )
+        return float(value)
+    if isinstance(value, datetime):
+        return value
+    if isinstance(value, Mapping):
+        return _plain_dict(value, where, depth)
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+    raise UsageError(
+        f"{where} is {type(value).__name__} {value!r:.60}; metadata holds None, bool, int, float,"
+        " str, bytes, datetime, and lists and dicts of these"
+    )

@@ -1,0 +1,70 @@
+"""How is a record found, read and walked? The `ids` and `records` databases.
+
+`ids` leads from an id to the record's order, `records` from the order to row, id, text and
+metadata. The order is given once and kept for life, whatever row the record moves to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vecstore import layout
+from vecstore.errors import CorruptionError
+from vecstore.spec import Id
+from vecstore.store import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A record as it is stored: `row` leads to its vector."""
+
+    order: int
+    row: int
+    id: Id
+    text: str | None
+    metadata: dict[str, Any] | None
+
+
+def find(reader: Reader, collection: int, value: Id) -> int | None:
+    """The order of the record with this id, or None."""
+    found = reader.get("ids", layout.id_key(collection, value))
+    if found is None:
+        return None
+    if len(found) != layout.ORDER.size:
+        raise CorruptionError(f"ids: the entry of id {value!r} has {len(found)} bytes")
+    return int(layout.ORDER.unpack(found)[0])
+
+
+def read(reader: Reader, collection: int, order: int) -> Stored:
+    """The record of this order; CorruptionError if it is missing or damaged."""
+    key = layout.record_key(collection, order)
+    value = reader.get("records", key)
+    if value is None:
+        raise CorruptionError(f"records: order {order} of collection {collection} is missing")
+    return _unpack(key, value)
+
+
+def get(reader: Reader, collection: int, value: Id) -> Stored | None:
+    """The record with this id, or None."""
+    order = find(reader, collection, value)
+    if order is None:
+        return None
+    found = read(reader, collection, order)
+    if found.id != value or type(found.id) is not type(value):
+        raise CorruptionError(f"ids: id {value!r} leads to the record of id {found.id!r}")
+    return found
+
+
+def walk(reader: Reader, collection: int, after: int = -1) -> Iterator[Stored]:
+    """Yield the records of a collection by ascending order, beyond `after`."""
+    prefix = layout.collection_key(collection)
+    start = layout.record_key(collection, after + 1)
+    for key, value in reader.items("records", prefix, start):
+        yield _unpack(key, value)
+
+
+def _unpack(key: bytes, value: bytes | memoryview) -> Stored:
+    row = layout.check_record(key, value)
+    return Stored(int.from_bytes(key[4:], "big"), row, *layout.unpack_body(value))
