@@ -30,6 +30,8 @@ from vecstore.vectors import UNIT_SLACK, Vectors, lengths, original
 # Scores of one slice of queries take at most this many bytes.
 SCORES_BYTES = 64 << 20
 SETTLED_AT_ONCE = 4096
+# Blocks are joined to matrices of this size for BLAS, so that they fit a cache.
+BLAS_BYTES = 2 << 20
 # With fewer allowed rows than this share of a run, they are copied out instead of scanned over.
 SPARSE = 0.25
 
@@ -105,13 +107,13 @@ class _Exact:
         """
         scores = np.empty((len(sizes), len(self.rows)))
         norms = np.empty(len(self.rows))
-        columns = self.queries.T.astype(np.float32)
+        queries = self.queries.astype(np.float32)
         blocks = np.flatnonzero(mask.words)
         for run in rows.runs(self.reader, self.entry.number, self.state, self.dim, blocks):
             low, high = np.searchsorted(
                 self.rows, (run.blocks[0] * BLOCK_ROWS, (run.blocks[-1] + 1) * BLOCK_ROWS)
             )
-            _score_run(run, self.rows[low:high], columns, scores[:, low:high], norms[low:high])
+            _score_run(run, self.rows[low:high], queries, scores[:, low:high], norms[low:high])
         # An inner product of d float32 terms is off by less than d * 2^-24 |x| |q| (Higham,
         # Accuracy and Stability of Numerical Algorithms, 3.1); twice that, for the conversions.
         unit = (self.dim + 8) * 2.0**-23
@@ -218,25 +220,33 @@ class _Exact:
 def _score_run(
     run: Run,
     allowed: NDArray[np.intp],
-    columns: Vectors,
+    queries: Vectors,
     scores: NDArray[np.float64],
     norms: NDArray[np.float64],
 ) -> None:
-    """Write inner products (m, n) and norms (n,) of the allowed rows of a run; columns (dim, m)."""
+    """Write inner products (m, n) and norms (n,) of the n allowed rows of a run."""
     which, inside = np.searchsorted(run.blocks, allowed >> 6), allowed & 63
     norms[:] = run.norms[which, inside]
-    size = run.orders.size
-    if len(allowed) < SPARSE * size:
-        scores[:] = (run.vectors[which, inside] @ columns).T
+    if len(allowed) < SPARSE * run.orders.size:
+        scores[:] = _products(run.vectors[which, inside][None], queries)
         return
-    if columns.shape[1] == 1:
-        dots = (run.vectors @ columns[:, 0]).reshape(size, 1)
-    else:
-        dots = (run.vectors @ columns).reshape(size, -1)
-    if len(allowed) == size:
-        scores[:] = dots.T
-    else:
-        scores[:] = dots[which * run.orders.shape[1] + inside].T
+    dots = _products(run.vectors, queries)
+    all_allowed = len(allowed) == run.orders.size
+    scores[:] = dots if all_allowed else dots[:, which * run.orders.shape[1] + inside]
+
+
+def _products(vectors: Vectors, queries: Vectors) -> Vectors:
+    """Inner products, float32 (m, b * rows), of queries (m, dim) and vectors (b, rows, dim)."""
+    blocks, held, dim = vectors.shape
+    if len(queries) == 1:
+        # As fast as BLAS, and without its threads, which stall one another on a busy machine.
+        return np.einsum("brd,d->br", vectors, queries[0]).reshape(1, -1)
+    dots = np.empty((len(queries), blocks * held), np.float32)
+    step = max(1, BLAS_BYTES // (held * dim * 4))
+    for at in range(0, blocks, step):
+        part = np.ascontiguousarray(vectors[at : at + step]).reshape(-1, dim)
+        np.matmul(queries, part.T, out=dots[:, at * held : at * held + len(part)])
+    return dots
 
 
 def score(vectors: Vectors, query: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
