@@ -191,7 +191,7 @@ class OnnxEncoder:
         if size:
             return size * len(self._folder.pooling) if len(shape) == 3 else size
         session = self._loaded()
-        return session.run(session.tokenize(["dimension"], ""), 0).shape[1]
+        return int(session.run(session.tokenize(["dimension"], ""), 0).shape[1])
 
     def _compute_fingerprint(self) -> str:
         folder = self._folder

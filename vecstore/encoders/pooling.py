@@ -15,36 +15,43 @@ Floats = NDArray[np.float32]
 
 
 def _cls(tokens: Floats, mask: Floats) -> Floats:
-    first: Floats = tokens[np.arange(len(tokens)), np.argmax(mask, axis=1)]
-    return first
+    return _rows(tokens, np.argmax(mask, axis=1))
 
 
 def _last(tokens: Floats, mask: Floats) -> Floats:
     last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
-    picked: Floats = tokens[np.arange(len(tokens)), last]
+    return _rows(tokens, last)
+
+
+def _rows(tokens: Floats, places: NDArray[np.intp]) -> Floats:
+    picked: Floats = tokens[np.arange(len(tokens)), places]
     return picked
 
 
 def _max(tokens: Floats, mask: Floats) -> Floats:
-    hidden = np.where(mask[:, :, None] > 0, tokens, -np.inf)
-    return hidden.max(axis=1).astype(np.float32, copy=False)
+    highest: Floats = np.where(mask[:, :, None] > 0, tokens, np.float32(-np.inf)).max(axis=1)
+    return highest
 
 
 def _sum(tokens: Floats, mask: Floats) -> Floats:
-    return np.einsum("bsd,bs->bd", tokens, mask)
+    total: Floats = np.einsum("bsd,bs->bd", tokens, mask)
+    return total
 
 
 def _mean(tokens: Floats, mask: Floats) -> Floats:
-    return _sum(tokens, mask) / mask.sum(axis=1, keepdims=True)
+    mean: Floats = _sum(tokens, mask) / mask.sum(axis=1, keepdims=True)
+    return mean
 
 
 def _mean_sqrt(tokens: Floats, mask: Floats) -> Floats:
-    return _sum(tokens, mask) / np.sqrt(mask.sum(axis=1, keepdims=True))
+    mean: Floats = _sum(tokens, mask) / np.sqrt(mask.sum(axis=1, keepdims=True))
+    return mean
 
 
 def _weighted_mean(tokens: Floats, mask: Floats) -> Floats:
     weights = mask * np.arange(1, mask.shape[1] + 1, dtype=np.float32)
-    return _sum(tokens, weights) / weights.sum(axis=1, keepdims=True)
+    mean: Floats = _sum(tokens, weights) / weights.sum(axis=1, keepdims=True)
+    return mean
 
 
 # In the order in which sentence-transformers concatenates them where several are declared.

@@ -6,6 +6,7 @@ raises leaves this module under its own name. Running a session is safe from sev
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ _OUTPUTS = ("sentence_embedding", "last_hidden_state", "token_embeddings")
 _BATCH_DEPENDENT = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul"}
 # onnxruntime prints its own errors; here they are raised.
 _SILENT = 4
+_TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 
 
 class Session:
@@ -77,8 +79,6 @@ class Session:
             for given in self._graph.get_inputs()
         }
         self._tokenizer = _load_tokenizer(folder, max_length)
-        self._padding_id = (self._tokenizer.padding or {}).get("pad_id", 0)
-        self._tokenizer.no_padding()
         # Without a mask the graph would read padding as text.
         self.mixes_batches = bool(outline.operators & _BATCH_DEPENDENT) or (
             "attention_mask" not in outline.inputs
@@ -128,7 +128,8 @@ class Session:
         self, encodings: Sequence[tokenizers.Encoding]
     ) -> tuple[dict[str, NDArray[np.integer[Any]]], NDArray[np.int64]]:
         shape = (len(encodings), max(len(encoding.ids) for encoding in encodings))
-        ids = np.full(shape, self._padding_id, dtype=np.int64)
+        # Any id that exists will do for padding, because the mask hides it.
+        ids = np.zeros(shape, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
         kinds = np.zeros(shape, dtype=np.int64)
         for row, encoding in enumerate(encodings):
@@ -211,12 +212,7 @@ def external_files(folder: ModelFolder, outline: Outline) -> dict[str, Any]:
 def _load_graph(
     folder: ModelFolder, threads: int | None, providers: Sequence[Provider] | None
 ) -> onnxruntime.InferenceSession:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            f"encoding text needs onnxruntime ({error}): pip install onnxruntime"
-        ) from error
+    onnxruntime = _import_onnxruntime()
     wanted = ["CPUExecutionProvider"] if providers is None else list(providers)
     available = onnxruntime.get_available_providers()
     for provider in wanted:
@@ -236,6 +232,27 @@ def _load_graph(
         return onnxruntime.InferenceSession(str(folder.model), options, providers=wanted)
 
 
+def _import_onnxruntime() -> Any:
+    # From 1.29 on it reports its use over the network unless this is set when it is imported. Its
+    # thread for that also makes a forked child hang when it ends.
+    chosen = os.environ.get(_TELEMETRY_OFF)
+    os.environ[_TELEMETRY_OFF] = "1"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            f"encoding text needs onnxruntime ({error}): pip install onnxruntime"
+        ) from error
+    finally:
+        if chosen is None:
+            del os.environ[_TELEMETRY_OFF]
+        else:
+            os.environ[_TELEMETRY_OFF] = chosen
+    # For the case that somebody else imported it before.
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
 def _load_tokenizer(folder: ModelFolder, max_length: int) -> tokenizers.Tokenizer:
     try:
         import tokenizers
@@ -245,6 +262,15 @@ def _load_tokenizer(folder: ModelFolder, max_length: int) -> tokenizers.Tokenize
         ) from error
     with _foreign(f"{folder.tokenizer} cannot be loaded"):
         tokenizer = tokenizers.Tokenizer.from_file(str(folder.tokenizer))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        longest = max(len(tokenizer.encode(prompt).ids) for prompt in folder.prompts.values())
+        if longest >= max_length:
+            # The tokenizer would keep nothing of the text, or ignore the limit.
+            raise EncoderError(
+                f"max_length={max_length} leaves no room for text beside {longest} tokens of the"
+                " prompt and special tokens"
+            )
         tokenizer.enable_truncation(max_length)
         return tokenizer
 

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vecstore.encoders.folder import file_inside, read_folder
+from vecstore.errors import EncoderError, ModelNotFoundError
+
+TYPES = "sentence_transformers.models."
+
+
+def modules(*kinds: str, pooling_path: str = "1_Pooling") -> list[dict[str, object]]:
+    paths = {"Transformer": "", "Pooling": pooling_path}
+    return [
+        {
+            "idx": idx,
+            "name": str(idx),
+            "path": paths.get(kind, f"{idx}_{kind}"),
+            "type": TYPES + kind,
+        }
+        for idx, kind in enumerate(kinds)
+    ]
+
+
+def test_without_any_config_tokens_are_averaged_and_nothing_else(make_model):
+    folder = read_folder(make_model())
+
+    assert (folder.pooling, folder.normalize, folder.max_length) == (("mean",), False, 512)
+    assert dict(folder.prompts) == {"query": "", "document": ""}
+    assert (folder.dim, folder.mrl, folder.limit) == (None, (), None)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("cls",)),
+        ({"pooling_mode_max_tokens": True}, ("max",)),
+        ({"pooling_mode_lasttoken": True}, ("lasttoken",)),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, ("cls", "mean")),
+        ({"pooling_mode": "weightedmean"}, ("weightedmean",)),
+        ({"pooling_mode": ["mean", "cls"]}, ("mean", "cls")),
+        ({"word_embedding_dimension": 6}, ("mean",)),
+    ],
+)
+def test_pooling_is_read_in_both_spellings(make_model, config, expected):
+    path = make_model(modules=modules("Transformer", "Pooling", "Normalize"), pooling=config)
+
+    folder = read_folder(path)
+
+    assert (folder.pooling, folder.normalize, folder.skip_prompt) == (expected, True, False)
+
+
+@pytest.mark.parametrize(
+    "config", [{"pooling_mode_attention": True}, {"pooling_mode": "attention"}, {"pooling_mode": 3}]
+)
+def test_an_unknown_pooling_is_named(make_model, config):
+    with pytest.raises(EncoderError, match=r"attention|3"):
+        read_folder(make_model(pooling=config))
+
+
+def test_modules_without_a_meaning_here_are_remembered(make_model):
+    path = make_model(modules=modules("Transformer", "Pooling", "Dense", "Dropout"), pooling={})
+
+    assert read_folder(path).missing == ("Dense",)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default", "expected"),
+    [
+        ({"query": "q: ", "document": "d: "}, None, ("q: ", "d: ")),
+        ({"query": "q: ", "passage": "p: "}, None, ("q: ", "p: ")),
+        ({"query": "q: "}, None, ("q: ", "")),
+        ({"query": "q: ", "other": "o: "}, "other", ("q: ", "o: ")),
+        ({}, None, ("", "")),
+    ],
+)
+def test_prompts_are_read(make_model, prompts, default, expected):
+    config = {"prompts": prompts, "default_prompt_name": default}
+
+    found = read_folder(make_model(prompts=config)).prompts
+
+    assert (found["query"], found["document"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        ({"sentence": {"max_seq_length": 128}, "config": {"max_position_embeddings": 512}}, 128),
+        ({"sentence": {"max_seq_length": 900}, "config": {"max_position_embeddings": 512}}, 512),
+        ({"sentence": {"max_seq_length": None}, "tokenizer_config": {"model_max_length": 77}}, 77),
+        ({"tokenizer_config": {"model_max_length": 1e30}}, 512),
+        (
+            {"config": {"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 1}},
+            512,
+        ),
+    ],
+)
+def test_the_maximum_length_is_the_smallest_that_is_declared(make_model, configs, expected):
+    assert read_folder(make_model(**configs)).max_length == expected
+
+
+def test_own_config_gives_dim_prefixes_and_output(make_model):
+    own = {"dim": 6, "mrl": [2, 6], "output": "x", "files": {"model.onnx": "00"}}
+
+    folder = read_folder(make_model(own=own))
+
+    assert (folder.dim, folder.mrl, folder.output) == (6, (2, 6), "x")
+    assert folder.digests == {"model.onnx": "00"}
+
+
+def test_the_model_may_lie_in_a_folder_onnx(make_model):
+    path = make_model()
+    (path / "onnx").mkdir()
+    (path / "model.onnx").rename(path / "onnx" / "model.onnx")
+
+    assert read_folder(path).model == path / "onnx" / "model.onnx"
+
+
+@pytest.mark.parametrize("missing", ["model.onnx", "tokenizer.json"])
+def test_a_missing_file_is_named(make_model, missing):
+    path = make_model()
+    (path / missing).unlink()
+
+    with pytest.raises(ModelNotFoundError, match=f"{path}.*{missing}"):
+        read_folder(path)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(ModelNotFoundError, match="nowhere"):
+        read_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        {"modules": "{"},
+        {"modules": {"a": 1}},
+        {"modules": [3]},
+        {"pooling": "[1]"},
+        {"prompts": {"prompts": {"query": 3}}},
+        {"prompts": {"prompts": ["query"]}},
+        {"sentence": {"max_seq_length": -1}},
+        {"sentence": {"max_seq_length": "long"}},
+        {"sentence": "[" * 100_000},
+        {"sentence": b"\xff\xfe".decode("latin-1") * 3},
+        {"config": {"max_position_embeddings": 10**30}},
+        {"own": {"dim": 1}},
+        {"own": {"dim": True}},
+        {"own": {"dim": 6, "mrl": [4, 2]}},
+        {"own": {"dim": 6, "mrl": [7]}},
+        {"own": {"dim": 6, "mrl": [{}]}},
+        {"own": {"files": ["model.onnx"]}},
+        {"own": {"output": 3}},
+        {"own": " " * (5 << 20)},
+    ],
+)
+def test_a_damaged_or_absurd_config_is_an_encoder_error(make_model, configs):
+    with pytest.raises(EncoderError):
+        read_folder(make_model(**configs))
+
+
+@pytest.mark.parametrize(
+    "name", ["../other", "a/../../b", "/etc", "C:\\x", "a\\..\\b", "a\0b", 7, None]
+)
+def test_a_name_that_leads_outside_the_folder_is_refused(make_model, name):
+    path = make_model(modules=modules("Transformer", "Pooling"))
+    listed = json.loads((path / "modules.json").read_text())
+    listed[1]["path"] = name
+    (path / "modules.json").write_text(json.dumps(listed))
+
+    with pytest.raises(EncoderError, match=r"outside the model folder|expected a str"):
+        read_folder(path)
+
+
+def test_a_name_inside_the_folder_is_joined_to_it(tmp_path: Path):
+    assert file_inside(tmp_path, "a/b.bin", "x") == tmp_path / "a" / "b.bin"
+    assert file_inside(tmp_path, "", "x") == tmp_path
