@@ -61,6 +61,8 @@ class Collection:
         self._source = source
         self._number = entry.number
         self._uid = entry.uid
+        # All of a spec but its name is fixed for the life of a collection.
+        self._declared = entry.spec
 
     # What it is
 
@@ -134,7 +136,7 @@ class Collection:
             AlreadyExistsError: An id exists; nothing was stored.
             UsageError, VectorError, EncoderError, StoreError: Nothing was stored.
         """
-        batch = ingest.prepare(self.spec, texts, vectors, ids, metadata)
+        batch = ingest.prepare(self._declared, texts, vectors, ids, metadata)
         if batch.vectors is None:
             # Embedding is slow: find out first whether the ids are free.
             with self._source.reading() as reader:
@@ -154,7 +156,7 @@ class Collection:
 
         A replaced record loses its former text and metadata, and keeps its place in the order.
         """
-        batch = ingest.prepare(self.spec, texts, vectors, ids, metadata)
+        batch = ingest.prepare(self._declared, texts, vectors, ids, metadata)
         return self._store(ingest.upsert, batch, timeout)
 
     def update(
@@ -174,7 +176,7 @@ class Collection:
         Raises:
             NotFoundError: An id does not exist; nothing was changed.
         """
-        batch = ingest.prepare_update(self.spec, ids, text, vector, metadata)
+        batch = ingest.prepare_update(self._declared, ids, text, vector, metadata)
         if batch.vectors is None and any(item is not None for item in batch.texts):
             with self._source.reading() as reader:
                 ingest.check_known(reader, self._entry(reader), batch.ids)
@@ -255,8 +257,11 @@ class Collection:
 
     # Reading
 
+    # A str is also an iterable of str; it is one id, and the first overload takes it.
     @overload
-    def get(self, ids: Id, *, include: Iterable[Include] = ...) -> Record | None: ...
+    def get(  # type: ignore[overload-overlap]
+        self, ids: Id, *, include: Iterable[Include] = ...
+    ) -> Record | None: ...
 
     @overload
     def get(
@@ -265,7 +270,7 @@ class Collection:
 
     def get(
         self, ids: Id | Iterable[Id], *, include: Iterable[Include] = DEFAULT_INCLUDE
-    ) -> Record | None | list[Record | None]:
+    ) -> Record | list[Record | None] | None:
         """Return the record with an id or None; for several ids a list with None for the missing.
 
         Args:
@@ -362,12 +367,11 @@ class Collection:
             recall: The share of the true neighbours wanted, or "exact".
         """
         request = _request(k, where, min_score, offset, after, include, recall)
-        spec = self.spec
         if isinstance(query, str):
-            vectors = self._embed(spec, [query])
+            vectors = self._embed([query])
         else:
-            vectors = as_vector(query, spec.dim, "the query")[None, :]
-        return self._search(spec, vectors, request)[0]
+            vectors = as_vector(query, self._declared.dim, "the query")[None, :]
+        return self._search(vectors, request)[0]
 
     def search_many(
         self,
@@ -392,16 +396,15 @@ class Collection:
             recall: The share of the true neighbours wanted, or "exact".
         """
         request = _request(k, where, min_score, offset, None, include, recall)
-        spec = self.spec
         if isinstance(queries, str):
             raise UsageError("search_many takes several queries; for one text use search")
         if isinstance(queries, Sequence) and any(isinstance(query, str) for query in queries):
-            vectors = self._embed(spec, list(queries))
+            vectors = self._embed(list(queries))
         elif np.size(queries) == 0:
             return []
         else:
-            vectors = as_vectors(queries, spec.dim, "queries")
-        return self._search(spec, vectors, request)
+            vectors = as_vectors(queries, self._declared.dim, "queries")
+        return self._search(vectors, request)
 
     # Inside
 
@@ -414,12 +417,12 @@ class Collection:
         batch: ingest.Batch,
         timeout: float | None,
     ) -> list[Id]:
-        spec = self.spec
-        ready = ingest.encode(spec, batch, lambda: self._encoder(spec))
+        ready = ingest.encode(self._declared, batch, self._encoder)
         self._source.writing(lambda txn: write(txn, self._entry(txn), ready), timeout)
         return ready.ids
 
-    def _encoder(self, spec: CollectionSpec) -> Encoder:
+    def _encoder(self) -> Encoder:
+        spec = self._declared
         if spec.encoder is None:
             raise UsageError(
                 f"collection {spec.name!r} holds bare vectors (dim={spec.dim}) and has no encoder"
@@ -434,14 +437,14 @@ class Collection:
             )
         return encoder
 
-    def _embed(self, spec: CollectionSpec, texts: list[Any]) -> Vectors:
+    def _embed(self, texts: list[Any]) -> Vectors:
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise UsageError(f"query {i} is {text!r:.60}: it must be a text that is not empty")
-        return ingest.embed(spec, texts, self._encoder(spec), "query")
+        return ingest.embed(self._declared, texts, self._encoder(), "query")
 
-    def _search(self, spec: CollectionSpec, vectors: Vectors, request: Request) -> list[Hits]:
-        check_lengths(vectors, spec.metric, "query")
+    def _search(self, vectors: Vectors, request: Request) -> list[Hits]:
+        check_lengths(vectors, self._declared.metric, "query")
         with self._source.reading() as reader:
             return search.run(reader, self._entry(reader), vectors, request)
 
@@ -463,7 +466,7 @@ class Collection:
 def _records(
     reader: Reader, entry: Entry, found: list[Stored], wanted: frozenset[Include]
 ) -> list[Record]:
-    vectors: Sequence[Any] = [None] * len(found)
+    vectors: Iterable[Any] = [None] * len(found)
     if "vector" in wanted and found:
         state = catalog.state(reader, entry.number)
         places = np.array([item.row for item in found], np.intp)

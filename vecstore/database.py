@@ -292,15 +292,10 @@ class Database:
 
     # What collections use
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Reader]:
+    def reading(self) -> contextlib.AbstractContextManager[Reader]:
         """The transaction of this thread, or a snapshot for as long as the with statement."""
         current = self._current()
-        if current is not None:
-            yield current
-        else:
-            with self._store.snapshot() as snapshot:
-                yield snapshot
+        return self._store.snapshot() if current is None else contextlib.nullcontext(current)
 
     def writing(self, work: Callable[[Transaction], T], timeout: float | None = None) -> T:
         """Run work in a transaction of its own, or as a part of this thread's transaction."""

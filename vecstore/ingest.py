@@ -137,8 +137,10 @@ def _as_one(texts: Any, vectors: Any, ids: Any, metadata: Any) -> tuple[Any, Any
 def _sequence(values: Any, what: str) -> Sequence[Any]:
     if isinstance(values, str | bytes | Mapping):
         raise UsageError(f"{what} is one {type(values).__name__}, give a list with one per record")
+    if isinstance(values, list | tuple):
+        return values
     try:
-        return values if isinstance(values, list | tuple) else list(values)
+        return list(values)
     except TypeError:
         raise UsageError(f"{what} is {type(values).__name__} {values!r:.40}, not a list") from None
 
@@ -170,7 +172,8 @@ def _check_ids(ids: Any, count: int) -> list[Id]:
     if ids is None:
         return new_ids(count)
     values = _match(ids, count, "ids")
-    made = iter(new_ids(sum(value is None for value in values)))
+    missing = sum(value is None for value in values)
+    made = iter(new_ids(missing) if missing else ())
     checked = [next(made) if value is None else check_id(value) for value in values]
     if len(set(checked)) != count:
         seen: set[Id] = set()

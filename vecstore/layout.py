@@ -28,6 +28,7 @@ DATABASES = ("meta", "ids", "records", "tiers", "lists", "index", "fields", "liv
 
 BLOCK_ROWS = 64
 PART_ROWS = 16_384
+PART_BYTES = PART_ROWS // 8
 MAX_ROWS = 2**32 - BLOCK_ROWS
 
 HEADER = struct.Struct("<4sBBHIIIQII12x")
@@ -204,34 +205,39 @@ def block_bytes(rows: int, dim: int) -> int:
 def pack_block(
     collection: int,
     block: int,
+    old: bytes | memoryview | None,
+    held: int,
     orders: NDArray[np.uint64],
     norms: NDArray[np.float64],
-    parts: Sequence[NDArray[np.float32]],
+    vectors: NDArray[np.float32],
     page: int,
 ) -> bytearray:
-    """Make the value of a block of the full tier.
+    """Make the value of a block of the full tier, from a former value and rows to append.
 
     Args:
         collection: The collection's number.
         block: The block's number.
-        orders: uint64, (rows,).
-        norms: float64, (rows,).
-        parts: float32 arrays (m, dim), C-contiguous, whose m add up to rows.
+        old: The former value, or None.
+        held: Rows in the former value.
+        orders: uint64, (n,).
+        norms: float64, (n,).
+        vectors: float32, (n, dim), C-contiguous.
         page: The file's page size.
     """
-    rows, dim = len(orders), parts[0].shape[1]
-    length = block_bytes(rows, dim)
+    added, dim = vectors.shape
+    length = block_bytes(held + added, dim)
     value = bytearray(max(HEADER.size + length, page // 2))
     view = memoryview(value)
+    if old is not None:
+        end = HEADER.size + block_bytes(held, dim)
+        view[:end] = old[:end]
     at = HEADER.size
-    view[at : at + rows * 8] = orders.astype("<u8", copy=False).tobytes()
+    view[at + held * 8 : at + (held + added) * 8] = orders.astype("<u8", copy=False).tobytes()
     at += ORDERS_BYTES
-    view[at : at + rows * 8] = norms.astype("<f8", copy=False).tobytes()
-    at += NORMS_BYTES
-    for part in parts:
-        view[at : at + part.nbytes] = memoryview(part).cast("B")
-        at += part.nbytes
-    header = Header(FULL_BLOCK, FLOAT32, rows, dim, block * BLOCK_ROWS, 0, 0, collection)
+    view[at + held * 8 : at + (held + added) * 8] = norms.astype("<f8", copy=False).tobytes()
+    at += NORMS_BYTES + held * dim * 4
+    view[at : at + vectors.nbytes] = vectors.astype("<f4", copy=False).reshape(-1).data.cast("B")
+    header = Header(FULL_BLOCK, FLOAT32, held + added, dim, block * BLOCK_ROWS, 0, 0, collection)
     return seal_bulk(header, value, length)
 
 
@@ -280,14 +286,14 @@ def view_block(value: bytes | memoryview, rows: int, dim: int) -> Block:
 # Bitmaps of living rows
 
 
-def pack_part(collection: int, part: int, words: NDArray[np.uint64], page: int) -> bytearray:
-    """Make the value of a bitmap of 16,384 rows from uint64 words of shape (256,)."""
+def pack_part(collection: int, part: int, bits: bytes | bytearray, page: int) -> bytearray:
+    """Make the value of a bitmap of 16,384 rows from its 2,048 bytes."""
     header = Header(LIVE_PART, BITS, PART_ROWS, 0, part * PART_ROWS, 0, 0, collection)
-    return pack_bulk(header, words.astype("<u8", copy=False).tobytes(), page)
+    return pack_bulk(header, bits, page)
 
 
-def unpack_part(value: bytes | memoryview, collection: int, part: int) -> NDArray[np.uint64]:
-    """Copy the words of a bitmap, uint64 (256,); the checksum is verified, it is small.
+def unpack_part(value: bytes | memoryview, collection: int, part: int) -> bytearray:
+    """Copy the bytes of a bitmap; the checksum is verified, it is small.
 
     Raises:
         CorruptionError: Not this bitmap, or damaged.
@@ -297,11 +303,11 @@ def unpack_part(value: bytes | memoryview, collection: int, part: int) -> NDArra
     if (header.kind, header.first, header.length, header.collection) != (
         LIVE_PART,
         part * PART_ROWS,
-        PART_ROWS // 8,
+        PART_BYTES,
         collection,
     ):
         raise CorruptionError(f"{where}: the header belongs to another value: {header}")
-    return np.frombuffer(value, "<u8", PART_ROWS // 64, HEADER.size).copy()
+    return bytearray(value[HEADER.size : HEADER.size + PART_BYTES])
 
 
 # Records

@@ -6,7 +6,7 @@ metadata. The order is given once and kept for life, whatever row the record mov
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ def get(reader: Reader, collection: int, value: Id) -> Stored | None:
     return found
 
 
-def walk(reader: Reader, collection: int, after: int = -1) -> Iterator[Stored]:
+def walk(reader: Reader, collection: int, after: int = -1) -> Generator[Stored, None, None]:
     """Yield the records of a collection by ascending order, beyond `after`."""
     prefix = layout.collection_key(collection)
     start = layout.record_key(collection, after + 1)

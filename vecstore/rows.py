@@ -44,14 +44,13 @@ def live(reader: Reader, collection: int, state: State) -> Words:
 
 def _read_live(reader: Reader, collection: int, blocks: int) -> Words:
     parts = -(-blocks // PART_WORDS)
-    words = np.zeros(parts * PART_WORDS, np.uint64)
+    bits = bytearray()
     for part in range(parts):
         value = reader.get("live", layout.part_key(collection, part))
         if value is None:
             raise CorruptionError(f"live: part {part} of collection {collection} is missing")
-        words[part * PART_WORDS : (part + 1) * PART_WORDS] = layout.unpack_part(
-            value, collection, part
-        )
+        bits += layout.unpack_part(value, collection, part)
+    words = np.frombuffer(bits, "<u8")
     if words[blocks:].any():
         raise CorruptionError(
             f"live: collection {collection} has living rows beyond its last block"
@@ -150,7 +149,7 @@ def _map_run(addresses: NDArray[np.int64], blocks: Rows, rows: int, dim: int) ->
     stride = int(addresses[1] - addresses[0]) if len(addresses) > 1 else 0
     first = int(addresses[0])
     length = int(addresses[-1]) - first + layout.HEADER.size + layout.block_bytes(rows, dim)
-    memory = (ctypes.c_char * length).from_address(first)
+    memory = memoryview((ctypes.c_char * length).from_address(first))
     at, b = layout.HEADER.size, len(addresses)
     norms_at, vectors_at = at + layout.ORDERS_BYTES, at + layout.COLUMNS_BYTES
     run = Run(
@@ -211,7 +210,8 @@ class RowWriter:
         self._collection = collection
         self._state = state
         self._dim = dim
-        self._parts: dict[int, Words] = {}
+        # Bit row & 7 of byte row >> 3: the little-endian words of the bitmap, seen as bytes.
+        self._parts: dict[int, bytearray] = {}
         self._changed: set[int] = set()
         self._touched: set[int] = set()
         self._free: list[int] | None = None
@@ -237,15 +237,15 @@ class RowWriter:
     def kill(self, rows: Rows) -> None:
         """Let rows die; a block without a living row goes with its last one."""
         for row in rows.tolist():
-            words = self._part(row // PART_ROWS)
-            word = (row % PART_ROWS) >> 6
-            words[word] &= ~(np.uint64(1) << np.uint64(row & 63))
-            self._changed.add(row // PART_ROWS)
+            part = row // PART_ROWS
+            self._part(part)[row % PART_ROWS >> 3] &= ~(1 << (row & 7))
+            self._changed.add(part)
             self._touched.add(row >> 6)
 
     def word(self, block: int) -> int:
         """The living rows of a block, a bit each."""
-        return int(self._part(block // PART_WORDS)[block % PART_WORDS])
+        at = block % PART_WORDS * 8
+        return int.from_bytes(self._part(block // PART_WORDS)[at : at + 8], "little")
 
     def touched(self) -> list[int]:
         """Blocks that lost rows in this transaction, ascending."""
@@ -275,15 +275,16 @@ class RowWriter:
     def _extend(
         self, vectors: Vectors, norms: NDArray[np.float64], orders: NDArray[np.uint64]
     ) -> None:
-        state, parts = self._state, [vectors]
-        if state.open_rows:
-            old = read_block(self._txn, self._collection, state.open_block, self._dim)
-            orders = np.concatenate([old.orders, orders])
-            norms = np.concatenate([old.norms, norms])
-            parts = [old.vectors, vectors]
-        page = self._txn.page
-        value = layout.pack_block(self._collection, state.open_block, orders, norms, parts, page)
-        self._txn.put("tiers", layout.block_key(self._collection, state.open_block), value)
+        block, held, old = self._state.open_block, self._state.open_rows, None
+        key = layout.block_key(self._collection, block)
+        if held:
+            old = self._txn.get("tiers", key)
+            if old is None or held != layout.check_block(old, self._collection, block, self._dim):
+                raise CorruptionError(f"tiers: block {block} does not hold {held} rows")
+        value = layout.pack_block(
+            self._collection, block, old, held, orders, norms, vectors, self._txn.page
+        )
+        self._txn.put("tiers", key, value)
 
     def _allot(self) -> int:
         """Take the lowest free block, or a new one at the end."""
@@ -293,7 +294,7 @@ class RowWriter:
             for part, changed in self._parts.items():
                 span = words[part * PART_WORDS : (part + 1) * PART_WORDS]
                 # A block that died in this very transaction still has its value.
-                span |= changed[: len(span)]
+                span |= np.frombuffer(changed, "<u8")[: len(span)]
             self._free = np.flatnonzero(words == 0)[::-1].tolist()
         if self._free:
             return self._free.pop()
@@ -303,17 +304,18 @@ class RowWriter:
         return state.blocks - 1
 
     def _set(self, rows: Rows) -> None:
-        for part in np.unique(rows // PART_ROWS).tolist():
-            mark(self._part(part), rows[rows // PART_ROWS == part] - part * PART_ROWS)
+        for row in rows.tolist():
+            part = row // PART_ROWS
+            self._part(part)[row % PART_ROWS >> 3] |= 1 << (row & 7)
             self._changed.add(part)
 
-    def _part(self, part: int) -> Words:
-        words = self._parts.get(part)
-        if words is None:
+    def _part(self, part: int) -> bytearray:
+        bits = self._parts.get(part)
+        if bits is None:
             value = self._txn.get("live", layout.part_key(self._collection, part))
             if value is None:
-                words = np.zeros(PART_WORDS, np.uint64)
+                bits = bytearray(layout.PART_BYTES)
             else:
-                words = layout.unpack_part(value, self._collection, part)
-            self._parts[part] = words
-        return words
+                bits = layout.unpack_part(value, self._collection, part)
+            self._parts[part] = bits
+        return bits

@@ -7,7 +7,7 @@ order of equal scores, does not depend on how the scan was blocked or on the BLA
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,7 +188,7 @@ class _Exact:
         found: NDArray[np.intp],
         include: frozenset[Include],
     ) -> list[Hit]:
-        vectors: Sequence[Any] = [None] * len(found)
+        vectors: Iterable[Any] = [None] * len(found)
         if "vector" in include:
             _, norms, stored = rows.gather(
                 self.reader, self.entry.number, self.state, self.dim, found
@@ -240,7 +240,8 @@ def _products(vectors: Vectors, queries: Vectors) -> Vectors:
     blocks, held, dim = vectors.shape
     if len(queries) == 1:
         # As fast as BLAS, and without its threads, which stall one another on a busy machine.
-        return np.einsum("brd,d->br", vectors, queries[0]).reshape(1, -1)
+        dots: Vectors = np.einsum("brd,d->br", vectors, queries[0]).reshape(1, -1)
+        return dots
     dots = np.empty((len(queries), blocks * held), np.float32)
     step = max(1, BLAS_BYTES // (held * dim * 4))
     for at in range(0, blocks, step):
@@ -256,9 +257,11 @@ def score(vectors: Vectors, query: NDArray[np.float64], metric: Metric) -> NDArr
     minus the Euclidean distance.
     """
     wide = vectors.astype(np.float64)
+    scores: NDArray[np.float64]
     if metric == "l2":
-        return 0.0 - np.sqrt(((wide - query) ** 2).sum(axis=1))
-    products = (wide * query).sum(axis=1)
-    if metric == "dot":
-        return products
-    return np.clip(products / np.sqrt((wide**2).sum(axis=1)), -1.0, 1.0)
+        scores = 0.0 - np.sqrt(((wide - query) ** 2).sum(axis=1))
+    else:
+        scores = (wide * query).sum(axis=1)
+    if metric == "cosine":
+        scores = np.clip(scores / np.sqrt((wide**2).sum(axis=1)), -1.0, 1.0)
+    return scores

@@ -27,7 +27,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import lmdb
 import numpy as np
@@ -148,6 +148,10 @@ class Reader:
         # Values of a snapshot are views into the map; a writer's pages move, so it gets copies.
         self.copies = copies
 
+    def _end(self) -> NoReturn:
+        self.store.check_open()
+        raise ClosedError("this snapshot or transaction has ended")
+
     @property
     def ended(self) -> bool:
         """Whether the transaction is over."""
@@ -156,15 +160,17 @@ class Reader:
     @property
     def txn(self) -> Any:
         """The LMDB transaction; ClosedError when it has ended."""
-        if self._txn is None or self.store.forked:
-            self.store.check_open()
-            raise ClosedError("this snapshot or transaction has ended")
-        return self._txn
+        txn = self._txn
+        if txn is None or self.store.forked:
+            self._end()
+        return txn
 
     def get(self, database: str, key: bytes) -> Any:
         """Return the value under a key as bytes or memoryview, or None."""
-        with translated("read"):
+        try:
             return self.txn.get(key, db=self.store.databases[database])
+        except lmdb.Error as error:
+            raise _translate(error, "read") from error
 
     def items(
         self, database: str, prefix: bytes, start: bytes | None = None
@@ -285,18 +291,23 @@ class Transaction(Reader):
         self.parent = parent
         self.page = store.page
         self._replaced: set[tuple[bytes, int]] = set()
+        self._wrote = False
 
     def put(self, database: str, key: bytes, value: bytes | bytearray) -> None:
         """Write a value under a key."""
         if database == "tiers":
             self._replaced.add((key[:-4], int.from_bytes(key[-4:], "big")))
-        with translated("write"):
+        self._wrote = True
+        try:
             self.txn.put(key, value, db=self.store.databases[database])
+        except lmdb.Error as error:
+            raise _translate(error, "write") from error
 
     def put_many(
         self, database: str, items: list[tuple[bytes, bytes]], *, append: bool = False
     ) -> None:
         """Write many small values; `append` if the keys are ascending and beyond all others."""
+        self._wrote = True
         with translated("write"), self.txn.cursor(db=self.store.databases[database]) as cursor:
             cursor.putmulti(items, append=append)
 
@@ -304,8 +315,12 @@ class Transaction(Reader):
         """Delete a key; False if it was not there."""
         if database == "tiers":
             self._replaced.add((key[:-4], int.from_bytes(key[-4:], "big")))
-        with translated("write"):
-            return bool(self.txn.delete(key, db=self.store.databases[database]))
+        try:
+            found = bool(self.txn.delete(key, db=self.store.databases[database]))
+        except lmdb.Error as error:
+            raise _translate(error, "write") from error
+        self._wrote = self._wrote or found
+        return found
 
     def delete_prefix(self, database: str, prefix: bytes) -> int:
         """Delete every key under a prefix and return how many there were."""
@@ -318,6 +333,7 @@ class Transaction(Reader):
                     self._replaced.add((key[:-4], int.from_bytes(key[-4:], "big")))
                 found = cursor.delete()
                 count += 1
+        self._wrote = self._wrote or count > 0
         return count
 
     def commit(self) -> None:
@@ -325,13 +341,15 @@ class Transaction(Reader):
         txn = self.txn
         try:
             version = int(txn.id())
-            with translated("commit"):
-                txn.commit()
+            txn.commit()
+        except lmdb.Error as error:
+            raise _translate(error, "commit") from error
         finally:
             self._txn = None
         if self.parent is not None:
             self.parent._replaced |= self._replaced
-        elif self.store.last_transaction() == version:
+            self.parent._wrote |= self._wrote
+        elif self._wrote:
             # A transaction that changed nothing is not written, and its number is used again.
             self.store.tables.advance((self.store.epoch, version), self._replaced)
 
@@ -519,8 +537,12 @@ class Store:
         if self.closed:
             self._release()
             return
-        with self._writer_lock(timeout, "close the file"), self.gate.alone(timeout, "close"):
-            self._release()
+        self._lock_threads(timeout, "close the file")
+        try:
+            with self.gate.alone(timeout, "close"):
+                self._release()
+        finally:
+            self._unlock_threads()
 
     def _release(self) -> None:
         env, self._env = self._env, None
@@ -574,10 +596,11 @@ class Store:
 
     def begin(self) -> Transaction:
         """Begin a write transaction; the caller holds the writer's lock."""
-        used = (int(self._env.info()["last_pgno"]) + 1) * self.page
-        if self._grow or used > int(self._env.info()["map_size"]) // 2:
+        info = self._env.info()
+        used, size = (int(info["last_pgno"]) + 1) * self.page, int(info["map_size"])
+        if self._grow or used > size // 2:
             with self.gate.alone(self.timeout, "enlarge the map"):
-                self._remap(2 * max(int(self._env.info()["map_size"]), 2 * used))
+                self._remap(2 * max(size, 2 * used))
             self._grow = False
         try:
             return Transaction(self, self._env.begin(write=True))
@@ -604,7 +627,8 @@ class Store:
             ReadOnlyError, LockedError, StoreFullError, and whatever `work` raises. In every
             case the file is as it was.
         """
-        with self.writer(timeout):
+        self.take_writer(timeout)
+        try:
             while True:
                 transaction = self.begin()
                 try:
@@ -615,6 +639,8 @@ class Store:
                     self._grow = True
                 finally:
                     transaction.abort()
+        finally:
+            self.leave_writer()
 
     def write_child(self, parent: Transaction, work: Callable[[Transaction], T]) -> T:
         """Run `work` in a child of `parent`; if it fails, only its own writes are rolled back."""
@@ -632,7 +658,15 @@ class Store:
 
     @contextlib.contextmanager
     def writer(self, timeout: float | None = None) -> Iterator[None]:
-        """Hold the right to write, among threads and among processes.
+        """Hold the right to write as long as the with statement; see `take_writer`."""
+        self.take_writer(timeout)
+        try:
+            yield
+        finally:
+            self.leave_writer()
+
+    def take_writer(self, timeout: float | None = None) -> None:
+        """Take the right to write, among threads and among processes.
 
         Raises:
             ReadOnlyError: The file was opened for reading.
@@ -642,34 +676,35 @@ class Store:
         if self.read_only:
             raise ReadOnlyError(f"{self.path} was opened with read_only=True")
         timeout = self.timeout if timeout is None else timeout
-        with self._writer_lock(timeout, "write"):
+        self._lock_threads(timeout, "write")
+        try:
             self.check_open()
             _take_writer_byte(self._file, timeout, self.path)
-            try:
-                yield
-            finally:
-                if self._file >= 0:
-                    _set_writer_byte(self._file, fcntl.F_UNLCK)
+        except BaseException:
+            self._unlock_threads()
+            raise
 
-    @contextlib.contextmanager
-    def _writer_lock(self, timeout: float, purpose: str) -> Iterator[None]:
+    def leave_writer(self) -> None:
+        """Give back the right to write."""
+        try:
+            if self._file >= 0:
+                _set_writer_byte(self._file, fcntl.F_UNLCK)
+        finally:
+            self._unlock_threads()
+
+    def _lock_threads(self, timeout: float, purpose: str) -> None:
         if not self._writer.acquire(timeout=max(0.0, timeout)):
             raise LockedError(
                 f"cannot {purpose}: thread {self._writer_thread} holds the transaction for more"
                 f" than {timeout:g} s"
             )
         self._writer_thread = threading.current_thread().name
-        try:
-            yield
-        finally:
-            self._writer_thread = None
-            self._writer.release()
+
+    def _unlock_threads(self) -> None:
+        self._writer_thread = None
+        self._writer.release()
 
     # The whole file
-
-    def last_transaction(self) -> int:
-        """Number of the newest committed transaction."""
-        return int(self._env.info()["last_txnid"])
 
     def sync(self) -> None:
         """Flush everything committed so far to the disk."""

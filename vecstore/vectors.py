@@ -47,7 +47,8 @@ def as_vector(values: ArrayLike, dim: int, what: str = "the vector") -> Vectors:
         raise VectorError(f"{what} has shape {array.shape}; expected ({dim},)")
     if array.shape[0] != dim:
         raise VectorError(f"{what} has {array.shape[0]} numbers, the collection has dim={dim}")
-    return as_vectors(array[None, :], dim, what)[0]
+    vector: Vectors = as_vectors(array[None, :], dim, what)[0]
+    return vector
 
 
 def store_form(vectors: Vectors, metric: Metric) -> tuple[Vectors, NDArray[np.float64]]:
@@ -65,12 +66,11 @@ def store_form(vectors: Vectors, metric: Metric) -> tuple[Vectors, NDArray[np.fl
     norms = check_lengths(vectors, metric, "vector")
     if metric != "cosine":
         return vectors, norms
-    odd = np.abs(norms - 1.0) > UNIT_SLACK
-    norms[~odd] = 1.0
-    if odd.any():
-        vectors = vectors.copy()
-        vectors[odd] = (vectors[odd] / norms[odd, None]).astype(np.float32)
-    return vectors, norms
+    norms[np.abs(norms - 1.0) <= UNIT_SLACK] = 1.0
+    if (norms == 1.0).all():
+        return vectors, norms
+    # Dividing by 1.0 keeps the bits.
+    return (vectors / norms[:, None]).astype(np.float32), norms
 
 
 def check_lengths(vectors: Vectors, metric: Metric, what: str) -> NDArray[np.float64]:
@@ -104,7 +104,8 @@ def original(stored: Vectors, norms: NDArray[np.float64], metric: Metric) -> Vec
 def lengths(vectors: Vectors) -> NDArray[np.float64]:
     """Euclidean lengths, float64 (n,), of float32 vectors (n, dim), without overflow."""
     # Squares of float32 numbers cannot overflow float64; einsum widens without a copy.
-    return np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    squares: NDArray[np.float64] = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    return np.sqrt(squares)
 
 
 def _as_array(values: ArrayLike, what: str) -> NDArray[Any]:
