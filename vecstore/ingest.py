@@ -134,18 +134,17 @@ def _as_one(texts: Any, vectors: Any, ids: Any, metadata: Any) -> tuple[Any, Any
     return (None if texts is None else [texts]), vectors, ids, metadata
 
 
-def _sequence(values: Any, what: str) -> Sequence[Any]:
+def _sequence(values: Any, what: str) -> list[Any]:
     if isinstance(values, str | bytes | Mapping):
         raise UsageError(f"{what} is one {type(values).__name__}, give a list with one per record")
-    if isinstance(values, list | tuple):
-        return values
     try:
-        return list(values)
+        listed: list[Any] = values if isinstance(values, list) else list(values)
     except TypeError:
         raise UsageError(f"{what} is {type(values).__name__} {values!r:.40}, not a list") from None
+    return listed
 
 
-def _match(values: Any, count: int, what: str) -> Sequence[Any]:
+def _match(values: Any, count: int, what: str) -> list[Any]:
     values = _sequence(values, what)
     if len(values) != count:
         raise UsageError(f"{what} has {len(values)} entries for {count} records")
@@ -155,7 +154,7 @@ def _match(values: Any, count: int, what: str) -> Sequence[Any]:
 def _check_texts(texts: Any, count: int) -> list[str | None]:
     if texts is None:
         return [None] * count
-    values = list(_match(texts, count, "texts"))
+    values = _match(texts, count, "texts")
     for i, text in enumerate(values):
         if text is None:
             continue
@@ -337,23 +336,26 @@ def embed(spec: CollectionSpec, texts: list[str], encoder: Encoder, kind: Any) -
 # Inside the transaction
 
 
-def check_new(reader: Reader, entry: Entry, ids: list[Id]) -> None:
-    """Raise AlreadyExistsError if one of the ids is taken."""
-    taken = [value for value in ids if records.find(reader, entry.number, value) is not None]
-    if taken:
+def check_new(reader: Reader, entry: Entry, ids: list[Id]) -> list[bytes]:
+    """Return the keys of the ids; AlreadyExistsError if one of them is taken."""
+    keys = [layout.id_key(entry.number, value) for value in ids]
+    found = reader.get_many("ids", keys)
+    if found:
+        taken = [value for value, key in zip(ids, keys, strict=True) if key in found]
         shown = ", ".join(map(repr, taken[:3])) + (", ..." if len(taken) > 3 else "")
         raise AlreadyExistsError(
             f"{len(taken)} of {len(ids)} ids exist already in {entry.spec.name!r}: {shown}; use"
             " upsert to replace them"
         )
+    return keys
 
 
 def add(txn: Transaction, entry: Entry, batch: Batch) -> None:
     """Store records whose ids are all new."""
-    check_new(txn, entry, batch.ids)
+    keys = check_new(txn, entry, batch.ids)
     state = catalog.state(txn, entry.number)
     writer = RowWriter(txn, entry.number, state, entry.spec.dim)
-    _insert(txn, entry, state, writer, batch)
+    _insert(txn, entry, state, writer, batch, keys)
     writer.finish()
     catalog.save_state(txn, entry.number, state)
 
@@ -369,7 +371,9 @@ def upsert(txn: Transaction, entry: Entry, batch: Batch) -> None:
         _replace(txn, entry, state, writer, [record for _, record in old], _pick(batch, places))
     new = [i for i, record in enumerate(found) if record is None]
     if new:
-        _insert(txn, entry, state, writer, batch if not old else _pick(batch, new))
+        fresh = _pick(batch, new) if old else batch
+        keys = [layout.id_key(entry.number, value) for value in fresh.ids]
+        _insert(txn, entry, state, writer, fresh, keys)
     _finish(txn, entry, state, writer)
 
 
@@ -438,27 +442,30 @@ def _finish(txn: Transaction, entry: Entry, state: State, writer: RowWriter) -> 
     catalog.save_state(txn, entry.number, state)
 
 
-def _insert(txn: Transaction, entry: Entry, state: State, writer: RowWriter, batch: Batch) -> None:
-    """Store new records: vectors, then records and ids."""
+def _insert(
+    txn: Transaction,
+    entry: Entry,
+    state: State,
+    writer: RowWriter,
+    batch: Batch,
+    keys: list[bytes],
+) -> None:
+    """Store new records, whose ids have these keys: vectors, then records and ids."""
     assert batch.vectors is not None
     assert batch.norms is not None
     count, first = len(batch.ids), state.next_order
     orders = np.arange(first, first + count, dtype=np.uint64)
     placed = writer.add(batch.vectors, batch.norms, orders).tolist()
     items = []
-    for i, (value, text, metadata, row) in enumerate(
-        zip(batch.ids, batch.texts, batch.metadata, placed, strict=True)
+    for order, value, text, metadata, row in zip(
+        range(first, first + count), batch.ids, batch.texts, batch.metadata, placed, strict=True
     ):
-        key = layout.record_key(entry.number, first + i)
-        body = layout.pack_body(value, text, metadata)
-        items.append((key, layout.pack_record(key, row, body)))
+        key = layout.record_key(entry.number, order)
+        items.append((key, layout.pack_record(key, row, layout.pack_body(value, text, metadata))))
     txn.put_many("records", items)
-    pairs = [
-        (layout.id_key(entry.number, value), layout.ORDER.pack(first + i))
-        for i, value in enumerate(batch.ids)
-    ]
+    values = map(layout.ORDER.pack, range(first, first + count))
     # Neighbouring keys share their way down the tree.
-    txn.put_many("ids", sorted(pairs))
+    txn.put_many("ids", sorted(zip(keys, values, strict=True)))
     state.next_order += count
     state.records += count
 

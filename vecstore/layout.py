@@ -482,7 +482,7 @@ def plain_metadata(metadata: object) -> dict[str, Any]:
     Raises:
         UsageError: Anything else; the message names the place and the value.
     """
-    if not isinstance(metadata, Mapping):
+    if type(metadata) is not dict and not isinstance(metadata, Mapping):
         raise UsageError(
             f"metadata is a dict of fields, got {type(metadata).__name__} {metadata!r:.60}"
         )
@@ -492,12 +492,17 @@ def plain_metadata(metadata: object) -> dict[str, Any]:
 def _plain_dict(values: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
     plain = {}
     for key, value in values.items():
-        if type(key) is not str and not isinstance(key, str):
+        if not isinstance(key, str):
             raise UsageError(f"{where} has the key {key!r}; keys are str")
         if not key.isascii():
             encode_utf8(key, f"{where}: a key")
+        # The commonest values first; everything else, and every error, is _plain's.
         kind = type(value)
-        if kind is bool or value is None or (kind is str and value.isascii()):
+        if (
+            (kind is str and value.isascii())
+            or (kind is int and MIN_INT_ID <= value <= MAX_INT_ID)
+            or (kind is float and value - value == 0.0)
+        ):
             plain[key] = value
         else:
             plain[str(key)] = _plain(value, f"{where}[{key!r}]", depth + 1)

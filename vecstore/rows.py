@@ -227,11 +227,11 @@ class RowWriter:
             self._extend(vectors[part], norms[part], orders[part])
             first = state.open_block * BLOCK_ROWS + state.open_rows
             rows[part] = np.arange(first, first + take)
+            self._mark(state.open_block, (1 << take) - 1 << state.open_rows)
             state.open_rows += take
             if state.open_rows == BLOCK_ROWS:
                 state.open_block, state.open_rows = NO_BLOCK, 0
             at += take
-        self._set(rows)
         return rows
 
     def kill(self, rows: Rows) -> None:
@@ -303,11 +303,12 @@ class RowWriter:
         state.blocks += 1
         return state.blocks - 1
 
-    def _set(self, rows: Rows) -> None:
-        for row in rows.tolist():
-            part = row // PART_ROWS
-            self._part(part)[row % PART_ROWS >> 3] |= 1 << (row & 7)
-            self._changed.add(part)
+    def _mark(self, block: int, bits: int) -> None:
+        """Let rows of a block live."""
+        part, at = block // PART_WORDS, block % PART_WORDS * 8
+        word = (self.word(block) | bits).to_bytes(8, "little")
+        self._part(part)[at : at + 8] = word
+        self._changed.add(part)
 
     def _part(self, part: int) -> bytearray:
         bits = self._parts.get(part)

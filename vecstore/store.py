@@ -172,6 +172,11 @@ class Reader:
         except lmdb.Error as error:
             raise _translate(error, "read") from error
 
+    def get_many(self, database: str, keys: list[bytes]) -> dict[bytes, bytes]:
+        """Return the values that exist under some keys."""
+        with translated("read"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+            return {bytes(key): bytes(value) for key, value in cursor.getmulti(keys)}
+
     def items(
         self, database: str, prefix: bytes, start: bytes | None = None
     ) -> Iterator[tuple[bytes, Any]]:
