@@ -145,10 +145,10 @@ def _sequence(values: Any, what: str) -> list[Any]:
 
 
 def _match(values: Any, count: int, what: str) -> list[Any]:
-    values = _sequence(values, what)
-    if len(values) != count:
-        raise UsageError(f"{what} has {len(values)} entries for {count} records")
-    return values
+    listed = _sequence(values, what)
+    if len(listed) != count:
+        raise UsageError(f"{what} has {len(listed)} entries for {count} records")
+    return listed
 
 
 def _check_texts(texts: Any, count: int) -> list[str | None]:
