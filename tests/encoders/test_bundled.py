@@ -110,8 +110,8 @@ def test_a_paraphrase_is_nearer_than_an_unrelated_text(text, paraphrase, unrelat
     assert cosine(text, paraphrase) > cosine(text, unrelated) + 0.15
 
 
-# The whole test set gives 2 to 3 points less at 64 numbers than at 384.
-@pytest.mark.parametrize(("size", "floor"), [(384, 0.85), (128, 0.85), (64, 0.83)])
+# Measured: 0.924, 0.925, 0.935 and 0.917.
+@pytest.mark.parametrize(("size", "floor"), [(384, 0.90), (256, 0.90), (128, 0.90), (64, 0.89)])
 def test_similarities_agree_with_people_at_every_prefix(size, floor):
     rows = [json.loads(line) for line in (DATA / "stsb_slice.jsonl").read_text().splitlines()]
     first = bundled().encode([row["first"] for row in rows])[:, :size]
