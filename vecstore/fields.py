@@ -13,6 +13,9 @@ from vecstore.layout import State
 from vecstore.rows import Words
 from vecstore.store import Reader, Snapshot
 
+# Masks that one version of a collection remembers; the oldest goes first.
+MASKS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Mask:
@@ -32,10 +35,14 @@ def resolve(reader: Reader, collection: int, state: State, where: Filter | None)
         return Mask(alive, state.records)
     if not isinstance(reader, Snapshot):
         return _walk(reader, collection, alive, where)
-    key = ("mask", collection, where.key())
-    mask = reader.cache.get(key)
+    masks: dict[bytes, Mask] = reader.cache.setdefault(("masks", collection), {})
+    key = where.key()
+    mask = masks.get(key)
     if mask is None:
-        mask = reader.cache[key] = _walk(reader, collection, alive, where)
+        mask = _walk(reader, collection, alive, where)
+        while len(masks) >= MASKS:
+            masks.pop(next(iter(masks)), None)
+        masks[key] = mask
     return mask
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore.errors import MissingExtraError
+from vecstore.errors import MissingExtraError, UsageError
 from vecstore.spec import Id
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ class Hits(Sequence[Hit]):
 
         Raises:
             MissingExtraError: pyarrow is not installed.
+            UsageError: A column has no type in Arrow, such as ids of both str and int.
         """
         try:
             import pyarrow
@@ -142,7 +143,12 @@ class Hits(Sequence[Hit]):
             raise MissingExtraError(
                 "to_arrow needs pyarrow: pip install 'vecstore[arrow]'"
             ) from None
-        return pyarrow.Table.from_pylist(_columns(self._hits))
+        try:
+            return pyarrow.Table.from_pylist(_columns(self._hits))
+        except pyarrow.ArrowException as error:
+            raise UsageError(
+                f"these hits have no Arrow types: {error}; use to_dicts, or include fewer columns"
+            ) from error
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a pandas DataFrame with a column per attribute of a hit.

@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 import lmdb
+import lmdb.verify
 import numpy as np
 from numpy.typing import NDArray
 
@@ -354,7 +355,9 @@ class Transaction(Reader):
         if self.parent is not None:
             self.parent._replaced |= self._replaced
             self.parent._wrote |= self._wrote
-        elif self._wrote:
+            return
+        self.store.fill_up()
+        if self._wrote:
             # A transaction that changed nothing is not written, and its number is used again.
             self.store.tables.advance((self.store.epoch, version), self._replaced)
 
@@ -711,6 +714,17 @@ class Store:
 
     # The whole file
 
+    def fill_up(self) -> None:
+        """Make the file as long as its last page says; the caller holds the right to write.
+
+        LMDB never writes pages that were taken and given up by one transaction. At the end of the
+        file they leave it shorter than it claims to be, which is how a truncated file looks.
+        """
+        needed = (int(self._env.info()["last_pgno"]) + 1) * self.page
+        if os.fstat(self._file).st_size < needed:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, needed)
+
     def sync(self) -> None:
         """Flush everything committed so far to the disk."""
         self.check_open()
@@ -955,11 +969,22 @@ def _check_lmdb_file(file: int, path: Path, read_only: bool) -> None:
         raise CorruptionError(f"{path} is cut short: {size} bytes, less than its header pages")
     metas = [struct.unpack_from("<QQ", data, _LAST_PAGE_AT) for data in (head, second)]
     last, _ = max(metas, key=lambda meta: int(meta[1]))
-    if size < (last + 1) * page:
+    # A process killed between a commit and `fill_up` leaves out pages that nothing refers to.
+    if size < (last + 1) * page and _misses_pages(path):
         raise CorruptionError(
             f"{path} is cut short: {size} bytes, its last page ends at {(last + 1) * page}; restore"
             " a backup"
         )
+
+
+def _misses_pages(path: Path) -> bool:
+    try:
+        problems = lmdb.verify.verify(  # type: ignore[no-untyped-call]  # lmdb has no stub for it
+            os.fspath(path), subdir=False
+        )
+        return bool(problems)
+    except (lmdb.verify.VerifyError, OSError):
+        return True
 
 
 def _check_format(value: bytes | None, path: Path) -> None:
