@@ -1,0 +1,723 @@
+"""What can a shell do with a vecstore file? The `vecstore` command: one function per subcommand.
+
+Answers go to stdout; progress and errors go to stderr. Whatever is slow to import is imported by
+the command that needs it. Exit status: 0 done, 1 failed or problems found, 2 called wrongly.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import errno
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+import vecstore
+from vecstore.errors import (
+    AlreadyExistsError,
+    EncoderError,
+    NotFoundError,
+    UsageError,
+    VecstoreError,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vecstore.collection import Collection
+    from vecstore.database import Database
+    from vecstore.hits import Hit
+    from vecstore.spec import Include
+
+DEFAULT_COLLECTION = "default"
+SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "txt"}
+MAX_LINE = 64 << 20
+# A batch ends at whichever comes first; together they bound the memory of `add`.
+BATCH_RECORDS, BATCH_BYTES = 200, 16 << 20
+# Pipes and log files have no width of their own.
+PIPE_WIDTH = 160
+MAX_SHOWN = 400
+# How columns share a line that is too short for them.
+SHARES = {"text": 3, "docstring": 4}
+
+
+class _Commands(click.Group):
+    """The commands, with every foreseen error turned into one line on stderr."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (VecstoreError, OSError) as error:
+            # click ends quietly by itself when the reader of our output has gone.
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise
+            raise click.ClickException(_clean(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(vecstore.__version__, prog_name="vecstore")
+def main() -> None:
+    """Search text by meaning: one file, no server, nothing leaves the machine."""
+
+
+def _parse_where(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    try:
+        return None if value is None else _from_json(_parse_json(value))
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"{value!r} is not JSON: {error}", ctx, param) from None
+
+
+_database = click.argument("database", type=click.Path(dir_okay=False))
+_name = click.option("--collection", "-c", "name", metavar="NAME", help="Which collection.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+_where = click.option(
+    "--where", callback=_parse_where, metavar="JSON", help="""Such as '{"year": {"$gte": 2020}}'."""
+)
+_encoder = click.option(
+    "--encoder", metavar="FOLDER", help="A model folder; by default the bundled model."
+)
+
+
+# Commands
+
+
+@main.command()
+@click.argument("path", default="demo.vecstore", type=click.Path(dir_okay=False))
+@click.option("--limit", type=click.IntRange(min=1), hidden=True)
+def demo(path: str, limit: int | None) -> None:
+    """Index Python's own documentation and search it.
+
+    The docstrings of the standard library on this machine go to PATH, by default demo.vecstore
+    in the current folder. A second run reuses the file.
+    """
+    from vecstore import demo
+
+    out = _console()
+    out.print(f"Reading the standard library of Python {platform.python_version()} ...")
+    records = list(demo.stdlib_records(limit=limit or demo.MAX_RECORDS))
+    with vecstore.open(path) as db:
+        docs = demo.collection(db)
+        fresh = demo.changed(docs, records)
+        start = time.perf_counter()
+        with _bar("Indexing", len(fresh)) as advance:
+            items = (_Item(record, record["id"], 1) for record in fresh)
+            _Loader(docs, upsert=True).load(items, advance)
+        spent = time.perf_counter() - start
+        done = f"embedded {len(fresh):,} in {spent:.1f} s" if fresh else "nothing new to embed"
+        out.print(f"{len(records):,} docstrings in {Path(path).resolve()}; {done}", soft_wrap=True)
+        for answer in demo.answers(docs):
+            out.print(f"\n{answer.question.text}", style="bold")
+            out.print(f"where {_dumps(answer.question.where)}", style="cyan")
+            out.print(_table(("score", "id", "lines", "docstring"), answer.rows, out.width))
+            out.print(f"{answer.milliseconds:.1f} ms", style="dim")
+    out.print(f"\n{demo.farewell(path)}", soft_wrap=True)
+
+
+@main.command()
+@_database
+@_json
+def info(database: str, as_json: bool) -> None:
+    """Show collections, encoders and sizes."""
+    with vecstore.open(database, read_only=True) as db:
+        stats = db.stats()
+    if as_json:
+        click.echo(_dumps(stats, indent=2))
+        return
+    size = stats["file_bytes"] / 1e6
+    click.echo(_clean(f"{database}: format {stats['format']}, {size:,.1f} MB"))
+    names = ("name", "records", "dim", "metric", "encoder")
+    rows = [[one[name] for name in names] for one in stats["collections"].values()]
+    out = _console()
+    out.print(_table(names, rows, out.width))
+
+
+@main.command()
+@_database
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True)
+)
+@click.option("--collection", "-c", "name", metavar="NAME", help="Made if it does not exist.")
+@click.option(
+    "--format",
+    "-f",
+    "kind",
+    type=click.Choice(sorted(set(SUFFIXES.values()))),
+    help="By default told by the suffix; jsonl on stdin.",
+)
+@click.option("--text-field", default="text", show_default=True, metavar="FIELD")
+@click.option("--id-field", default="id", show_default=True, metavar="FIELD")
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    metavar="COLUMN=TYPE",
+    help="Read a column of a CSV as int, float, bool, datetime or json. May be repeated.",
+)
+@click.option("--upsert", is_flag=True, help="Replace records whose ids exist.")
+@click.option("--dim", type=int, help="Make a collection of vectors of this dimension.")
+@click.option("--metric", type=click.Choice(["cosine", "dot", "l2"]), help="Of a new collection.")
+@_encoder
+def add(
+    database: str,
+    files: tuple[str, ...],
+    name: str | None,
+    kind: str | None,
+    text_field: str,
+    id_field: str,
+    types: tuple[str, ...],
+    upsert: bool,
+    **declared: Any,
+) -> None:
+    """Add records from files or stdin (-).
+
+    Formats are jsonl, csv, tsv, and txt with a record per line. A JSON object or a CSV row is a
+    record with the keys id, text, vector and metadata; all other keys are metadata too.
+    """
+    sources = [(file, kind or _format_of(file)) for file in files]
+    fields = _Fields(text_field, id_field, _cell_types(types))
+    total = None if "-" in files else sum(Path(file).stat().st_size for file in files)
+    with vecstore.open(database) as db:
+        name = _choose(db, name, new=DEFAULT_COLLECTION)
+        loader = _Loader(db.collection(name, **declared), upsert=upsert)
+        try:
+            with _bar("Adding", total) as advance:
+                for source in sources:
+                    loader.load(_read(*source, fields), advance)
+        except (VecstoreError, OSError, KeyboardInterrupt) as error:
+            what = _clean(error) or "interrupted"
+            raise click.ClickException(
+                f"{what} ({loader.count:,} records before it were stored)"
+            ) from error
+    click.echo(_clean(f"{loader.count:,} records stored in {name!r} of {database}"))
+
+
+@main.command()
+@_database
+@click.argument("query")
+@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many.")
+@_name
+@_where
+@click.option("--min-score", type=float, help="Leave out answers with a smaller score.")
+@_encoder
+@_json
+def search(
+    database: str, query: str, k: int, name: str | None, where: Any, as_json: bool, **options: Any
+) -> None:
+    """Find the records nearest to a text.
+
+    In a collection without an encoder QUERY is a JSON array of numbers.
+    """
+    encoder = options.pop("encoder")
+    with vecstore.open(database, read_only=True) as db:
+        chosen = db.collection(_choose(db, name), encoder=encoder)
+        target = query if chosen.spec.encoder else _vector(query, chosen)
+        hits = chosen.search(target, k, where=where, **options)
+    if as_json:
+        click.echo(_dumps({"complete": hits.complete, "hits": hits.to_dicts()}, indent=2))
+    elif hits:
+        out = _console()
+        out.print(_hit_table(hits, out.width))
+    else:
+        click.echo("no record qualifies", err=True)
+
+
+@main.command()
+@_database
+@click.argument("ids", nargs=-1, required=True)
+@click.option("--int", "integers", is_flag=True, help="The ids are integers.")
+@_name
+@_json
+def get(
+    database: str, ids: tuple[str, ...], integers: bool, name: str | None, as_json: bool
+) -> None:
+    """Show records by id.
+
+    The exit status is 1 if any is missing.
+    """
+    try:
+        wanted = [int(value) if integers else value for value in ids]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="IDS") from None
+    with vecstore.open(database, read_only=True) as db:
+        found = db.collection(_choose(db, name)).get(wanted)
+    if as_json:
+        click.echo(_dumps([record and record.to_dict() for record in found], indent=2))
+    else:
+        for record in filter(None, found):
+            values = record.to_dict().items()
+            click.echo("".join(f"{key}: {_clean(_shown(value))}\n" for key, value in values))
+    missing = [value for value, record in zip(wanted, found, strict=True) if record is None]
+    if missing:
+        hint = "" if integers else "; ids are text unless --int is given"
+        raise NotFoundError(f"no record has the id {', '.join(map(repr, missing))}{hint}")
+
+
+@main.command()
+@_database
+@_json
+@click.pass_context
+def check(ctx: click.Context, database: str, as_json: bool) -> None:
+    """Verify every checksum and link.
+
+    The exit status is 1 if there are problems.
+    """
+    with vecstore.open(database, read_only=True) as db:
+        problems = db.check()
+    if as_json:
+        found = [{"where": problem.where, "what": problem.what} for problem in problems]
+        click.echo(_dumps(found, indent=2))
+    else:
+        for problem in problems:
+            click.echo(_clean(f"{problem.where}: {problem.what}"))
+        click.echo(_clean(f"{database}: {len(problems):,} problems"))
+    ctx.exit(1 if problems else 0)
+
+
+@main.command()
+@_database
+@click.argument("target", type=click.Path())
+def backup(database: str, target: str) -> None:
+    """Write a consistent copy to a new file.
+
+    Others may go on writing meanwhile.
+    """
+    with vecstore.open(database, read_only=True) as db:
+        size = db.backup(target)
+    click.echo(_clean(f"{target}: {size:,} bytes"))
+
+
+@main.command()
+@_database
+@_json
+def compact(database: str, as_json: bool) -> None:
+    """Give free space back to the disk.
+
+    Nobody else may have the file open.
+    """
+    if not Path(database).exists():
+        raise NotFoundError(f"{database} does not exist")
+    with vecstore.open(database) as db:
+        freed = db.compact()
+    size = Path(database).stat().st_size
+    if as_json:
+        click.echo(_dumps({"path": database, "bytes": size, "given_back": freed}, indent=2))
+    else:
+        click.echo(_clean(f"{database}: {size:,} bytes, {freed:,} given back"))
+
+
+@main.command()
+@_database
+@_name
+@_where
+@click.option(
+    "--vectors/--no-vectors",
+    default=None,
+    help="Print the vectors? By default only where the collection has no encoder.",
+)
+def dump(database: str, name: str | None, where: Any, vectors: bool | None) -> None:
+    """Print records as jsonl, for `vecstore add`.
+
+    They come as they are at one moment, in the order of insertion.
+    """
+    out = sys.stdout.buffer
+    with vecstore.open(database, read_only=True) as db, db.snapshot() as view:
+        chosen = view.collection(_choose(db, name))
+        if vectors is None:
+            vectors = chosen.spec.encoder is None
+        include: list[Include] = ["text", "metadata"]
+        if vectors:
+            include.append("vector")
+        for record in chosen.scan(where, include=include):
+            out.write(_dumps(record.to_dict()).encode() + b"\n")
+    out.flush()
+
+
+# Collections
+
+
+def _choose(db: Database, name: str | None, *, new: str | None = None) -> str:
+    """Return the name of the collection that is meant; `new` if there is none yet."""
+    names = db.collections()
+    held = f"the file has {', '.join(map(repr, names)) or 'no collection'}"
+    if name is None and not names and new is not None:
+        return new
+    if name is None and len(names) != 1:
+        raise UsageError(f"name a collection with --collection; {held}")
+    if name is not None and name not in names and new is None:
+        raise NotFoundError(f"no collection {name!r}; {held}")
+    return name or names[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A record to store, where it stands, and its size there."""
+
+    record: dict[str, Any]
+    place: str
+    size: int
+
+
+class _Loader:
+    """Stores records in batches and counts them; a bad record is found and named.
+
+    Whatever precedes a bad record is stored, what follows it is not.
+    """
+
+    def __init__(self, collection: Collection, *, upsert: bool) -> None:
+        self.count = 0
+        self._collection = collection
+        self._upsert = upsert
+
+    def load(self, items: Iterable[_Item], advance: Callable[[int], object]) -> None:
+        """Store the records; `advance` is told the size of each batch."""
+        for batch in _batches(items):
+            self._store(batch)
+            advance(sum(item.size for item in batch))
+
+    def _store(self, batch: list[_Item]) -> None:
+        try:
+            self._collection.add_records(
+                (item.record for item in batch), upsert=self._upsert, progress=False
+            )
+        except EncoderError:
+            raise
+        except (UsageError, AlreadyExistsError) as error:
+            # The batch left no trace. Halving finds the culprit in few attempts.
+            if len(batch) == 1:
+                raise UsageError(f"{batch[0].place}: {error}") from error
+            self._store(batch[: len(batch) // 2])
+            self._store(batch[len(batch) // 2 :])
+        else:
+            self.count += len(batch)
+
+
+def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    """Cut into batches that `add_records` stores in one transaction each."""
+    batch: list[_Item] = []
+    seen: set[object] = set()
+    size = 0
+    try:
+        for item in items:
+            identity = item.record.get("id")
+            full = len(batch) == BATCH_RECORDS or size >= BATCH_BYTES
+            mixed = batch and ("vector" in item.record) != ("vector" in batch[0].record)
+            if full or mixed or identity in seen:
+                yield batch
+                batch, seen, size = [], set(), 0
+            batch.append(item)
+            size += item.size
+            if identity is not None:
+                seen.add(identity)
+    except UsageError:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+# Files of records
+
+_Numbered = tuple[int, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """How an object or a row becomes a record."""
+
+    text: str
+    id: str
+    types: dict[str, str]
+
+    def record(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Turn an object into a record; ValueError says why it is none."""
+        metadata = _from_json(values.pop("metadata", None))
+        if not isinstance(metadata, dict | None):
+            raise ValueError(f"metadata is an object, got {type(metadata).__name__}")
+        names = ", ".join(values) or "nothing"
+        keys = {"id": self.id, "text": self.text, "vector": "vector"}
+        record = {name: values.pop(key, None) for name, key in keys.items()}
+        record = {name: value for name, value in record.items() if value is not None}
+        if not isinstance(record.get("id"), str | int | None):
+            raise ValueError(f"an id is a text or an integer, got {record['id']!r:.40}")
+        if not record.keys() & {"text", "vector"}:
+            raise ValueError(
+                f"neither {self.text!r} nor 'vector' is among {names}; name the field of the text"
+                " with --text-field"
+            )
+        if twice := values.keys() & (metadata or {}):
+            raise ValueError(f"{min(twice)!r} stands both in metadata and beside it")
+        if values or metadata is not None:
+            plain = {key: _from_json(value) for key, value in values.items()}
+            record["metadata"] = {**(metadata or {}), **plain}
+        return record
+
+
+class _Lines:
+    """The lines of a file as text, counted; every complaint names the file and the line."""
+
+    def __init__(self, name: str, stream: IO[bytes]) -> None:
+        self.number = 0
+        self.size = 0
+        self.name = "stdin" if name == "-" else name
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[str]:
+        while data := self._stream.readline(MAX_LINE + 1):
+            self.number += 1
+            self.size += len(data)
+            if len(data) > MAX_LINE:
+                raise self.error(f"longer than {MAX_LINE >> 20} MiB")
+            try:
+                text = data.decode()
+            except UnicodeDecodeError as error:
+                raise self.error(f"not UTF-8 at byte {error.start + 1}") from None
+            yield text.removeprefix("\ufeff") if self.number == 1 else text
+
+    def error(self, what: object, line: int | None = None) -> UsageError:
+        """Make the error that says what is wrong with a line, the last one by default."""
+        return UsageError(f"{self.name}, line {line or self.number}: {what}")
+
+
+def _read(file: str, kind: str, fields: _Fields) -> Iterator[_Item]:
+    """Yield the records of a file; UsageError at the first line that holds none."""
+    with click.open_file(file, "rb") as stream:
+        lines = _Lines(file, stream)
+        done = 0
+        for line, values in READERS[kind](lines, fields):
+            try:
+                record = fields.record(values)
+            except (ValueError, RecursionError) as error:
+                raise lines.error(error, line) from None
+            yield _Item(record, f"{lines.name}, line {line}", lines.size - done)
+            done = lines.size
+
+
+def _objects(lines: _Lines, fields: _Fields) -> Iterator[_Numbered]:
+    for text in lines:
+        if not text.strip():
+            continue
+        try:
+            value = _parse_json(text)
+        except ValueError as error:
+            raise lines.error(f"not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise lines.error(f"a record is a JSON object, got {text.strip():.40}")
+        yield lines.number, value
+
+
+def _rows(lines: _Lines, fields: _Fields, delimiter: str = ",") -> Iterator[_Numbered]:
+    csv.field_size_limit(MAX_LINE)
+    header: list[str] = []
+    last = 0
+    try:
+        for row in csv.reader(lines, delimiter=delimiter, strict=True):
+            line, last = last + 1, lines.number
+            if not header:
+                header = row
+                if len(set(header)) != len(header):
+                    raise lines.error(f"two columns have one name: {', '.join(header)}")
+            elif row and len(row) != len(header):
+                raise lines.error(f"{len(row)} cells under {len(header)} columns", line)
+            elif row:
+                try:
+                    yield line, _cells(header, row, fields.types)
+                except ValueError as error:
+                    raise lines.error(error, line) from None
+    except csv.Error as error:
+        raise lines.error(f"not CSV: {error}") from None
+
+
+def _tabbed_rows(lines: _Lines, fields: _Fields) -> Iterator[_Numbered]:
+    return _rows(lines, fields, "\t")
+
+
+def _texts(lines: _Lines, fields: _Fields) -> Iterator[_Numbered]:
+    for text in lines:
+        if text.strip():
+            origin = {"file": lines.name, "line": lines.number}
+            yield lines.number, {fields.text: text.strip(), **origin}
+
+
+READERS = {"jsonl": _objects, "csv": _rows, "tsv": _tabbed_rows, "txt": _texts}
+
+
+def _cells(header: list[str], row: list[str], types: dict[str, str]) -> dict[str, Any]:
+    values = {}
+    for column, cell in zip(header, row, strict=True):
+        # CSV cannot tell an empty text from a missing one.
+        if cell:
+            kind = types.get(column, "str")
+            try:
+                values[column] = CELL_TYPES[kind](cell)
+            except (ValueError, KeyError):
+                raise ValueError(f"column {column!r}: {cell[:40]!r} is no {kind}") from None
+    return values
+
+
+def _format_of(file: str) -> str:
+    kind = "jsonl" if file == "-" else SUFFIXES.get(Path(file).suffix.lower())
+    if kind is None:
+        raise click.UsageError(f"{file}: say with --format what it holds, the suffix does not")
+    return kind
+
+
+def _cell_types(options: tuple[str, ...]) -> dict[str, str]:
+    types = {"vector": "json", "metadata": "json"}
+    for option in options:
+        column, _, kind = option.rpartition("=")
+        if not column or kind not in CELL_TYPES:
+            raise click.BadParameter(
+                f"{option!r} is not COLUMN=TYPE with a type of {', '.join(CELL_TYPES)}",
+                param_hint="--type",
+            )
+        types[column] = kind
+    return types
+
+
+# JSON, with marks for the types of metadata that it lacks
+
+MARKS = {"$datetime", "$bytes", "$dict"}
+
+
+def _parse_json(text: str) -> Any:
+    """Parse JSON; ValueError for whatever else, NaN and bottomless nesting included."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no value in JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+CELL_TYPES: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": lambda cell: {"true": True, "1": True, "false": False, "0": False}[cell.lower()],
+    "datetime": datetime.fromisoformat,
+    "json": _parse_json,
+}
+
+
+def _from_json(value: Any) -> Any:
+    """Turn {"$datetime": ...}, {"$bytes": ...} and {"$dict": ...} into what they stand for."""
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    mark = next(iter(value)) if len(value) == 1 else ""
+    try:
+        if mark == "$datetime":
+            return datetime.fromisoformat(value[mark])
+        if mark == "$bytes":
+            return base64.b64decode(value[mark], validate=True)
+        marked = value[mark] if mark == "$dict" else value
+        return {key: _from_json(item) for key, item in marked.items()}
+    except (TypeError, AttributeError):
+        raise ValueError(f"{mark!r} stands before {value[mark]!r:.40}") from None
+
+
+def _to_json(value: Any) -> Any:
+    """Turn a stored value into what JSON can hold; `_from_json` turns it back."""
+    if isinstance(value, datetime):
+        return {"$datetime": value.isoformat()}
+    if isinstance(value, bytes):
+        return {"$bytes": base64.b64encode(value).decode()}
+    if isinstance(value, dict):
+        plain = {key: _to_json(item) for key, item in value.items()}
+        return {"$dict": plain} if len(plain) == 1 and plain.keys() <= MARKS else plain
+    if isinstance(value, list):
+        return [_to_json(item) for item in value]
+    if hasattr(value, "tolist"):
+        # Nine digits tell any two float32 apart.
+        return [float(f"{number:.9g}") for number in value.tolist()]
+    return value
+
+
+def _dumps(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_to_json(value), ensure_ascii=False, indent=indent)
+
+
+def _vector(query: str, collection: Collection) -> Any:
+    try:
+        return _parse_json(query)
+    except ValueError:
+        raise UsageError(
+            f"collection {collection.name!r} has no encoder: QUERY is a JSON array of"
+            f" {collection.spec.dim} numbers"
+        ) from None
+
+
+# Output
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    return console
+
+
+@contextmanager
+def _bar(what: str, total: int | None) -> Iterator[Callable[[int], object]]:
+    """Show progress on stderr where that is a terminal; yield what advances it."""
+    from rich.progress import Progress
+
+    console = _console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _clean(value: object) -> str:
+    """Make one line that cannot steer a terminal, whatever a record or a file name holds."""
+    words = " ".join(str(value).split())
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in words)
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else "" if value is None else _dumps(value)
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[object]], width: int) -> Table:
+    """Lay out rows so that no column vanishes: only the widest are shortened."""
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [names, *([_clean(_shown(cell)[:MAX_SHOWN]) for cell in row] for row in rows)]
+    natural = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    shares = [SHARES.get(name, 2) for name in names]
+    widths = natural
+    for unit in range(width, 0, -1):
+        widths = [min(need, unit * share) for need, share in zip(natural, shares, strict=True)]
+        if sum(widths) + 2 * len(names) <= width:
+            break
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name, size in zip(names, widths, strict=True):
+        table.add_column(name, width=size, overflow="ellipsis", no_wrap=True)
+    for row in cells[1:]:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _hit_table(hits: Iterable[Hit], width: int) -> Table:
+    rows = [(f"{hit.score:.3f}", hit.id, hit.text, hit.metadata) for hit in hits]
+    return _table(("score", "id", "text", "metadata"), rows, width)
