@@ -107,6 +107,18 @@ def runs(reader: Reader, collection: int, state: State, dim: int, blocks: Rows) 
         for block in blocks.tolist():
             yield _read_run(reader, collection, block, dim)
         return
+    table = _table(reader, collection, state, dim, blocks)
+    addresses = table[blocks].astype(np.int64)
+    for start, stop in _strides(addresses, blocks, state.open_block):
+        yield _map_run(
+            addresses[start:stop], blocks[start:stop], _rows_of(state, blocks[start]), dim
+        )
+
+
+def _table(
+    snapshot: Snapshot, collection: int, state: State, dim: int, blocks: Rows
+) -> NDArray[np.uint64]:
+    """The address table of a collection, filled for some blocks."""
 
     def check(value: memoryview, block: int) -> None:
         rows = layout.check_block(value, collection, block, dim)
@@ -115,12 +127,7 @@ def runs(reader: Reader, collection: int, state: State, dim: int, blocks: Rows) 
                 f"tiers: block {block} of collection {collection} has {rows} rows"
             )
 
-    table = reader.addresses(layout.tier_prefix(collection), blocks, state.blocks, check)
-    addresses = table[blocks].astype(np.int64)
-    for start, stop in _strides(addresses, blocks, state.open_block):
-        yield _map_run(
-            addresses[start:stop], blocks[start:stop], _rows_of(state, blocks[start]), dim
-        )
+    return snapshot.addresses(layout.tier_prefix(collection), blocks, state.blocks, check)
 
 
 def _rows_of(state: State, block: int) -> int:
@@ -180,18 +187,45 @@ def gather(
     reader: Reader, collection: int, state: State, dim: int, rows: Rows
 ) -> tuple[NDArray[np.uint64], NDArray[np.float64], Vectors]:
     """Copy orders (n,), norms (n,) and stored vectors (n, dim) of some rows."""
+    if isinstance(reader, Snapshot) and len(rows):
+        return _gather_mapped(reader, collection, state, dim, rows)
     orders = np.empty(len(rows), np.uint64)
     norms = np.empty(len(rows), np.float64)
     vectors = np.empty((len(rows), dim), np.float32)
-    sequence = np.argsort(rows, kind="stable")
-    wanted = rows[sequence] >> 6
-    for run in runs(reader, collection, state, dim, np.unique(wanted)):
-        low, high = np.searchsorted(wanted, (run.blocks[0], run.blocks[-1] + 1))
-        places = sequence[low:high]
-        which, inside = np.searchsorted(run.blocks, wanted[low:high]), rows[places] & 63
-        orders[places] = run.orders[which, inside]
-        norms[places] = run.norms[which, inside]
-        vectors[places] = run.vectors[which, inside]
+    for block in np.unique(rows >> 6).tolist():
+        places = np.flatnonzero(rows >> 6 == block)
+        inside = rows[places] & 63
+        found = read_block(reader, collection, block, dim)
+        orders[places] = found.orders[inside]
+        norms[places] = found.norms[inside]
+        vectors[places] = found.vectors[inside]
+    return orders, norms, vectors
+
+
+def _gather_mapped(
+    snapshot: Snapshot, collection: int, state: State, dim: int, rows: Rows
+) -> tuple[NDArray[np.uint64], NDArray[np.float64], Vectors]:
+    """Copy rows out of one window over the map that spans all their blocks."""
+    blocks, inside = rows >> 6, rows & 63
+    if (inside[blocks == state.open_block] >= state.open_rows).any():
+        raise CorruptionError(f"live: collection {collection} has a row beyond its open block")
+    table = _table(snapshot, collection, state, dim, np.unique(blocks))
+    starts = table[blocks].astype(np.int64) + layout.HEADER.size
+    base = int(starts.min())
+    length = int(starts.max()) - base + layout.block_bytes(BLOCK_ROWS, dim)
+    if state.open_block in blocks:
+        # That block may be the last one, and it is short.
+        ends = starts + layout.COLUMNS_BYTES + (inside + 1) * dim * 4
+        length = int(ends.max()) - base
+    window = memoryview((ctypes.c_char * length).from_address(base))
+    starts -= base
+    orders = np.frombuffer(window, "<u8", length // 8)[starts // 8 + inside]
+    norms = np.frombuffer(window, "<f8", length // 8)[(starts + layout.ORDERS_BYTES) // 8 + inside]
+    numbers = np.frombuffer(window, "<f4", length // 4)
+    # Every position of the window as the beginning of a vector.
+    vectors = np.lib.stride_tricks.as_strided(
+        numbers, (len(numbers) - dim + 1, dim), (4, 4), writeable=False
+    )[(starts + layout.COLUMNS_BYTES) // 4 + inside * dim]
     return orders, norms, vectors
 
 
