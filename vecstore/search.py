@@ -121,7 +121,8 @@ class _Exact:
         unit = (self.dim + 8) * 2.0**-23
         if self.metric == "cosine":
             return scores, np.full((len(sizes), 1), unit + 2 * UNIT_SLACK)
-        slack = unit * sizes[:, None] * norms[None, :]
+        # A product below float32's normal range may be lost whole.
+        slack = unit * sizes[:, None] * norms[None, :] + self.dim * 2.0**-125
         if self.metric == "l2":
             # |x - q|^2 falls as <x, q> - |x|^2 / 2 rises.
             scores -= norms**2 / 2
@@ -148,9 +149,9 @@ class _Exact:
         places = np.arange(len(scores))
         if after is not None:
             # Rows that are surely before the cursor; those near it are settled below.
-            bound = self._scan_score(number, after[0])
-            places = np.flatnonzero(scores - slack <= bound)
-            wanted += int(np.count_nonzero(scores[places] + slack[places] >= bound))
+            bound, margin = self._scan_score(number, after[0])
+            places = np.flatnonzero(scores - slack <= bound + margin)
+            wanted += int(np.count_nonzero(scores[places] + slack[places] >= bound - margin))
         if wanted < len(places):
             low = scores[places] - slack[places]
             threshold = np.partition(low, len(low) - wanted)[len(low) - wanted]
@@ -162,13 +163,12 @@ class _Exact:
         sequence = np.lexsort((orders, -exact))
         return exact[sequence], orders[sequence], places[sequence]
 
-    def _scan_score(self, number: int, score: float) -> float:
-        """The scan's score of a hit's score."""
+    def _scan_score(self, number: int, score: float) -> tuple[float, float]:
+        """The scan's score of a hit's score, and how far off it may be."""
         if self.metric != "l2":
-            return score
-        # Rounded up a little: a cursor may let a row through to `_settle`, never hold one back.
+            return score, 0.0
         size = float(self.queries[number] @ self.queries[number])
-        return (size - score * score) / 2 + 1e-12 * (size + score * score)
+        return (size - score * score) / 2, 1e-12 * (size + score * score)
 
     def _settle(
         self, number: int, places: NDArray[np.intp]
