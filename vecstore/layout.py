@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore.errors import CorruptionError, UsageError
-from vecstore.spec import MAX_INT_ID, MIN_INT_ID, Id, encode_utf8
+from vecstore.spec import MAX_INT_ID, MIN_INT_ID, Id, encode_utf8, show
 
 MAGIC = "vecstore"
 FORMAT = 1
@@ -484,7 +484,7 @@ def plain_metadata(metadata: object) -> dict[str, Any]:
     """
     if type(metadata) is not dict and not isinstance(metadata, Mapping):
         raise UsageError(
-            f"metadata is a dict of fields, got {type(metadata).__name__} {metadata!r:.60}"
+            f"metadata is a dict of fields, got {type(metadata).__name__} {show(metadata)}"
         )
     return _plain_dict(metadata, "metadata", 0)
 
@@ -493,7 +493,7 @@ def _plain_dict(values: Mapping[Any, Any], where: str, depth: int) -> dict[str, 
     plain = {}
     for key, value in values.items():
         if not isinstance(key, str):
-            raise UsageError(f"{where} has the key {key!r}; keys are str")
+            raise UsageError(f"{where} has the key {show(key)}; keys are str")
         if not key.isascii():
             encode_utf8(key, f"{where}: a key")
         # The commonest values first; everything else, and every error, is _plain's.
@@ -513,7 +513,10 @@ def _plain(value: Any, where: str, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise UsageError(f"{where:.80}... is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, np.generic):
-        value = value.item()
+        # A datetime64 in nanoseconds would become an int, and NaT None.
+        plain = value.item()
+        if not isinstance(value, np.datetime64) or isinstance(plain, datetime):
+            value = plain
     if value is None or isinstance(value, bool | bytes):
         return value
     if isinstance(value, str):
@@ -521,7 +524,9 @@ def _plain(value: Any, where: str, depth: int) -> Any:
         return str(value)
     if isinstance(value, int):
         if not MIN_INT_ID <= value <= 2 * MAX_INT_ID + 1:
-            raise UsageError(f"{where} = {value} does not fit 64 bits; store it as str or float")
+            raise UsageError(
+                f"{where} = {show(value)} does not fit 64 bits; store it as str or float"
+            )
         return int(value)
     if isinstance(value, float):
         if not np.isfinite(value):
@@ -530,12 +535,22 @@ def _plain(value: Any, where: str, depth: int) -> Any:
             )
         return float(value)
     if isinstance(value, datetime):
-        return value
+        return _checked_datetime(value, where)
     if isinstance(value, Mapping):
         return _plain_dict(value, where, depth)
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
     raise UsageError(
-        f"{where} is {type(value).__name__} {value!r:.60}; metadata holds None, bool, int, float,"
+        f"{where} is {type(value).__name__} {show(value)}; metadata holds None, bool, int, float,"
         " str, bytes, datetime, and lists and dicts of these"
     )
+
+
+def _checked_datetime(value: datetime, where: str) -> datetime:
+    """Refuse a datetime whose instant in UTC, or whose offset, could not be read back."""
+    try:
+        packed = _pack_other(value)
+        _unpack_other(packed.code, packed.data)
+    except (ValueError, TypeError, OverflowError, struct.error) as error:
+        raise UsageError(f"{where} = {show(value)} cannot be stored: {error}") from None
+    return value

@@ -44,14 +44,14 @@ class CollectionSpec:
     def __post_init__(self) -> None:
         check_name(self.name)
         if not MIN_DIM <= self.dim <= MAX_DIM:
-            raise SpecError(f"dim={self.dim} is outside {MIN_DIM}..{MAX_DIM}")
+            raise SpecError(f"dim={show(self.dim)} is outside {MIN_DIM}..{MAX_DIM}")
         if self.metric not in METRICS:
             raise SpecError(f"metric={self.metric!r} is unknown; use one of {', '.join(METRICS)}")
-        if any(not 0 < size <= self.dim for size in self.mrl) or list(self.mrl) != sorted(
-            set(self.mrl)
-        ):
+        sizes = self.mrl
+        whole = all(type(size) is int and 0 < size <= self.dim for size in sizes)
+        if not whole or list(sizes) != sorted(set(sizes)):
             raise SpecError(
-                f"mrl={self.mrl} must be ascending prefix lengths between 1 and dim={self.dim}"
+                f"mrl={show(sizes)} must be ascending prefix lengths between 1 and dim={self.dim}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,16 +115,26 @@ def check_id(value: object) -> Id:
         number = operator.index(value)  # type: ignore[arg-type]  # refusing others is the point
     except TypeError:
         raise UsageError(
-            f"an id is a str or an int, got {type(value).__name__} {value!r:.60}"
+            f"an id is a str or an int, got {type(value).__name__} {show(value)}"
         ) from None
     if not MIN_INT_ID <= number <= MAX_INT_ID:
-        raise UsageError(f"an int id fits 64 bits with a sign, {number} does not; use a str")
+        raise UsageError(f"an int id fits 64 bits with a sign, {show(number)} does not; use a str")
     return number
 
 
 def is_id(value: object) -> bool:
     """Whether a value is one id rather than several."""
     return isinstance(value, str | numbers.Integral)
+
+
+def show(value: object, limit: int = 60) -> str:
+    """The repr of a value for a message, cut short."""
+    try:
+        text = repr(value)
+    except Exception:
+        # Integers of over 4,300 digits, and nesting beyond the recursion limit, have none.
+        return f"<{type(value).__name__} too large to show>"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def encode_utf8(text: str, what: str) -> bytes:
