@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import numbers
 import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,13 +17,13 @@ from numpy.typing import ArrayLike
 from vecstore import catalog, fields, filters, ingest, layout, records, rows, search
 from vecstore.catalog import Entry
 from vecstore.encoders import Encoder
-from vecstore.errors import EncoderMismatchError, NotFoundError, UsageError
+from vecstore.errors import EncoderMismatchError, NotFoundError, UsageError, VecstoreError
 from vecstore.filters import Filter
 from vecstore.hits import Hit, Hits, Record
 from vecstore.planner import Recall
 from vecstore.records import Stored
 from vecstore.search import Request
-from vecstore.spec import CollectionSpec, Id, Include, check_id, is_id
+from vecstore.spec import CollectionSpec, Id, Include, check_id, is_id, show
 from vecstore.store import Reader, Transaction
 from vecstore.vectors import Vectors, as_vector, as_vectors, check_lengths, original
 
@@ -30,6 +31,7 @@ T = TypeVar("T")
 Where = Mapping[str, Any] | Filter | None
 
 INCLUDE: tuple[Include, ...] = get_args(Include)
+_INCLUDE_NAMES = ", ".join(map(repr, INCLUDE))
 DEFAULT_INCLUDE: tuple[Include, ...] = ("text", "metadata")
 DEFAULT_RECALL = 0.95
 BATCH = 1000
@@ -78,7 +80,10 @@ class Collection:
         return self.spec.name
 
     def __repr__(self) -> str:
-        spec = self.spec
+        try:
+            spec = self.spec
+        except VecstoreError as error:
+            return f"<Collection that cannot be read: {error}>"
         encoder = "" if spec.encoder is None else f", encoder={spec.encoder!r}"
         return f"<Collection {spec.name!r} dim={spec.dim} metric={spec.metric!r}{encoder}>"
 
@@ -232,12 +237,14 @@ class Collection:
             How many records were stored.
         """
         size = _whole(batch, "batch", 1)
+        if not isinstance(items, Iterable):
+            raise UsageError(f"items is {type(items).__name__} {show(items)}, not a stream of dicts")
         total = len(items) if isinstance(items, Sequence) else None
+        write = self.upsert if upsert else self.add
         stored = 0
         with _progress(progress, total) as advance:
-            for group in ingest.groups(items, size):
-                write = self.upsert if upsert else self.add
-                try:
+            try:
+                for group in ingest.groups(items, size):
                     write(
                         group.texts,
                         vectors=group.vectors,
@@ -245,14 +252,13 @@ class Collection:
                         metadata=group.metadata,
                         timeout=timeout,
                     )
-                except Exception as error:
-                    error.add_note(
-                        f"in records {stored} to {stored + len(group.ids) - 1} of the stream;"
-                        f" the {stored} before them are stored"
-                    )
-                    raise
-                stored += len(group.ids)
-                advance(len(group.ids))
+                    stored += len(group.ids)
+                    advance(len(group.ids))
+            except Exception as error:
+                error.add_note(
+                    f"the first {stored} records of the stream are stored, and none after them"
+                )
+                raise
         return stored
 
     # Reading
@@ -400,7 +406,7 @@ class Collection:
             raise UsageError("search_many takes several queries; for one text use search")
         if isinstance(queries, Sequence) and any(isinstance(query, str) for query in queries):
             vectors = self._embed(list(queries))
-        elif np.size(queries) == 0:
+        elif isinstance(queries, Sequence) and len(queries) == 0:
             return []
         else:
             vectors = as_vectors(queries, self._declared.dim, "queries")
@@ -440,7 +446,7 @@ class Collection:
     def _embed(self, texts: list[Any]) -> Vectors:
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
-                raise UsageError(f"query {i} is {text!r:.60}: it must be a text that is not empty")
+                raise UsageError(f"query {i} is {show(text)}: it must be a text that is not empty")
         return ingest.embed(self._declared, texts, self._encoder(), "query")
 
     def _search(self, vectors: Vectors, request: Request) -> list[Hits]:
@@ -490,20 +496,23 @@ def _records(
 def _listed(ids: Id | Iterable[Id]) -> list[Any]:
     if is_id(ids):
         return [ids]
-    try:
-        return list(ids)  # type: ignore[arg-type]  # told apart above
-    except TypeError:
-        raise UsageError(f"ids is {type(ids).__name__} {ids!r:.60}, not an id or a list") from None
+    # Bytes would be read as int ids, and a filter in the place of ids as the id of its field.
+    if isinstance(ids, bytes | bytearray | Mapping | Filter) or not isinstance(ids, Iterable):
+        hint = "; a filter is given as where=" if isinstance(ids, Mapping | Filter) else ""
+        raise UsageError(f"ids is {type(ids).__name__} {show(ids)}, not an id or a list{hint}")
+    return list(ids)
 
 
 def _check_include(include: Iterable[Include]) -> frozenset[Include]:
     if isinstance(include, str):
         raise UsageError(f"include={include!r} is a str; give a tuple such as ({include!r},)")
-    wanted = frozenset(include)
-    if not wanted <= set(INCLUDE):
-        strange = ", ".join(map(repr, sorted(wanted - set(INCLUDE), key=str)))
-        raise UsageError(f"include holds {strange}; it may hold {', '.join(map(repr, INCLUDE))}")
-    return wanted
+    if not isinstance(include, Iterable):
+        raise UsageError(f"include={show(include)} must be a tuple of {_INCLUDE_NAMES}")
+    listed = list(include)
+    for name in listed:
+        if name not in INCLUDE:
+            raise UsageError(f"include holds {show(name)}; it may hold {_INCLUDE_NAMES}")
+    return frozenset(listed)
 
 
 def _whole(value: object, what: str, least: int) -> int:
@@ -512,8 +521,17 @@ def _whole(value: object, what: str, least: int) -> int:
     except TypeError:
         number = least - 1
     if isinstance(value, bool) or number < least:
-        raise UsageError(f"{what}={value!r} must be a whole number of at least {least}")
+        raise UsageError(f"{what}={show(value)} must be a whole number of at least {least}")
     return number
+
+
+def _number(value: object) -> float:
+    """A real number as float; NaN for whatever is none."""
+    try:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return float(value) if real else math.nan  # type: ignore[arg-type]
+    except OverflowError:
+        return math.nan
 
 
 def _request(
@@ -526,17 +544,17 @@ def _request(
     recall: Recall,
 ) -> Request:
     if after is not None and not isinstance(after, Hit):
-        raise UsageError(f"after={after!r:.60} must be a Hit of an earlier page")
-    if min_score is not None and (
-        isinstance(min_score, bool | str) or not math.isfinite(float(min_score))
-    ):
-        raise UsageError(f"min_score={min_score!r} must be a finite number")
-    if recall != "exact" and (isinstance(recall, bool | str) or not 0 < float(recall) <= 1):
-        raise UsageError(f'recall={recall!r} must be "exact" or a number over 0 and at most 1')
+        raise UsageError(f"after={show(after)} must be a Hit of an earlier page")
+    least = None if min_score is None else _number(min_score)
+    if least is not None and not math.isfinite(least):
+        raise UsageError(f"min_score={show(min_score)} must be a finite number")
+    named = isinstance(recall, str) and recall == "exact"
+    if not named and not 0 < _number(recall) <= 1:
+        raise UsageError(f'recall={show(recall)} must be "exact" or a number over 0 and at most 1')
     return Request(
         k=_whole(k, "k", 1),
         where=filters.parse(where),
-        min_score=None if min_score is None else float(min_score),
+        min_score=least,
         offset=_whole(offset, "offset", 0),
         after=None if after is None else (after.score, after.order),
         include=_check_include(include),

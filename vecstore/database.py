@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from vecstore.errors import (
     SpecError,
     StoreError,
 )
-from vecstore.spec import CollectionSpec, Metric, check_name
+from vecstore.spec import CollectionSpec, Metric, check_name, show
 from vecstore.store import CLOSE_TIMEOUT, DEFAULT_TIMEOUT, Reader, Snapshot, Store, Transaction
 
 T = TypeVar("T")
@@ -153,17 +154,18 @@ class Database:
             NotFoundError: The file is read-only and has no such collection.
         """
         check_name(name)
+        sizes = _check_mrl(mrl)
         given = None if encoder is None else encoders.resolve(encoder)
         with self.reading() as reader:
             entry = catalog.find(reader, name)
             if entry is None and self.read_only:
                 raise catalog.missing(reader, name)
         if entry is None:
-            spec = _new_spec(name, dim, metric, given, mrl)
+            spec = _new_spec(name, dim, metric, given, sizes)
             entry = self.writing(
                 lambda txn: catalog.find(txn, name) or catalog.create(txn, spec), timeout
             )
-        _compare(entry.spec, dim, metric, given, mrl)
+        _compare(entry.spec, dim, metric, given, sizes)
         if given is not None:
             self._encoders[entry.uid] = given
         return Collection(self, entry)
@@ -371,30 +373,47 @@ def _new_spec(
     dim: int | None,
     metric: Metric | None,
     encoder: Encoder | None,
-    mrl: Sequence[int] | None,
+    mrl: tuple[int, ...] | None,
 ) -> CollectionSpec:
+    metric = "cosine" if metric is None else metric
     if encoder is None and dim is None:
         encoder = encoders.resolve(None)
     if encoder is None:
         return CollectionSpec(
-            name=name, dim=_check_dim(dim), metric=metric or "cosine", mrl=tuple(mrl or ())
+            name=name, dim=_check_dim(dim), metric=metric, mrl=() if mrl is None else mrl
         )
     if dim not in (None, encoder.dim):
         raise SpecError(f"dim={dim}, but encoder {encoder.name!r} makes {encoder.dim} numbers")
     return CollectionSpec(
         name=name,
         dim=encoder.dim,
-        metric=metric or "cosine",
-        mrl=tuple(encoder.mrl if mrl is None else mrl),
+        metric=metric,
+        mrl=tuple(encoder.mrl) if mrl is None else mrl,
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,
     )
 
 
 def _check_dim(dim: object) -> int:
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise SpecError(f"dim={dim!r} is not a whole number")
-    return dim
+    try:
+        number = operator.index(dim)  # type: ignore[arg-type]  # refusing others is the point
+    except TypeError:
+        number = None
+    if number is None or isinstance(dim, bool):
+        raise SpecError(f"dim={show(dim)} is not a whole number")
+    return number
+
+
+def _check_mrl(mrl: Sequence[int] | None) -> tuple[int, ...] | None:
+    if mrl is None:
+        return None
+    try:
+        listed = [operator.index(size) for size in mrl]
+    except TypeError:
+        listed = [True]
+    if any(isinstance(size, bool) for size in listed):
+        raise SpecError(f"mrl={show(mrl)} is not a sequence of whole numbers")
+    return tuple(listed)
 
 
 def _compare(
@@ -402,16 +421,16 @@ def _compare(
     dim: int | None,
     metric: Metric | None,
     encoder: Encoder | None,
-    mrl: Sequence[int] | None,
+    mrl: tuple[int, ...] | None,
 ) -> None:
     """Raise SpecError where what was asked for is not what the collection has."""
-    asked = {"dim": dim, "metric": metric, "mrl": None if mrl is None else tuple(mrl)}
+    asked = {"dim": dim, "metric": metric, "mrl": mrl}
     for name, value in asked.items():
         stored = getattr(spec, name)
         if value is not None and value != stored:
             raise SpecError(
-                f"collection {spec.name!r} has {name}={stored!r}, not {value!r}; leave the argument"
-                " out, or use another name"
+                f"collection {spec.name!r} has {name}={stored!r}, not {show(value)}; leave the"
+                " argument out, or use another name"
             )
     if encoder is None:
         return

@@ -40,8 +40,9 @@ def resolve(reader: Reader, collection: int, state: State, where: Filter | None)
     mask = masks.get(key)
     if mask is None:
         mask = _walk(reader, collection, alive, where)
-        while len(masks) >= MASKS:
-            masks.pop(next(iter(masks)), None)
+        # Other threads may do the same; a list is taken in one step.
+        for oldest in list(masks)[: len(masks) + 1 - MASKS]:
+            masks.pop(oldest, None)
         masks[key] = mask
     return mask
 
