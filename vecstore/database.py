@@ -113,14 +113,13 @@ class Database:
     def stats(self) -> dict[str, Any]:
         """Return the file's path, format, sizes in bytes, and the stats of each collection."""
         with self.snapshot() as view:
-            collections = {name: view.collection(name).stats() for name in view.collections()}
-        return {
-            "path": self.path,
-            "format": layout.FORMAT,
-            "file_bytes": self._store.file_size(),
-            **self._store.usage(),
-            "collections": collections,
-        }
+            return {
+                "path": self.path,
+                "format": layout.FORMAT,
+                "file_bytes": self._store.file_size(),
+                **self._store.usage(),
+                "collections": {name: view.collection(name).stats() for name in view.collections()},
+            }
 
     # Collections
 
@@ -210,7 +209,7 @@ class Database:
             with self._within(self._store.begin_child(parent), parent):
                 yield self
         else:
-            with self._store.writer(timeout), self._within(self._store.begin(), None):
+            with self._store.writer(timeout), self._within(self._store.begin(timeout), None):
                 yield self
 
     @contextlib.contextmanager
@@ -218,7 +217,8 @@ class Database:
         self._local.transaction = txn
         try:
             yield
-            txn.commit()
+            with self._store.growing_later():
+                txn.commit()
         finally:
             self._local.transaction = parent
             txn.abort()
@@ -337,7 +337,8 @@ class View:
 
     def close(self) -> None:
         """End the view; calling it again does nothing."""
-        with self._lock:
+        # In a forked child the lock may be held by a thread that is not there.
+        with contextlib.nullcontext() if self._database.closed else self._lock:
             self._snapshot.close()
 
     def __enter__(self) -> Self:
@@ -354,6 +355,7 @@ class View:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Reader]:
         """The view's snapshot, for one thread at a time."""
+        self._snapshot.store.check_open()
         with self._lock:
             if self._snapshot.ended:
                 raise ClosedError("this snapshot has ended; take a new one with db.snapshot()")

@@ -16,6 +16,8 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import mmap
+import numbers
 import os
 import shutil
 import stat
@@ -25,6 +27,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -32,6 +35,7 @@ from typing import Any, NoReturn, Self, TypeVar
 import lmdb
 import lmdb.verify
 import numpy as np
+from lmdb import _envid
 from numpy.typing import NDArray
 
 from vecstore import layout
@@ -63,8 +67,10 @@ _PAGE = struct.Struct("<QHHI")
 _OVERFLOW = 0x04
 _META = struct.Struct("<IIQQ")
 _META_AT = 16
+_MAP_SIZE_AT = 16 + 16
 _PAGE_SIZE_AT = 16 + 24
 _LAST_PAGE_AT = 16 + 24 + 96
+_HEAD_BYTES = _LAST_PAGE_AT + 16
 # Far beyond any file: the byte whose record lock stands for the right to write.
 _WRITER_BYTE = 1 << 62
 _FLOCK = struct.Struct("hhqqi4x")
@@ -74,27 +80,33 @@ class Gate:
     """A lock that many hold shared or one holds alone, and that knows its holders.
 
     Shared holders are snapshots; whoever moves the map takes the gate alone. Once somebody waits
-    to have it alone, new shared holders wait too, or growth would starve.
+    to have it alone, new shared holders wait too, or growth would starve; except threads that hold
+    it already, or they would wait for themselves.
     """
 
     def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
-        self._holders: dict[int, tuple[str, float]] = {}
+        # Reentrant: the garbage collector may end a snapshot anywhere, also in here.
+        self._condition = threading.Condition(threading.RLock())
+        self._holders: dict[int, tuple[threading.Thread, float]] = {}
         self._next = 0
         self._alone = False
         self._waiting = 0
 
     def enter(self, timeout: float) -> int:
         """Take the gate shared and return a ticket for `leave`."""
+        me = threading.current_thread()
+
+        def free() -> bool:
+            held = any(thread is me for thread, _ in list(self._holders.values()))
+            return not self._alone and (not self._waiting or held)
+
         with self._condition:
-            if (self._alone or self._waiting) and not self._condition.wait_for(
-                lambda: not self._alone and not self._waiting, timeout
-            ):
+            if (self._alone or self._waiting) and not self._condition.wait_for(free, timeout):
                 raise LockedError(
                     f"the file's map is being moved or closed and was not free for {timeout:g} s"
                 )
             self._next += 1
-            self._holders[self._next] = (threading.current_thread().name, time.monotonic())
+            self._holders[self._next] = (me, time.monotonic())
             return self._next
 
     def leave(self, ticket: int) -> None:
@@ -136,7 +148,9 @@ class Gate:
     def describe(self) -> str:
         """Name the open snapshots: threads and ages."""
         now = time.monotonic()
-        holders = [f"{name} ({now - since:.1f} s)" for name, since in self._holders.values()]
+        holders = [
+            f"{thread.name} ({now - since:.1f} s)" for thread, since in list(self._holders.values())
+        ]
         return f"{len(holders)} open snapshots of threads {', '.join(holders[:8])}"
 
 
@@ -313,9 +327,9 @@ class Transaction(Reader):
         self, database: str, items: list[tuple[bytes, bytes]], *, append: bool = False
     ) -> None:
         """Write many small values; `append` if the keys are ascending and beyond all others."""
-        self._wrote = True
         with translated("write"), self.txn.cursor(db=self.store.databases[database]) as cursor:
             cursor.putmulti(items, append=append)
+            self._wrote = self._wrote or bool(items)
 
     def delete(self, database: str, key: bytes) -> bool:
         """Delete a key; False if it was not there."""
@@ -407,6 +421,28 @@ class Tables:
                 self._version, self._tables, self._cache = version, tables, {}
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a header page of LMDB says of a commit.
+
+    Attributes:
+        map_size: Bytes of the map of the process that committed.
+        pages: Pages ever used in the file.
+        transaction: The commit's number.
+    """
+
+    map_size: int
+    pages: int
+    transaction: int
+
+    @classmethod
+    def read(cls, data: bytes) -> Head:
+        """Parse the first bytes of a header page."""
+        (map_size,) = struct.unpack_from("<Q", data, _MAP_SIZE_AT)
+        last, transaction = struct.unpack_from("<QQ", data, _LAST_PAGE_AT)
+        return cls(map_size, last + 1, transaction)
+
+
 class Store:
     """One open file. Threads share it; a process opens a file once."""
 
@@ -421,11 +457,12 @@ class Store:
     ) -> None:
         self.read_only = read_only
         self.durable = durable
-        self.timeout = timeout
+        self.timeout = _seconds(timeout, DEFAULT_TIMEOUT)
         self.gate = Gate()
         self.tables = Tables()
         self.epoch = 0
         self.forked = False
+        self.map_size = 0
         self.databases: dict[str, Any] = {}
         self._env: Any = None
         self._file = -1
@@ -436,7 +473,7 @@ class Store:
         self.memory = os.fspath(path) == MEMORY
         if self.memory and read_only:
             raise UsageError("a ':memory:' database is new and empty; read_only=True has no use")
-        self.path = _memory_path() if self.memory else Path(path)
+        self.path = _memory_path() if self.memory else _real_path(path)
         self._open()
 
     # Opening and closing
@@ -492,9 +529,18 @@ class Store:
             except (lmdb.Error, OSError) as error:
                 raise _translate(error, f"open {self.path}") from error
         self.page = int(self._env.stat()["psize"])
+        self.map_size = int(self._env.info()["map_size"])
         with translated(f"open {self.path}"):
             self._env.reader_check()
-            self._open_databases()
+        # To open a database, py-lmdb begins a write transaction, unless the file is read-only.
+        if not self.read_only:
+            _take_writer_byte(self._file, self.timeout, self.path)
+        try:
+            with translated(f"open {self.path}"):
+                self._open_databases()
+        finally:
+            if not self.read_only:
+                _set_writer_byte(self._file, fcntl.F_UNLCK)
 
     def _open_databases(self) -> None:
         with self._env.begin() as txn:
@@ -545,6 +591,7 @@ class Store:
         if self.closed:
             self._release()
             return
+        timeout = _seconds(timeout, CLOSE_TIMEOUT)
         self._lock_threads(timeout, "close the file")
         try:
             with self.gate.alone(timeout, "close"):
@@ -572,7 +619,8 @@ class Store:
     def snapshot(self, timeout: float | None = None) -> Snapshot:
         """Begin a read transaction."""
         self.check_open()
-        ticket = self.gate.enter(self.timeout if timeout is None else timeout)
+        timeout = _seconds(timeout, self.timeout)
+        ticket = self.gate.enter(timeout)
         try:
             self.check_open()
             return Snapshot(self, self._begin_reading(), ticket)
@@ -583,8 +631,7 @@ class Store:
             raise
         # Another process let the file outgrow this process's map.
         self.gate.leave(ticket)
-        with self.gate.alone(self.timeout if timeout is None else timeout, "enlarge the map"):
-            self._remap(0)
+        self._follow(timeout)
         return self.snapshot(timeout)
 
     def _begin_reading(self) -> Any:
@@ -602,24 +649,43 @@ class Store:
 
     # Writing
 
-    def begin(self) -> Transaction:
+    def begin(self, timeout: float | None = None) -> Transaction:
         """Begin a write transaction; the caller holds the writer's lock."""
-        info = self._env.info()
-        used, size = (int(info["last_pgno"]) + 1) * self.page, int(info["map_size"])
-        if self._grow or used > size // 2:
-            with self.gate.alone(self.timeout, "enlarge the map"):
-                self._remap(2 * max(size, 2 * used))
-            self._grow = False
+        timeout = _seconds(timeout, self.timeout)
+        self._make_room(timeout)
         try:
             return Transaction(self, self._env.begin(write=True))
         except lmdb.MapResizedError:
             pass
         except lmdb.Error as error:
             raise _translate(error, "begin a transaction") from error
-        with self.gate.alone(self.timeout, "enlarge the map"):
-            self._remap(0)
+        self._follow(timeout)
         with translated("begin a transaction"):
             return Transaction(self, self._env.begin(write=True))
+
+    def _make_room(self, timeout: float) -> None:
+        """Enlarge the map if the last transaction did not fit; if nobody reads, in good time."""
+        used = self.newest().pages * self.page
+        if not self._grow and used <= self.map_size // 2:
+            return
+        wanted = 2 * max(self.map_size, 2 * used)
+        try:
+            with self.gate.alone(timeout if self._grow else 0.0, "enlarge the map"):
+                self._remap(wanted, self.map_size * 5 // 4)
+        except (LockedError, StoreFullError):
+            if self._grow:
+                raise
+        self._grow = False
+
+    def _follow(self, timeout: float) -> None:
+        """Enlarge the map after another process let the file outgrow it."""
+        with self.gate.alone(timeout, "enlarge the map"):
+            self.check_open()
+            head = self.newest()
+            used = head.pages * self.page
+            # Another thread may have done it meanwhile, and be writing.
+            if used > self.map_size:
+                self._remap(max(head.map_size, used), used)
 
     def begin_child(self, parent: Transaction) -> Transaction:
         """Begin a child transaction, which can be rolled back alone."""
@@ -638,7 +704,7 @@ class Store:
         self.take_writer(timeout)
         try:
             while True:
-                transaction = self.begin()
+                transaction = self.begin(timeout)
                 try:
                     result = work(transaction)
                     transaction.commit()
@@ -654,15 +720,21 @@ class Store:
         """Run `work` in a child of `parent`; if it fails, only its own writes are rolled back."""
         child = self.begin_child(parent)
         try:
-            result = work(child)
-            child.commit()
+            with self.growing_later():
+                result = work(child)
+                child.commit()
             return result
-        except _MapFullError as error:
-            # An open transaction cannot outlive a remap, so the growth is the next one's.
-            self._grow = True
-            raise StoreFullError(str(error)) from error
         finally:
             child.abort()
+
+    @contextlib.contextmanager
+    def growing_later(self) -> Iterator[None]:
+        """Note that the map must grow before the next transaction; this one is too large for it."""
+        try:
+            yield
+        except _MapFullError as error:
+            self._grow = True
+            raise StoreFullError(f"{error}; the next one has more room, try it again") from error
 
     @contextlib.contextmanager
     def writer(self, timeout: float | None = None) -> Iterator[None]:
@@ -683,7 +755,7 @@ class Store:
         self.check_open()
         if self.read_only:
             raise ReadOnlyError(f"{self.path} was opened with read_only=True")
-        timeout = self.timeout if timeout is None else timeout
+        timeout = _seconds(timeout, self.timeout)
         self._lock_threads(timeout, "write")
         try:
             self.check_open()
@@ -701,7 +773,7 @@ class Store:
             self._unlock_threads()
 
     def _lock_threads(self, timeout: float, purpose: str) -> None:
-        if not self._writer.acquire(timeout=max(0.0, timeout)):
+        if not self._writer.acquire(timeout=timeout):
             raise LockedError(
                 f"cannot {purpose}: thread {self._writer_thread} holds the transaction for more"
                 f" than {timeout:g} s"
@@ -720,17 +792,28 @@ class Store:
         LMDB never writes pages that were taken and given up by one transaction. At the end of the
         file they leave it shorter than it claims to be, which is how a truncated file looks.
         """
-        needed = (int(self._env.info()["last_pgno"]) + 1) * self.page
+        needed = self.newest().pages * self.page
         if os.fstat(self._file).st_size < needed:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, needed)
 
+    def newest(self) -> Head:
+        """The header of the newest commit, read from the file: the map may be on the move."""
+        heads = (Head.read(os.pread(self._file, _HEAD_BYTES, at)) for at in (0, self.page))
+        return max(heads, key=lambda head: head.transaction)
+
     def sync(self) -> None:
         """Flush everything committed so far to the disk."""
         self.check_open()
-        if not self.read_only:
+        if self.read_only:
+            return
+        ticket = self.gate.enter(self.timeout)
+        try:
+            self.check_open()
             with translated("sync"):
                 self._env.sync(True)
+        finally:
+            self.gate.leave(ticket)
 
     def file_size(self) -> int:
         """Bytes of the data file."""
@@ -740,11 +823,7 @@ class Store:
     def usage(self) -> dict[str, int]:
         """Bytes of the map, and of pages ever used in the file."""
         self.check_open()
-        info = self._env.info()
-        return {
-            "map_bytes": int(info["map_size"]),
-            "used_bytes": (int(info["last_pgno"]) + 1) * self.page,
-        }
+        return {"map_bytes": self.map_size, "used_bytes": self.newest().pages * self.page}
 
     def copy(self, target: Path, snapshot: Snapshot) -> int:
         """Write a compact copy of a snapshot to a new file, synced; return its bytes.
@@ -776,7 +855,7 @@ class Store:
         Raises:
             LockedError: Another process has the file open, or snapshots did not end.
         """
-        timeout = self.timeout if timeout is None else timeout
+        timeout = _seconds(timeout, self.timeout)
         with self.writer(timeout), self.gate.alone(timeout, "compact"):
             before = os.fstat(self._file).st_size
             try:
@@ -812,13 +891,15 @@ class Store:
 
     def _swap(self, target: Path) -> None:
         """Put `target` in the place of the data file and open it."""
-        self._env.close()
-        self._env = None
-        self.epoch += 1
         if self.memory:
             self.path = target
         else:
-            target.replace(self.path)
+            with translated(f"replace {self.path}"):
+                target.replace(self.path)
+        self._env.close()
+        self._env = None
+        self.epoch += 1
+        if not self.memory:
             _sync_folder(self.path.parent)
         old, self._file = self._file, os.open(self.path, os.O_RDWR)
         with _registry_lock:
@@ -829,24 +910,24 @@ class Store:
         if self.memory:
             _remove(self.path)
 
-    def _remap(self, map_size: int) -> None:
-        """Change the map's size (0: to what another process chose); the gate is held alone."""
+    def _remap(self, wanted: int, least: int) -> None:
+        """Give the map another size; the gate is held alone.
+
+        Raises:
+            StoreFullError: There is no address space even for `least` bytes.
+        """
+        # LMDB gives up the old map before it asks for the new one, so that must not fail.
+        while not _is_room_for(wanted):
+            if wanted <= least:
+                raise StoreFullError(
+                    f"{self.path}: the map of {self.map_size} bytes is full and there is no address"
+                    " space for a larger one; raise the process's limit on virtual memory"
+                )
+            wanted = max(least, wanted * 3 // 4)
         self.epoch += 1
-        while True:
-            try:
-                self._env.set_mapsize(map_size)
-                return
-            except (lmdb.MemoryError, MemoryError) as error:
-                smaller = map_size * 3 // 4
-                if smaller <= int(self._env.info()["map_size"]):
-                    raise StoreFullError(
-                        f"{self.path}: the map of {self._env.info()['map_size']} bytes is full and"
-                        " there is no address space for a larger one; raise the process's limit on"
-                        " virtual memory"
-                    ) from error
-                map_size = smaller
-            except lmdb.Error as error:
-                raise _translate(error, "enlarge the map") from error
+        with translated("enlarge the map"):
+            self._env.set_mapsize(wanted)
+        self.map_size = wanted
 
 
 class _MapFullError(StoreFullError):
@@ -895,7 +976,32 @@ def _code(error: BaseException) -> int:
     return int(getattr(error, "code", 0) or 0)
 
 
+def _seconds(timeout: float | None, default: float) -> float:
+    """Return a timeout as locks take it; they know no infinity."""
+    value = default if timeout is None else timeout
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
+        raise UsageError(f"timeout={timeout!r} is not a number of seconds")
+    return min(max(0.0, float(value)), threading.TIMEOUT_MAX / 2)
+
+
 # Files
+
+
+def _real_path(path: str | os.PathLike[str]) -> Path:
+    """The path without links: the lock file must have one name, whatever way leads to the data."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot open {os.fspath(path)!r}: {error}") from error
+
+
+def _is_room_for(size: int) -> bool:
+    """Whether the process has this much address space left."""
+    try:
+        mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _open_file(path: Path, read_only: bool, timeout: float) -> tuple[int, bool]:
@@ -918,8 +1024,9 @@ def _open_file(path: Path, read_only: bool, timeout: float) -> tuple[int, bool]:
         except OSError as error:
             raise _translate(error, f"open {path}") from error
         if _lock_shared(file):
-            if os.path.samestat(os.fstat(file), path.stat()):
-                return file, created
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    return file, created
         elif time.monotonic() > deadline:
             os.close(file)
             raise LockedError(f"{path} is being compacted by another process; try again later")
@@ -956,7 +1063,7 @@ def _check_lmdb_file(file: int, path: Path, read_only: bool) -> None:
             raise FormatError(f"{path} is empty; open it for writing once to make it a database")
         return
     head = os.pread(file, 4096, 0)
-    if len(head) < _LAST_PAGE_AT + 16:
+    if len(head) < _HEAD_BYTES:
         raise FormatError(f"{path} is not a vecstore file ({size} bytes)")
     magic, version, _, _ = _META.unpack_from(head, _META_AT)
     if magic != _LMDB_MAGIC or version != _LMDB_VERSION:
@@ -964,16 +1071,14 @@ def _check_lmdb_file(file: int, path: Path, read_only: bool) -> None:
     (page,) = struct.unpack_from("<I", head, _PAGE_SIZE_AT)
     if page not in (4096, 8192, 16384, 32768, 65536):
         raise CorruptionError(f"{path}: impossible page size {page}")
-    second = os.pread(file, _LAST_PAGE_AT + 16, page)
-    if len(second) < _LAST_PAGE_AT + 16:
+    second = os.pread(file, _HEAD_BYTES, page)
+    if len(second) < _HEAD_BYTES:
         raise CorruptionError(f"{path} is cut short: {size} bytes, less than its header pages")
-    metas = [struct.unpack_from("<QQ", data, _LAST_PAGE_AT) for data in (head, second)]
-    last, _ = max(metas, key=lambda meta: int(meta[1]))
+    needed = page * max((Head.read(head), Head.read(second)), key=lambda at: at.transaction).pages
     # A process killed between a commit and `fill_up` leaves out pages that nothing refers to.
-    if size < (last + 1) * page and _misses_pages(path):
+    if size < needed and _misses_pages(path):
         raise CorruptionError(
-            f"{path} is cut short: {size} bytes, its last page ends at {(last + 1) * page}; restore"
-            " a backup"
+            f"{path} is cut short: {size} bytes, its last page ends at {needed}; restore a backup"
         )
 
 
@@ -1117,10 +1222,20 @@ def _after_fork() -> None:
     _registry_lock = threading.RLock()
     for store in _stores():
         store.forked = True
+        # Never freed here: py-lmdb would wait for the parent's threads, and clear the slots that
+        # keep the pages of the parent's snapshots.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store._env))
         # The locks belong to the parent's handle; this one only keeps the file from compaction.
         os.close(store._file)
         store._file = -1
     _registry.clear()
+    # py-lmdb refuses a file that the process has open; to a child it means the parent's files too.
+    _envid.env_keys = _keys_of_process
+
+
+def _keys_of_process(path: str, subdir: int) -> tuple[Any, ...]:
+    keys = _env_keys(path, subdir)  # type: ignore[no-untyped-call]  # lmdb has no stub for it
+    return tuple((os.getpid(), key) for key in keys)
 
 
 def _at_exit() -> None:
@@ -1130,5 +1245,6 @@ def _at_exit() -> None:
             store.close(timeout=0.2)
 
 
+_env_keys = _envid.env_keys
 os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
