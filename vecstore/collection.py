@@ -238,7 +238,7 @@ class Collection:
         """
         size = _whole(batch, "batch", 1)
         if not isinstance(items, Iterable):
-            raise UsageError(f"items is {type(items).__name__} {show(items)}, not a stream of dicts")
+            raise UsageError(f"items is {type(items).__name__} {show(items)}, not dicts")
         total = len(items) if isinstance(items, Sequence) else None
         write = self.upsert if upsert else self.add
         stored = 0

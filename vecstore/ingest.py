@@ -31,9 +31,9 @@ from vecstore.filters import Filter
 from vecstore.layout import State
 from vecstore.records import Stored
 from vecstore.rows import RowWriter
-from vecstore.spec import CollectionSpec, Id, check_id, encode_utf8, is_id
+from vecstore.spec import CollectionSpec, Id, check_id, encode_utf8, is_id, show
 from vecstore.store import Reader, Transaction
-from vecstore.vectors import Vectors, as_vectors, store_form
+from vecstore.vectors import Vectors, as_vectors, check_lengths, store_form
 
 Metadata = dict[str, Any]
 
@@ -140,7 +140,7 @@ def _sequence(values: Any, what: str) -> list[Any]:
     try:
         listed: list[Any] = values if isinstance(values, list) else list(values)
     except TypeError:
-        raise UsageError(f"{what} is {type(values).__name__} {values!r:.40}, not a list") from None
+        raise UsageError(f"{what} is {type(values).__name__} {show(values)}, not a list") from None
     return listed
 
 
@@ -159,7 +159,7 @@ def _check_texts(texts: Any, count: int) -> list[str | None]:
         if text is None:
             continue
         if not isinstance(text, str):
-            raise UsageError(f"texts[{i}] is {type(text).__name__} {text!r:.40}, not a str")
+            raise UsageError(f"texts[{i}] is {type(text).__name__} {show(text)}, not a str")
         if not text.strip():
             raise UsageError(f"texts[{i}] is {text!r:.40}: an empty text has no meaning to embed")
         if not text.isascii():
@@ -282,12 +282,10 @@ def groups(items: Iterable[Mapping[str, Any]], size: int) -> Iterator[Group]:
     seen: set[Any] = set()
     for number, item in enumerate(items):
         if not isinstance(item, Mapping) or not item.keys() <= RECORD_KEYS:
-            strange = (
-                sorted(map(repr, set(item) - RECORD_KEYS)) if isinstance(item, Mapping) else item
-            )
+            strange = set(item) - RECORD_KEYS if isinstance(item, Mapping) else item
             raise UsageError(
                 f"record {number} of the stream must be a dict with id, text, vector and metadata,"
-                f" got {strange!s:.80}; other fields belong into metadata"
+                f" got {show(strange)}; other fields belong into metadata"
             )
         bare, identity = item.get("vector") is None, item.get("id")
         known = is_id(identity) and identity in seen
@@ -324,6 +322,7 @@ def embed(spec: CollectionSpec, texts: list[str], encoder: Encoder, kind: Any) -
     vectors = encoder.encode(texts, kind=kind)
     try:
         vectors = as_vectors(vectors, spec.dim, f"what encoder {encoder.name!r} returned")
+        check_lengths(vectors, spec.metric, f"what encoder {encoder.name!r} returned for text")
     except VectorError as error:
         raise EncoderError(str(error)) from error
     if len(vectors) != len(texts):
