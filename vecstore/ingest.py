@@ -84,16 +84,17 @@ def prepare(
     """
     if texts is None and vectors is None:
         raise UsageError("nothing to store: give texts, vectors, or both")
-    single = isinstance(texts, str) or (texts is None and np.ndim(_peek(vectors)) == 1)
-    if single:
-        texts, vectors, ids, metadata = _as_one(texts, vectors, ids, metadata)
-    stored = norms = None
-    if vectors is not None:
-        stored, norms = store_form(as_vectors(_nonempty(vectors), spec.dim), spec.metric)
-    count = len(stored) if stored is not None else len(_sequence(texts, "texts"))
+    array = None if vectors is None else _as_array(vectors)
+    if isinstance(texts, str) or (texts is None and array is not None and array.ndim == 1):
+        texts, array, ids, metadata = _as_one(texts, array, ids, metadata)
+    listed = None if texts is None else _sequence(texts, "texts")
+    count = len(array) if array is not None else len(listed or ())
     if count == 0:
         raise UsageError("nothing to store: the batch is empty")
-    checked = _check_texts(texts, count)
+    stored = norms = None
+    if array is not None:
+        stored, norms = store_form(as_vectors(array, spec.dim), spec.metric)
+    checked = _check_texts(listed, count)
     if stored is None and spec.encoder is None:
         raise UsageError(
             f"collection {spec.name!r} holds bare vectors (dim={spec.dim}) and has no encoder:"
@@ -111,27 +112,27 @@ def prepare(
     )
 
 
-def _peek(vectors: ArrayLike | None) -> Any:
+def _as_array(vectors: ArrayLike) -> NDArray[Any]:
     try:
-        return np.asarray(vectors)
+        array = np.asarray(vectors)
     except ValueError as error:
         raise VectorError(f"vectors are not an array of numbers: {error}") from None
+    if array.ndim == 0:
+        raise VectorError(f"vectors is {vectors!r:.60}, not an array of shape (n, dim)")
+    return array
 
 
-def _nonempty(vectors: ArrayLike) -> ArrayLike:
-    if np.size(_peek(vectors)) == 0:
-        raise UsageError(f"nothing to store: vectors have shape {np.shape(_peek(vectors))}")
-    return vectors
-
-
-def _as_one(texts: Any, vectors: Any, ids: Any, metadata: Any) -> tuple[Any, Any, Any, Any]:
+def _as_one(
+    texts: Any, array: NDArray[Any] | None, ids: Any, metadata: Any
+) -> tuple[Any, NDArray[Any] | None, Any, Any]:
     """Turn the arguments of one record into a batch of one."""
-    vectors = None if vectors is None else np.atleast_2d(_peek(vectors))
+    if array is not None and array.ndim == 1:
+        array = array[None]
     if ids is None or is_id(ids):
         ids = [ids]
     if metadata is None or isinstance(metadata, Mapping):
         metadata = [metadata]
-    return (None if texts is None else [texts]), vectors, ids, metadata
+    return (None if texts is None else [texts]), array, ids, metadata
 
 
 def _sequence(values: Any, what: str) -> list[Any]:
@@ -232,8 +233,9 @@ def prepare_update(
     """Check the arguments of an update; as `prepare`, but every part may be missing."""
     if texts is None and vectors is None and metadata is None:
         raise UsageError("nothing to update: give text, vector or metadata")
+    array = None if vectors is None else _as_array(vectors)
     if is_id(ids):
-        texts, vectors, ids, metadata = _as_one(texts, vectors, ids, metadata)
+        texts, array, ids, metadata = _as_one(texts, array, ids, metadata)
     listed = _sequence(ids, "ids")
     count = len(listed)
     if count == 0:
@@ -242,8 +244,8 @@ def prepare_update(
         raise UsageError("an id to update is None")
     checked = _check_texts(texts, count)
     stored = norms = None
-    if vectors is not None:
-        stored, norms = store_form(as_vectors(vectors, spec.dim), spec.metric)
+    if array is not None:
+        stored, norms = store_form(as_vectors(array, spec.dim), spec.metric)
         if len(stored) != count:
             raise UsageError(f"vectors has {len(stored)} entries for {count} records")
     elif texts is not None and spec.encoder is None:

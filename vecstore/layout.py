@@ -230,7 +230,7 @@ def pack_block(
     view = memoryview(value)
     if old is not None:
         end = HEADER.size + block_bytes(held, dim)
-        view[:end] = old[:end]
+        view[:end] = memoryview(old)[:end]
     at = HEADER.size
     view[at + held * 8 : at + (held + added) * 8] = orders.astype("<u8", copy=False).tobytes()
     at += ORDERS_BYTES
