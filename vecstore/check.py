@@ -13,7 +13,7 @@ import numpy as np
 
 from vecstore import catalog, layout, records, rows
 from vecstore.catalog import Entry
-from vecstore.errors import CorruptionError, NotFoundError
+from vecstore.errors import CorruptionError, NotFoundError, StoreError
 from vecstore.layout import BLOCK_ROWS, State
 from vecstore.rows import PART_WORDS, Words
 from vecstore.store import Reader
@@ -51,17 +51,23 @@ class Report:
         """Note whatever damage stops the body of the with statement, and go on after it."""
         try:
             yield
-        except (CorruptionError, NotFoundError, ValueError, KeyError, TypeError) as error:
+        except (StoreError, NotFoundError, ValueError, KeyError, TypeError, OverflowError) as error:
             self.add(where, str(error))
 
 
 def check(reader: Reader) -> list[Problem]:
     """Return every problem in the file; an empty list when it is sound."""
     report = Report()
+    # LMDB's own pages come first: where they are damaged, reading on could crash.
+    for what in [] if reader.copies else reader.store.damage():
+        report.add("file", what)
+    if report.problems:
+        return report.problems
     entries = _check_catalog(reader, report)
     numbers = {entry.number for entry in entries}
     for database in catalog.PREFIXED:
-        _check_owners(reader, report, database, numbers)
+        with report.guard(database):
+            _check_owners(reader, report, database, numbers)
     for entry in entries:
         with report.guard(f"meta: collection {entry.spec.name!r}"):
             state = catalog.state(reader, entry.number)
@@ -97,7 +103,9 @@ def _check_catalog(reader: Reader, report: Report) -> list[Entry]:
             following = layout.unpack_meta(value, "meta: next")["next"]
             if following <= max(numbers):
                 report.add("meta", f"the next number {following} is in use (1)")
-    found = {key for key, _ in reader.items("meta", b"")}
+    found: set[bytes] = set()
+    with report.guard("meta"):
+        found = {key for key, _ in reader.items("meta", b"")}
     for key in sorted(found ^ (expected | (found & {layout.KEY_NEXT}))):
         report.add("meta", f"key {key!r} is {'not expected' if key in found else 'missing'} (1)")
     return entries

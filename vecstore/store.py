@@ -60,6 +60,7 @@ MEMORY_ROOM = 1 << 30
 MAX_READERS = 1024
 DEFAULT_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 5.0
+DAMAGE_TRIES = 5
 
 _LMDB_MAGIC = 0xBEEFC0DE
 _LMDB_VERSION = 1
@@ -802,6 +803,16 @@ class Store:
         heads = (Head.read(os.pread(self._file, _HEAD_BYTES, at)) for at in (0, self.page))
         return max(heads, key=lambda head: head.transaction)
 
+    def damage(self) -> list[str]:
+        """Return what is wrong with LMDB's own pages; LMDB trusts them, and may crash on damage."""
+        for _ in range(0 if self.memory else DAMAGE_TRIES):
+            before = self.newest().transaction
+            problems = _verify(self.path)
+            if not problems or self.newest().transaction == before:
+                return problems
+            # Pages were used again while they were read.
+        return []
+
     def sync(self) -> None:
         """Flush everything committed so far to the disk."""
         self.check_open()
@@ -1076,20 +1087,21 @@ def _check_lmdb_file(file: int, path: Path, read_only: bool) -> None:
         raise CorruptionError(f"{path} is cut short: {size} bytes, less than its header pages")
     needed = page * max((Head.read(head), Head.read(second)), key=lambda at: at.transaction).pages
     # A process killed between a commit and `fill_up` leaves out pages that nothing refers to.
-    if size < needed and _misses_pages(path):
+    if size < needed and _verify(path):
         raise CorruptionError(
             f"{path} is cut short: {size} bytes, its last page ends at {needed}; restore a backup"
         )
 
 
-def _misses_pages(path: Path) -> bool:
+def _verify(path: Path) -> list[str]:
+    """Return what is wrong with LMDB's own pages, read without LMDB."""
     try:
         problems = lmdb.verify.verify(  # type: ignore[no-untyped-call]  # lmdb has no stub for it
             os.fspath(path), subdir=False
         )
-        return bool(problems)
-    except (lmdb.verify.VerifyError, OSError):
-        return True
+        return [str(problem) for problem in problems]
+    except (lmdb.verify.VerifyError, OSError) as error:
+        return [str(error)]
 
 
 def _check_format(value: bytes | None, path: Path) -> None:
