@@ -115,7 +115,12 @@ def leaves(metadata: dict[str, Any] | None) -> dict[str, list[Any]]:
             stack.extend((path, item) for item in reversed(node))
         elif path:
             found[path].append(node)
-    return {path: values for path, values in found.items() if _flaw(path) is None}
+    # A metadata key named $id must not pass for the record's id.
+    return {
+        path: values
+        for path, values in found.items()
+        if path not in (ID, TEXT) and _flaw(path) is None
+    }
 
 
 def _kind_of_subclass(value: object) -> Kind | None:
@@ -149,7 +154,7 @@ def _values(metadata: dict[str, Any], splits: dict[int, list[tuple[str, int]]]) 
         if isinstance(node, dict):
             for key, after in splits.get(start, ()):
                 if key in node:
-                    stack.append((node[key], after))  # noqa: PERF401  # most keys are not there
+                    stack.append((node[key], after))
         elif isinstance(node, (list, tuple)):
             stack.extend([(item, start) for item in node])
         elif start not in splits:
@@ -707,7 +712,8 @@ def _in_utc(value: datetime, place: Place) -> datetime:
 def _from_numpy(value: Any, place: Place) -> object:
     if getattr(value, "shape", None) != ():
         return value
-    value = value[()]
+    if type(value).__name__ == "ndarray":
+        value = value[()]
     name = type(value).__name__
     if name == "datetime64":
         # item() gives a bare int for nanoseconds.
@@ -838,7 +844,7 @@ class _Short(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxstring = self.maxother = self.maxlong = 80
+        self.maxstring, self.maxother = 80, 100
 
     def repr_int(self, x: int, level: int) -> str:
         # Python refuses to print integers of more than 4,300 digits.
