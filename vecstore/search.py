@@ -126,7 +126,11 @@ class _Exact:
         if self.metric == "l2":
             # |x - q|^2 falls as <x, q> - |x|^2 / 2 rises.
             scores -= norms**2 / 2
-            slack += norms**2 * 2.0**-50
+            # Where one length dwarfs the other, the float64 distances themselves are rounded more
+            # than the products: rows that tie there must all be settled.
+            rounding = (self.dim + 8) * 2.0**-51
+            slack += rounding * norms**2
+            slack += rounding * sizes[:, None] ** 2
         return scores, slack
 
     def answer(self, number: int, request: Request, plan: Plan) -> Hits:
