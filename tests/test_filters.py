@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -800,3 +801,50 @@ def test_deep_metadata_is_walked_without_recursion() -> None:
     assert matches({"a.b": {"$exists": True}}, {"a": metadata})
     assert not matches({"a": 1}, {"a": metadata})
     assert leaves({"a": metadata}) == {"a": [], "a.b": [1]}
+
+
+# The manual
+
+MANUAL = Path(__file__).parent.parent / "docs" / "filters.md"
+
+
+def test_the_manual_tells_what_matches() -> None:
+    rows = re.findall(r"^\| `(.*)` \| `(.*)` \| (yes|no) \|$", MANUAL.read_text(), re.MULTILINE)
+
+    assert len(rows) > 20
+    for where, metadata, answer in rows:
+        assert matches(eval(where), eval(metadata)) == (answer == "yes"), (where, metadata)
+
+
+def test_the_manual_pairs_dicts_with_expressions() -> None:
+    rows = re.findall(r"^\| `([^`]*)`[^|]* \| `(F[^`]*)`[^|]* \|", MANUAL.read_text(), re.MULTILINE)
+
+    assert len(rows) >= 8
+    for where, expression in rows:
+        assert parse(eval(where)) == eval(expression)
+        assert repr(eval(expression)).replace("'", '"') == expression
+
+
+def test_the_manual_quotes_errors_as_they_are() -> None:
+    block = re.findall(r"```\n(where.*?)```", MANUAL.read_text(), re.DOTALL)[0]
+    wheres = [{"$or": [{"a": 1}, {"year": {"$gte": None}}]}, {"year": {"$gtr": 1}}]
+
+    for where, line in zip(wheres, block.splitlines(), strict=True):
+        with pytest.raises(FilterError, match=f"^{re.escape(line)}$"):
+            parse(where)
+
+
+def test_the_manual_runs() -> None:
+    start, day = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(start, names)
+
+    try:
+        for call, answer in re.findall(r"^books\.(count.*\)) +# (\d)", start, re.MULTILINE):
+            assert eval(f"books.{call}", names) == int(answer)
+        search = next(line for line in start.splitlines() if line.startswith("books.search"))
+        assert eval(search, names).ids == ["dracula"]
+    finally:
+        names["db"].close()
+    exec(day, names)
+    assert names["day"].matches(Record(id=0, metadata={"seen": NOON}))
