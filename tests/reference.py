@@ -1,0 +1,169 @@
+"""The oracle: what a collection must answer, with plain dicts and float64 numpy, no cleverness.
+
+Scores are computed from the vectors as docs/architecture.md says they are stored: float32, and
+under cosine scaled to unit length unless they have it to within 1e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vecstore import Filter, Hits, Record
+from vecstore.filters import parse
+
+Embed = Callable[[str], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a record holds."""
+
+    vector: np.ndarray
+    text: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Model:
+    """A collection as a dict: its order is the order of first storing."""
+
+    def __init__(self, dim: int, metric: str, embed: Embed | None = None) -> None:
+        self.dim = dim
+        self.metric = metric
+        self.embed = embed
+        self.rows: dict[Any, Row] = {}
+
+    def copy(self) -> Model:
+        twin = Model(self.dim, self.metric, self.embed)
+        twin.rows = dict(self.rows)
+        return twin
+
+    def put(self, key: Any, vector: Any = None, text: str | None = None, metadata: Any = None):
+        """Add or replace; a dict keeps the place of a key that it has."""
+        if vector is None:
+            vector = self.embed(text)
+        self.rows[key] = Row(np.asarray(vector, np.float32), text, metadata)
+
+    def change(self, key: Any, vector: Any = None, text: str | None = None, metadata: Any = None):
+        """Update: merge metadata at the top level, embed a new text."""
+        old = self.rows[key]
+        if vector is None and text is not None:
+            vector = self.embed(text)
+        self.rows[key] = replace(
+            old,
+            vector=old.vector if vector is None else np.asarray(vector, np.float32),
+            text=old.text if text is None else text,
+            metadata=old.metadata if metadata is None else {**(old.metadata or {}), **metadata},
+        )
+
+    def delete(self, keys: Iterable[Any]) -> int:
+        return sum(self.rows.pop(key, None) is not None for key in set(keys))
+
+    def matching(self, where: Mapping[str, Any] | Filter | None = None) -> list[Any]:
+        """The ids of the records that satisfy a filter, in the order of storing."""
+        if where is None:
+            return list(self.rows)
+        condition = parse(where)
+        return [key for key in self.rows if condition.matches(self.record(key))]
+
+    def record(self, key: Any) -> Record:
+        row = self.rows[key]
+        return Record(id=key, text=row.text, metadata=row.metadata, vector=row.vector)
+
+    def rank(self, query: Any, where: Any = None, min_score: float | None = None):
+        """(score, id) of every record that qualifies, best first, ties in the order of storing."""
+        keys = self.matching(where)
+        if not keys:
+            return []
+        stored = np.array([self.rows[key].vector for key in keys])
+        found = scores(stored, np.asarray(query, np.float32), self.metric)
+        ranked = sorted(zip(found, keys, strict=True), key=lambda pair: -pair[0])
+        return [pair for pair in ranked if min_score is None or pair[0] >= min_score]
+
+    def check(
+        self,
+        hits: Hits,
+        query: Any,
+        k: int,
+        *,
+        where: Any = None,
+        min_score: float | None = None,
+        offset: int = 0,
+    ) -> None:
+        """Assert that hits are the right answer.
+
+        Two records may stand in either order only if their scores are equal up to the rounding of
+        float64 and their vectors are not the same.
+        """
+        ranked = self.rank(query, where, min_score)
+        expected = ranked[offset : offset + k]
+        assert len(hits) == len(expected)
+        assert hits.complete == ("exact" if len(hits) == k else "exhausted")
+        known = {key: score for score, key in ranked}
+        slack = self.slack(query)
+        for hit, (score, key) in zip(hits, expected, strict=True):
+            assert hit.id in known, f"{hit.id!r} does not qualify"
+            assert abs(hit.score - score) <= slack
+            assert abs(hit.score - known[hit.id]) <= slack
+            if (type(hit.id), hit.id) != (type(key), key):
+                same = np.array_equal(self.rows[hit.id].vector, self.rows[key].vector)
+                assert not same, f"{hit.id!r} stands before {key!r}, which came first"
+            assert hit.distance == (1 - hit.score if self.metric == "cosine" else -hit.score)
+
+    def slack(self, query: Any) -> float:
+        """How far two float64 computations of one score may lie apart."""
+        if self.metric == "cosine":
+            return 1e-12
+        longest = max((length(row.vector) for row in self.rows.values()), default=0.0)
+        mine = length(np.asarray(query, np.float32))
+        return 1e-12 * (longest * mine if self.metric == "dot" else longest + mine)
+
+
+def length(vector: np.ndarray) -> float:
+    return float(np.sqrt((vector.astype(np.float64) ** 2).sum()))
+
+
+def scores(vectors: np.ndarray, query: np.ndarray, metric: str) -> list[float]:
+    """Scores of float32 vectors (n, dim) against a float32 query."""
+    wide, q = vectors.astype(np.float64), query.astype(np.float64)
+    if metric == "dot":
+        return (wide * q).sum(axis=1).tolist()
+    if metric == "l2":
+        return (-np.sqrt(((wide - q) ** 2).sum(axis=1))).tolist()
+    norms = np.sqrt((wide**2).sum(axis=1))
+    scaled = (wide / norms[:, None]).astype(np.float32).astype(np.float64)
+    wide = np.where(np.abs(norms - 1)[:, None] <= 1e-6, wide, scaled)
+    q = q / np.sqrt((q**2).sum())
+    found = (wide * q).sum(axis=1) / np.sqrt((wide**2).sum(axis=1))
+    return np.clip(found, -1.0, 1.0).tolist()
+
+
+def exactly(left: Any, right: Any) -> bool:
+    """Whether two values of metadata are equal with their types: 1 is not 1.0 and not True."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(exactly(left[key], right[key]) for key in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(exactly, left, right))
+    return bool(left == right)
+
+
+def same_record(found: Record | None, expected: Record | None, metric: str = "dot") -> bool:
+    """Whether a record that came back is the one that was stored."""
+    if found is None or expected is None:
+        return found is expected
+    if found.vector is not None:
+        if found.vector.dtype != np.float32 or found.vector.shape != expected.vector.shape:
+            return False
+        spacing = np.spacing(np.abs(expected.vector)) * (2 if metric == "cosine" else 0)
+        if not (np.abs(found.vector - expected.vector) <= spacing).all():
+            return False
+    return (
+        exactly(found.id, expected.id)
+        and exactly(found.text, expected.text)
+        and exactly(found.metadata, expected.metadata)
+    )
