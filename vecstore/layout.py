@@ -6,6 +6,7 @@ Nothing here touches a file: values become bytes and bytes become values.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -95,10 +96,11 @@ def parse_id_key(key: bytes) -> Id:
     """The id of a key in `ids`."""
     tag, rest = key[4:5], key[5:]
     if tag == b"s":
-        return str(rest, "utf-8")
+        with contextlib.suppress(UnicodeDecodeError):
+            return str(rest, "utf-8")
     if tag == b"i" and len(rest) == 8:
         return int.from_bytes(rest, "big") + MIN_INT_ID
-    raise CorruptionError(f"ids: key {key.hex()} has an unknown type of id")
+    raise CorruptionError(f"ids: key {key.hex()} holds no id")
 
 
 def record_key(collection: int, order: int) -> bytes:
