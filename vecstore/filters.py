@@ -25,19 +25,17 @@ from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import Any, Literal, NoReturn, Protocol, overload
 
 from vecstore.errors import FilterError
-
-if TYPE_CHECKING:
-    from vecstore.hits import Record
+from vecstore.spec import Id
 
 Scalar = str | int | float | bool | None | datetime | bytes
 Kind = Literal["null", "bool", "number", "string", "datetime", "bytes"]
 Order = Literal["$gt", "$gte", "$lt", "$lte"]
 # Where an error happened: a root such as "where", then the keys and positions below it.
 Place = tuple[object, ...]
-Matcher = Callable[["Record"], bool]
+Matcher = Callable[["RecordLike"], bool]
 Test = Callable[[object], bool]
 
 MAX_DEPTH = 64
@@ -65,6 +63,22 @@ _KINDS: dict[type, Kind] = {
 _EPOCH = datetime(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
 _MISSING = object()
+
+
+class RecordLike(Protocol):
+    """What a filter reads of a record, be it a Record or one as it is stored."""
+
+    @property
+    def id(self) -> Id:
+        """The record's id."""
+
+    @property
+    def text(self) -> str | None:
+        """The record's text, if it has one."""
+
+    @property
+    def metadata(self) -> dict[str, Any] | None:
+        """The record's metadata, if it has some."""
 
 
 # Values
@@ -192,7 +206,7 @@ class Filter:
     values of the same kinds, in any order: 1 and 1.0 are the same value, 1, True and "1" are not.
     """
 
-    def matches(self, record: Record) -> bool:
+    def matches(self, record: RecordLike) -> bool:
         """Return whether a record, with its text and metadata loaded, qualifies."""
         return self._matcher(record)
 
@@ -277,7 +291,7 @@ class And(Filter):
     def _compile(self) -> Matcher:
         matchers = [term._matcher for term in self.terms]
 
-        def matches(record: Record) -> bool:
+        def matches(record: RecordLike) -> bool:
             for matcher in matchers:  # noqa: SIM110  # all() takes twice as long for few terms
                 if not matcher(record):
                     return False
@@ -305,7 +319,7 @@ class Or(Filter):
     def _compile(self) -> Matcher:
         matchers = [term._matcher for term in self.terms]
 
-        def matches(record: Record) -> bool:
+        def matches(record: RecordLike) -> bool:
             for matcher in matchers:  # noqa: SIM110  # any() takes twice as long for few terms
                 if matcher(record):
                     return True
@@ -468,7 +482,7 @@ def _any(path: str, test: Test) -> Matcher:
         splits = _splits(path)
         return lambda record: any(map(test, _values(record.metadata or {}, splits)))
 
-    def matches_key(record: Record) -> bool:
+    def matches_key(record: RecordLike) -> bool:
         value = (record.metadata or {}).get(path, _MISSING)
         if isinstance(value, (list, tuple, dict)):
             return any(map(test, _scalars(value)))
