@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import strategies as own
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reference import Model, exactly
 
@@ -69,7 +69,6 @@ def churn(
                 model.put(key, vector, metadata=values)
 
 
-@settings(max_examples=60)
 @given(metrics, seeds, dims, counts, ks)
 @example("cosine", 1, 700, 129, 10)
 @example("l2", 2, 3, 65, 64)
@@ -89,7 +88,6 @@ def test_the_hits_are_those_of_float64_numpy(
         assert db.check() == []
 
 
-@settings(max_examples=30)
 @given(metrics, seeds, st.integers(2, 40), st.integers(1, 200), ks)
 def test_the_hits_are_right_after_deletes_and_upserts(
     metric: str, seed: int, dim: int, n: int, k: int
@@ -104,7 +102,6 @@ def test_the_hits_are_right_after_deletes_and_upserts(
         assert db.check() == []
 
 
-@settings(max_examples=40)
 @given(metrics, seeds, st.sampled_from([1e-38, 1e-30, 1e-22, 1e-19, 1e-10, 1.0, 1e10, 1e16]))
 def test_any_magnitude_is_compared_exactly(metric: str, seed: int, size: float) -> None:
     rng = np.random.default_rng(seed)
@@ -176,7 +173,6 @@ def test_distances_are_the_metrics_own() -> None:
 # Filters
 
 
-@settings(max_examples=40)
 @given(
     metrics,
     seeds,
@@ -229,7 +225,6 @@ def test_a_filter_applies_to_what_was_written_since_the_last_search() -> None:
 # Pages and the least score
 
 
-@settings(max_examples=40)
 @given(metrics, seeds, st.integers(1, 150), st.integers(1, 40), st.booleans())
 def test_pages_by_offset_make_up_one_large_search(
     metric: str, seed: int, n: int, size: int, filtered: bool
@@ -249,7 +244,6 @@ def test_pages_by_offset_make_up_one_large_search(
         assert tuple(paged) == tuple(whole)
 
 
-@settings(max_examples=40)
 @given(metrics, seeds, st.integers(1, 150), st.integers(1, 40), st.booleans())
 @example("l2", 0, 150, 1, False)
 def test_pages_after_the_last_hit_make_up_one_large_search(
@@ -290,7 +284,6 @@ def test_a_page_goes_on_behind_a_hit_whose_record_is_gone() -> None:
         assert collection.search([1, 1], 3, after=last).ids == [4, 5, 6]
 
 
-@settings(max_examples=30)
 @given(metrics, seeds, st.integers(0, 150), st.integers(1, 40))
 def test_no_hit_has_less_than_the_least_score(metric: str, seed: int, n: int, k: int) -> None:
     rng = np.random.default_rng(seed)
@@ -317,7 +310,6 @@ def test_a_hits_own_score_as_the_least_score_keeps_the_hit() -> None:
 # Equal ways to ask the same
 
 
-@settings(max_examples=25)
 @given(metrics, seeds, st.integers(2, 200), st.integers(0, 150), st.integers(1, 9))
 def test_many_queries_get_the_answers_of_single_ones(
     metric: str, seed: int, dim: int, n: int, m: int
@@ -355,7 +347,6 @@ def test_no_queries_get_no_answers() -> None:
         assert collection.search_many(np.zeros((0, 3))) == []
 
 
-@settings(max_examples=25)
 @given(metrics, seeds, st.integers(1, 140))
 def test_a_search_inside_a_transaction_is_that_after_its_commit(
     metric: str, seed: int, n: int
@@ -378,7 +369,6 @@ def test_a_search_inside_a_transaction_is_that_after_its_commit(
         assert collection.search(query, 50, where={"n": {"$gt": 5}}) == filtered
 
 
-@settings(max_examples=25)
 @given(metrics, seeds, st.integers(1, 140))
 def test_the_order_of_storing_matters_only_among_equals(metric: str, seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
@@ -395,7 +385,6 @@ def test_the_order_of_storing_matters_only_among_equals(metric: str, seed: int, 
         assert here.scores.tolist() == there.scores.tolist()
 
 
-@settings(max_examples=25)
 @given(seeds, st.sampled_from([1e-30, 1e-8, 0.125, 1024.0, 3e7, 1e30]))
 def test_the_length_of_a_query_does_not_matter_under_cosine(seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)

@@ -1,0 +1,334 @@
+"""Does any sequence of calls leave what a plain dict would hold? A state machine decides."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import strategies as own
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from reference import Model, same_record
+
+import vecstore
+from vecstore import AlreadyExistsError, NotFoundError, Record, UsageError
+from vecstore.encoders import HashEncoder
+
+DIM = 8
+ENCODER = HashEncoder(DIM)
+EVERYTHING = ("text", "metadata", "vector")
+# Few and with duplicates, so that ties and unchanged vectors are common.
+POOL = np.random.default_rng(3).normal(size=(12, DIM)).astype(np.float32)
+POOL[10:] = POOL[:2]
+
+ids = st.sampled_from([*range(40), *"abcdefgh", "1", "2", ""])
+vectors = st.integers(0, len(POOL) - 1).map(lambda number: POOL[number])
+texts = st.sampled_from(["red apples", "green apples", "a late train", "a train", "late apples"])
+values = st.none() | own.metadata
+names = st.sampled_from(["cosine", "dot", "l2", "texts"])
+batches = st.lists(
+    st.tuples(ids, vectors, st.none() | texts, values),
+    min_size=1,
+    max_size=70,
+    unique_by=lambda item: item[0],
+)
+# One seed for many records: blocks of 64 rows fill up, and die.
+bulks = st.tuples(st.integers(0, 99), st.integers(1, 150))
+
+
+def embed(text: str) -> np.ndarray:
+    return ENCODER.encode([text])[0]
+
+
+class Machine(RuleBasedStateMachine):
+    """One file with a collection for each metric and one for texts; models hold the truth."""
+
+    snapshots: Bundle[Any] = Bundle("snapshots")
+
+    @initialize(memory=st.booleans())
+    def begin(self, memory: bool) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.path = ":memory:" if memory else str(self.folder / "model.vecstore")
+        self.db = vecstore.open(self.path, durable=False)
+        self.open_views: list[vecstore.View] = []
+        self.models: dict[str, Model] = {}
+        for metric in ("cosine", "dot", "l2"):
+            self.db.collection(metric, dim=DIM, metric=metric)
+            self.models[metric] = Model(DIM, metric)
+        self.db.collection("texts", encoder=ENCODER)
+        self.models["texts"] = Model(DIM, "cosine", embed)
+
+    def pick(self, name: str) -> tuple[vecstore.Collection, Model]:
+        return self.db.collection(name), self.models[name]
+
+    # Writing
+
+    def write(self, name: str, batch: list[tuple], method: str) -> None:
+        """Carry out an add or upsert in both worlds."""
+        collection, model = self.pick(name)
+        keys, given, words, metadata = (list(part) for part in zip(*batch, strict=True))
+        embedded = name == "texts"
+        if embedded:
+            words = [text or "a train" for text in words]
+        taken = [key for key in keys if key in model.rows]
+        arguments: dict[str, Any] = {"ids": keys, "metadata": metadata, "texts": words}
+        if not embedded:
+            arguments["vectors"] = np.array(given)
+        if method == "add" and taken:
+            with pytest.raises(AlreadyExistsError, match=re.escape(repr(taken[0]))):
+                collection.add(**arguments)
+            return
+        assert getattr(collection, method)(**arguments) == keys
+        for key, vector, text, value in zip(keys, given, words, metadata, strict=True):
+            model.put(key, None if embedded else vector, text, value)
+
+    @rule(name=names, batch=batches, method=st.sampled_from(["add", "upsert"]))
+    def store(self, name: str, batch: list[tuple], method: str) -> None:
+        self.write(name, batch, method)
+
+    @rule(name=st.sampled_from(["cosine", "dot", "l2"]), bulk=bulks)
+    def store_many(self, name: str, bulk: tuple[int, int]) -> None:
+        first, count = bulk
+        picked = [POOL[(first + number) % len(POOL)] for number in range(count)]
+        keys = range(1000 + first, 1000 + first + count)
+        self.write(
+            name,
+            [(key, v, None, {"a": key}) for key, v in zip(keys, picked, strict=True)],
+            "upsert",
+        )
+
+    @rule(name=names, batch=batches, changes=st.sets(st.sampled_from(EVERYTHING), min_size=1))
+    def update(self, name: str, batch: list[tuple], changes: set[str]) -> None:
+        collection, model = self.pick(name)
+        known = [item for item in batch if item[0] in model.rows]
+        if len(known) < len(batch):
+            with pytest.raises(NotFoundError):
+                collection.update([item[0] for item in batch], metadata=[{}] * len(batch))
+        if not known:
+            return
+        if name != "texts" and "text" in changes:
+            changes = {*changes, "vector"}
+        keys, given, words, metadata = (list(part) for part in zip(*known, strict=True))
+        collection.update(
+            keys,
+            vector=np.array(given) if "vector" in changes else None,
+            text=words if "text" in changes else None,
+            metadata=metadata if "metadata" in changes else None,
+        )
+        for key, vector, text, value in zip(keys, given, words, metadata, strict=True):
+            model.change(
+                key,
+                vector if "vector" in changes else None,
+                text if "text" in changes else None,
+                value if "metadata" in changes else None,
+            )
+
+    @rule(name=names, keys=st.lists(ids, max_size=30))
+    def delete_ids(self, name: str, keys: list[Any]) -> None:
+        collection, model = self.pick(name)
+        assert collection.delete(keys) == model.delete(keys)
+
+    @rule(name=names, where=own.wheres | st.just({"a": {"$gte": 1030}}))
+    def delete_where(self, name: str, where: dict[str, Any]) -> None:
+        collection, model = self.pick(name)
+        assert collection.delete(where=where) == model.delete(model.matching(where))
+
+    @rule(name=names, keys=st.lists(ids, max_size=30), where=own.wheres)
+    def delete_those_that_match(self, name: str, keys: list[Any], where: dict[str, Any]) -> None:
+        collection, model = self.pick(name)
+        doomed = set(keys) & set(model.matching(where))
+        assert collection.delete(keys, where=where) == model.delete(doomed)
+
+    @rule(name=names, share=st.integers(2, 5))
+    def thin_out(self, name: str, share: int) -> None:
+        """Leave blocks sparse, so that they are repacked."""
+        collection, model = self.pick(name)
+        doomed = [key for number, key in enumerate(model.rows) if number % share]
+        assert collection.delete(doomed) == model.delete(doomed)
+
+    # Transactions
+
+    @rule(
+        steps=st.lists(st.tuples(names, batches), min_size=1, max_size=3),
+        doomed=st.lists(ids, max_size=5),
+        fails=st.booleans(),
+        nested=st.booleans(),
+    )
+    def transaction(self, steps: list[tuple], doomed: list[Any], fails: bool, nested: bool) -> None:
+        before = {name: model.copy() for name, model in self.models.items()}
+        try:
+            with self.db.transaction():
+                for name, batch in steps:
+                    self.write(name, batch, "upsert")
+                    collection, model = self.pick(name)
+                    with pytest.raises(UsageError, match="record 1"):
+                        collection.upsert(
+                            texts=["a train", "late"],
+                            vectors=POOL[:2],
+                            ids=["new", "other"],
+                            metadata=[{}, {"x": {1}}],
+                        )
+                    assert collection.delete(doomed) == model.delete(doomed)
+                    self.compare(collection, model)
+                if nested:
+                    self.nested(steps[0])
+                if fails:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            self.models = before
+
+    def nested(self, step: tuple) -> None:
+        name, batch = step
+        before = self.models[name].copy()
+        try:
+            with self.db.transaction():
+                self.write(name, batch, "upsert")
+                self.db.collection(name).delete(where={})
+                assert self.db.collection(name).count() == 0
+                raise KeyError
+        except KeyError:
+            self.models[name] = before
+
+    # Snapshots
+
+    @precondition(lambda self: len(self.open_views) < 3)
+    @rule(target=snapshots)
+    def open_snapshot(self) -> Any:
+        view = self.db.snapshot()
+        self.open_views.append(view)
+        return view, {name: model.copy() for name, model in self.models.items()}
+
+    @rule(pair=snapshots, name=names, query=vectors)
+    def read_snapshot(self, pair: Any, name: str, query: np.ndarray) -> None:
+        view, models = pair
+        if view in self.open_views and name in models:
+            collection = view.collection(name)
+            self.compare(collection, models[name])
+            models[name].check(collection.search(query, 20), query, 20)
+
+    @rule(pair=consumes(snapshots))
+    def close_snapshot(self, pair: Any) -> None:
+        pair[0].close()
+        if pair[0] in self.open_views:
+            self.open_views.remove(pair[0])
+
+    # The file
+
+    def close_views(self) -> None:
+        for view in self.open_views:
+            view.close()
+        self.open_views.clear()
+
+    @precondition(lambda self: self.path != ":memory:")
+    @rule()
+    def reopen(self) -> None:
+        self.close_views()
+        self.db.close()
+        self.db = vecstore.open(self.path, durable=False)
+        self.db.collection("texts", encoder=ENCODER)
+
+    @rule()
+    def compact(self) -> None:
+        self.close_views()
+        self.db.compact()
+
+    @rule(name=names)
+    def drop_and_make_again(self, name: str) -> None:
+        old, model = self.pick(name)
+        self.db.drop(name)
+        with pytest.raises(NotFoundError):
+            old.count()
+        if model.embed is None:
+            self.db.collection(name, dim=DIM, metric=model.metric)
+        else:
+            self.db.collection(name, encoder=ENCODER)
+        model.rows.clear()
+
+    @rule(name=names, query=vectors)
+    def rename_and_back(self, name: str, query: np.ndarray) -> None:
+        collection, model = self.pick(name)
+        self.db.rename(name, "elsewhere")
+        assert collection.name == "elsewhere"
+        assert name not in self.db
+        model.check(self.db.collection("elsewhere").search(query, 5), query, 5)
+        self.db.rename("elsewhere", name)
+
+    # Reading
+
+    @rule(
+        name=names,
+        query=vectors,
+        k=st.integers(1, 40),
+        offset=st.integers(0, 20),
+        where=st.none() | own.wheres | st.just({"a": {"$lt": 1050}}),
+        least=st.none() | st.floats(-3, 1),
+    )
+    def search(
+        self, name: str, query: np.ndarray, k: int, offset: int, where: Any, least: float | None
+    ) -> None:
+        collection, model = self.pick(name)
+        hits = collection.search(query, k, offset=offset, where=where, min_score=least)
+        model.check(hits, query, k, offset=offset, where=where, min_score=least)
+        for hit in hits:
+            found = Record(id=hit.id, text=hit.text, metadata=hit.metadata)
+            assert same_record(found, model.record(hit.id))
+
+    @rule(name=names, where=st.none() | own.wheres, cut=st.integers(0, 40))
+    def scan_and_resume(self, name: str, where: Any, cut: int) -> None:
+        collection, model = self.pick(name)
+        first = list(collection.scan(where, limit=cut))
+        after = first[-1] if first else None
+        rest = list(collection.scan(where, after=after))
+        if after is not None:
+            assert list(collection.scan(where, after=after.id)) == rest
+        assert [record.id for record in first + rest] == model.matching(where)
+
+    @rule(name=names, where=own.wheres, keys=st.lists(ids, max_size=5))
+    def count_and_get(self, name: str, where: dict[str, Any], keys: list[Any]) -> None:
+        collection, model = self.pick(name)
+        assert collection.count(where) == len(model.matching(where))
+        for key, found in zip(keys, collection.get(keys, include=EVERYTHING), strict=True):
+            expected = model.record(key) if key in model.rows else None
+            assert same_record(found, expected, model.metric)
+            assert (key in collection) == (expected is not None)
+
+    def compare(self, collection: vecstore.Collection, model: Model) -> None:
+        """Every record is there, in order, and no other."""
+        found = list(collection.scan(include=EVERYTHING))
+        assert [record.id for record in found] == list(model.rows)
+        for record in found:
+            assert same_record(record, model.record(record.id), model.metric)
+        assert collection.count() == len(collection) == len(model.rows)
+
+    @invariant()
+    def everything_is_as_the_models_say(self) -> None:
+        if not hasattr(self, "db"):
+            return
+        assert self.db.check() == []
+        assert self.db.collections() == sorted(self.models)
+        for name, model in self.models.items():
+            self.compare(self.db.collection(name), model)
+
+    def teardown(self) -> None:
+        if hasattr(self, "db"):
+            self.close_views()
+            self.db.close()
+            shutil.rmtree(self.folder)
+
+
+Machine.TestCase.settings = settings(stateful_step_count=30)
+TestMachine = Machine.TestCase
