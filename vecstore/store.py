@@ -901,18 +901,29 @@ class Store:
         return target
 
     def _swap(self, target: Path) -> None:
-        """Put `target` in the place of the data file and open it."""
-        if self.memory:
-            self.path = target
-        else:
-            with translated(f"replace {self.path}"):
-                target.replace(self.path)
+        """Put `target` in the place of the data file and open it.
+
+        Its lock is taken alone before others can find it: whoever opened it beside the old
+        environment would read the wrong one of its two headers, and take it for an empty file.
+        """
+        with translated(f"replace {self.path}"):
+            file = os.open(target, os.O_RDWR)
+        try:
+            if self.memory:
+                self.path = target
+            else:
+                with translated(f"replace {self.path}"):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    target.replace(self.path)
+        except BaseException:
+            os.close(file)
+            raise
         self._env.close()
         self._env = None
         self.epoch += 1
         if not self.memory:
             _sync_folder(self.path.parent)
-        old, self._file = self._file, os.open(self.path, os.O_RDWR)
+        old, self._file = self._file, file
         with _registry_lock:
             _forget(self)
             _register(self, os.fstat(self._file), self.path)
