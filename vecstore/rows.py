@@ -105,7 +105,7 @@ def runs(reader: Reader, collection: int, state: State, dim: int, blocks: Rows) 
     """
     if not isinstance(reader, Snapshot):
         for block in blocks.tolist():
-            yield _read_run(reader, collection, block, dim)
+            yield _read_run(reader, collection, state, block, dim)
         return
     table = _table(reader, collection, state, dim, blocks)
     addresses = table[blocks].astype(np.int64)
@@ -170,8 +170,12 @@ def _map_run(addresses: NDArray[np.int64], blocks: Rows, rows: int, dim: int) ->
     return run
 
 
-def _read_run(reader: Reader, collection: int, block: int, dim: int) -> Run:
+def _read_run(reader: Reader, collection: int, state: State, block: int, dim: int) -> Run:
     found = read_block(reader, collection, block, dim)
+    if len(found.orders) != _rows_of(state, block):
+        raise CorruptionError(
+            f"tiers: block {block} of collection {collection} has {len(found.orders)} rows"
+        )
     return Run(np.array([block]), found.orders[None], found.norms[None], found.vectors[None])
 
 
@@ -195,10 +199,10 @@ def gather(
     for block in np.unique(rows >> 6).tolist():
         places = np.flatnonzero(rows >> 6 == block)
         inside = rows[places] & 63
-        found = read_block(reader, collection, block, dim)
-        orders[places] = found.orders[inside]
-        norms[places] = found.norms[inside]
-        vectors[places] = found.vectors[inside]
+        found = _read_run(reader, collection, state, block, dim)
+        orders[places] = found.orders[0, inside]
+        norms[places] = found.norms[0, inside]
+        vectors[places] = found.vectors[0, inside]
     return orders, norms, vectors
 
 
