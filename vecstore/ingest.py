@@ -188,6 +188,8 @@ def _check_metadata(metadata: Any, count: int) -> list[Metadata | None]:
     if metadata is None:
         return [None] * count
     values = _match(metadata, count, "metadata")
+    if layout.is_plain(values):
+        return values
     plain: list[Metadata | None] = []
     for i, value in enumerate(values):
         try:
@@ -457,12 +459,7 @@ def _insert(
     count, first = len(batch.ids), state.next_order
     orders = np.arange(first, first + count, dtype=np.uint64)
     placed = writer.add(batch.vectors, batch.norms, orders).tolist()
-    items = []
-    for order, value, text, metadata, row in zip(
-        range(first, first + count), batch.ids, batch.texts, batch.metadata, placed, strict=True
-    ):
-        key = layout.record_key(entry.number, order)
-        items.append((key, layout.pack_record(key, row, layout.pack_body(value, text, metadata))))
+    items = layout.pack_records(entry.number, first, placed, batch.ids, batch.texts, batch.metadata)
     txn.put_many("records", items)
     values = map(layout.ORDER.pack, range(first, first + count))
     # Neighbouring keys share their way down the tree.
