@@ -921,13 +921,13 @@ class Store:
         self._env.close()
         self._env = None
         self.epoch += 1
-        if not self.memory:
-            _sync_folder(self.path.parent)
         old, self._file = self._file, file
+        os.close(old)
         with _registry_lock:
             _forget(self)
             _register(self, os.fstat(self._file), self.path)
-        os.close(old)
+        if not self.memory:
+            _sync_folder(self.path.parent)
         self._open_env()
         if self.memory:
             _remove(self.path)
