@@ -669,14 +669,14 @@ class Store:
         used = self.newest().pages * self.page
         if not self._grow and used <= self.map_size // 2:
             return
-        wanted = 2 * max(self.map_size, 2 * used)
+        # Should it fail, smaller transactions still have a chance, so the need is forgotten.
+        needed, self._grow = self._grow, False
         try:
-            with self.gate.alone(timeout if self._grow else 0.0, "enlarge the map"):
-                self._remap(wanted, self.map_size * 5 // 4)
+            with self.gate.alone(timeout if needed else 0.0, "enlarge the map"):
+                self._remap(2 * max(self.map_size, 2 * used), self.map_size * 5 // 4)
         except (LockedError, StoreFullError):
-            if self._grow:
+            if needed:
                 raise
-        self._grow = False
 
     def _follow(self, timeout: float) -> None:
         """Enlarge the map after another process let the file outgrow it."""

@@ -174,7 +174,7 @@ def test_the_header_is_that_of_the_layout():
     assert layout.HEADER.format == "<" + codes
     assert layout.HEADER.size == at == 48
     crc = next(row for row in header if row[0] == "crc32")
-    assert layout.HEADER_CRC == slice(int(crc[1]), int(crc[1]) + int(crc[2]))
+    assert slice(int(crc[1]), int(crc[1]) + int(crc[2])) == layout.HEADER_CRC
     assert header[0][3] == f"`{layout.HEADER_MAGIC.decode()}`"
 
 
