@@ -1,8 +1,8 @@
 """Is an acknowledged batch whole after a kill at any moment? A child writes, and is killed.
 
 Each round of the child is one transaction: it replaces 50 records, adds others under keys that name
-the round, and deletes those of the last round but one. Records that disagree about the round, or about
-how many they are, would be half a batch.
+the round, and deletes those of the last round but one. Records that disagree about the round, or
+about how many they are, would be half a batch.
 """
 
 import random
