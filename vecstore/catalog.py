@@ -33,8 +33,11 @@ class Entry:
 
 def names(reader: Reader) -> list[str]:
     """The collections' names, sorted by code point."""
-    found = [key[len(_NAME_PREFIX) :].decode() for key, _ in reader.items("meta", _NAME_PREFIX)]
-    return sorted(found)
+    keys = [key[len(_NAME_PREFIX) :] for key, _ in reader.items("meta", _NAME_PREFIX)]
+    try:
+        return sorted(key.decode() for key in keys)
+    except UnicodeDecodeError as error:
+        raise CorruptionError(f"meta: a collection's name is not UTF-8: {error}") from error
 
 
 def find(reader: Reader, name: str) -> Entry | None:
@@ -42,10 +45,14 @@ def find(reader: Reader, name: str) -> Entry | None:
     value = reader.get("meta", layout.name_key(check_name(name)))
     if value is None:
         return None
-    number = layout.unpack_meta(value, f"meta: name {name!r}").get("number")
-    if not isinstance(number, int):
-        raise CorruptionError(f"meta: name {name!r} leads to no collection")
-    return read(reader, number)
+    return read(reader, _number(value, f"meta: name {name!r}", "number"))
+
+
+def _number(value: bytes | memoryview, where: str, key: str) -> int:
+    number = layout.unpack_meta(value, where).get(key)
+    if not isinstance(number, int) or not 0 < number < 2**32:
+        raise CorruptionError(f"{where}: {number!r} is no number of a collection")
+    return number
 
 
 def read(reader: Reader, number: int, uid: bytes | None = None) -> Entry:
@@ -87,7 +94,7 @@ def create(txn: Transaction, spec: CollectionSpec) -> Entry:
     """Make an empty collection; AlreadyExistsError if the name is taken."""
     _check_free(txn, spec.name)
     value = txn.get("meta", layout.KEY_NEXT)
-    number = 1 if value is None else int(layout.unpack_meta(value, "meta: next")["next"])
+    number = 1 if value is None else _number(value, "meta: next", "next")
     entry = Entry(number, os.urandom(8), spec)
     txn.put("meta", layout.KEY_NEXT, layout.pack_meta({"next": number + 1}))
     _put(txn, entry)
