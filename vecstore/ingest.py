@@ -31,7 +31,7 @@ from vecstore.filters import Filter
 from vecstore.layout import State
 from vecstore.records import Stored
 from vecstore.rows import RowWriter
-from vecstore.spec import CollectionSpec, Id, check_id, encode_utf8, is_id, show
+from vecstore.spec import MAX_ID_BYTES, CollectionSpec, Id, check_id, encode_utf8, is_id, show
 from vecstore.store import Reader, Transaction
 from vecstore.vectors import Vectors, as_vectors, check_lengths, store_form
 
@@ -172,16 +172,22 @@ def _check_ids(ids: Any, count: int) -> list[Id]:
     if ids is None:
         return new_ids(count)
     values = _match(ids, count, "ids")
+    kinds = set(map(type, values))
+    if kinds == {str} and "".join(values).isascii() and max(map(len, values)) <= MAX_ID_BYTES:
+        return _check_distinct(values)
     missing = sum(value is None for value in values)
     made = iter(new_ids(missing) if missing else ())
-    checked = [next(made) if value is None else check_id(value) for value in values]
-    if len(set(checked)) != count:
+    return _check_distinct([next(made) if value is None else check_id(value) for value in values])
+
+
+def _check_distinct(ids: list[Id]) -> list[Id]:
+    if len(set(ids)) != len(ids):
         seen: set[Id] = set()
-        for i, value in enumerate(checked):
+        for i, value in enumerate(ids):
             if value in seen:
                 raise UsageError(f"ids[{i}] = {value!r} stands in this batch twice")
             seen.add(value)
-    return checked
+    return ids
 
 
 def _check_metadata(metadata: Any, count: int) -> list[Metadata | None]:
@@ -341,7 +347,7 @@ def embed(spec: CollectionSpec, texts: list[str], encoder: Encoder, kind: Any) -
 
 def check_new(reader: Reader, entry: Entry, ids: list[Id]) -> list[bytes]:
     """Return the keys of the ids; AlreadyExistsError if one of them is taken."""
-    keys = [layout.id_key(entry.number, value) for value in ids]
+    keys = layout.id_keys(entry.number, ids)
     found = reader.get_many("ids", keys)
     if found:
         taken = [value for value, key in zip(ids, keys, strict=True) if key in found]
@@ -365,7 +371,12 @@ def add(txn: Transaction, entry: Entry, batch: Batch) -> None:
 
 def upsert(txn: Transaction, entry: Entry, batch: Batch) -> None:
     """Store records; one whose id exists is replaced whole and keeps its place in the order."""
-    found = [records.get(txn, entry.number, value) for value in batch.ids]
+    keys = layout.id_keys(entry.number, batch.ids)
+    known = txn.get_many("ids", keys)
+    found = [
+        records.get(txn, entry.number, value) if key in known else None
+        for value, key in zip(batch.ids, keys, strict=True)
+    ]
     state = catalog.state(txn, entry.number)
     writer = RowWriter(txn, entry.number, state, entry.spec.dim)
     old = [(i, record) for i, record in enumerate(found) if record is not None]
@@ -375,8 +386,7 @@ def upsert(txn: Transaction, entry: Entry, batch: Batch) -> None:
     new = [i for i, record in enumerate(found) if record is None]
     if new:
         fresh = _pick(batch, new) if old else batch
-        keys = [layout.id_key(entry.number, value) for value in fresh.ids]
-        _insert(txn, entry, state, writer, fresh, keys)
+        _insert(txn, entry, state, writer, fresh, [keys[i] for i in new])
     _finish(txn, entry, state, writer)
 
 

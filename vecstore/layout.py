@@ -92,6 +92,18 @@ def id_key(collection: int, value: Id) -> bytes:
     return prefix + b"i" + (value - MIN_INT_ID).to_bytes(8, "big")
 
 
+def id_keys(collection: int, values: Sequence[Id]) -> list[bytes]:
+    """Keys in `ids`; as `id_key`, but many at once."""
+    prefix = collection.to_bytes(4, "big")
+    text, number = prefix + b"s", prefix + b"i"
+    return [
+        text + value.encode()
+        if isinstance(value, str)
+        else number + (value - MIN_INT_ID).to_bytes(8, "big")
+        for value in values
+    ]
+
+
 def parse_id_key(key: bytes) -> Id:
     """The id of a key in `ids`."""
     tag, rest = key[4:5], key[5:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ Vectors = NDArray[np.float32]
 LONGEST = 1e18
 # A vector this close to unit length is stored as it is: scores divide by its true length anyway.
 UNIT_SLACK = 1e-6
+WIDENED_AT_ONCE = 64
+_QUIET = contextlib.nullcontext()
 
 
 def as_vectors(values: ArrayLike, dim: int, what: str = "vectors") -> Vectors:
@@ -32,10 +35,9 @@ def as_vectors(values: ArrayLike, dim: int, what: str = "vectors") -> Vectors:
         raise VectorError(
             f"{what} have {array.shape[1]} numbers each, the collection has dim={dim}"
         )
-    with np.errstate(over="ignore"):
+    with _QUIET if array.dtype == np.float32 else np.errstate(over="ignore"):
         result = np.ascontiguousarray(array, dtype=np.float32)
-    # A sum is finite only if every term is; it reads the array once and makes no second one.
-    if not np.isfinite(np.einsum("ij->", result, dtype=np.float64)):
+    if not np.isfinite(result).all():
         _refuse_infinite(array, result, what)
     return result
 
@@ -105,8 +107,11 @@ def original(stored: Vectors, norms: NDArray[np.float64], metric: Metric) -> Vec
 
 def lengths(vectors: Vectors) -> NDArray[np.float64]:
     """Euclidean lengths, float64 (n,), of float32 vectors (n, dim), without overflow."""
-    # Squares of float32 numbers cannot overflow float64; einsum widens without a copy.
-    squares: NDArray[np.float64] = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    squares = np.empty(len(vectors))
+    # Squares of float32 numbers cannot overflow float64. A few rows at a time stay in the cache.
+    for at in range(0, len(vectors), WIDENED_AT_ONCE):
+        wide = vectors[at : at + WIDENED_AT_ONCE].astype(np.float64)
+        np.vecdot(wide, wide, out=squares[at : at + WIDENED_AT_ONCE])
     return np.sqrt(squares)
 
 
