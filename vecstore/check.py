@@ -90,6 +90,8 @@ def _check_catalog(reader: Reader, report: Report) -> list[Entry]:
                     report.add(
                         "meta", f"name {name!r} leads to the spec of {entry.spec.name!r} (1)"
                     )
+    with report.guard("meta: format"):
+        layout.unpack_meta(reader.get("meta", layout.KEY_FORMAT) or b"", "meta: format")
     numbers = [entry.number for entry in entries]
     if len(set(numbers)) != len(numbers):
         report.add("meta", "two names lead to one collection (1)")
