@@ -144,8 +144,8 @@ class Hits(Sequence[Hit]):
                 "to_arrow needs pyarrow: pip install 'vecstore[arrow]'"
             ) from None
         try:
-            return pyarrow.Table.from_pylist(_columns(self._hits))
-        except pyarrow.ArrowException as error:
+            return pyarrow.Table.from_pydict(_columns(self._hits))
+        except (pyarrow.ArrowException, OverflowError) as error:
             raise UsageError(
                 f"these hits have no Arrow types: {error}; use to_dicts, or include fewer columns"
             ) from error
@@ -192,7 +192,7 @@ def _present(value: Record | Hit, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: item for name, item in items if item is not None}
 
 
-def _columns(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+def _columns(hits: Sequence[Hit]) -> dict[str, list[Any]]:
     # One set of columns for all rows: a hit without text still has the column.
     names = ["id", "score", "distance"]
     names += [
@@ -200,4 +200,4 @@ def _columns(hits: Sequence[Hit]) -> list[dict[str, Any]]:
         for name in ("text", "metadata", "vector")
         if any(getattr(hit, name) is not None for hit in hits)
     ]
-    return [{name: getattr(hit, name) for name in names} for hit in hits]
+    return {name: [getattr(hit, name) for hit in hits] for name in names}
