@@ -344,8 +344,9 @@ class RowWriter:
     def _mark(self, block: int, bits: int) -> None:
         """Let rows of a block live."""
         part, at = block // PART_WORDS, block % PART_WORDS * 8
-        word = (self.word(block) | bits).to_bytes(8, "little")
-        self._part(part)[at : at + 8] = word
+        words = self._part(part)
+        word = int.from_bytes(words[at : at + 8], "little") | bits
+        words[at : at + 8] = word.to_bytes(8, "little")
         self._changed.add(part)
 
     def _part(self, part: int) -> bytearray:

@@ -328,6 +328,9 @@ class Transaction(Reader):
         self, database: str, items: list[tuple[bytes, bytes]], *, append: bool = False
     ) -> None:
         """Write many small values; `append` if the keys are ascending and beyond all others."""
+        if len(items) == 1:
+            self.put(database, *items[0])
+            return
         with translated("write"), self.txn.cursor(db=self.store.databases[database]) as cursor:
             cursor.putmulti(items, append=append)
             self._wrote = self._wrote or bool(items)
@@ -437,10 +440,10 @@ class Head:
     transaction: int
 
     @classmethod
-    def read(cls, data: bytes) -> Head:
-        """Parse the first bytes of a header page."""
-        (map_size,) = struct.unpack_from("<Q", data, _MAP_SIZE_AT)
-        last, transaction = struct.unpack_from("<QQ", data, _LAST_PAGE_AT)
+    def read(cls, data: bytes, at: int = 0) -> Head:
+        """Parse the first bytes of the header page that begins at `at`."""
+        (map_size,) = struct.unpack_from("<Q", data, at + _MAP_SIZE_AT)
+        last, transaction = struct.unpack_from("<QQ", data, at + _LAST_PAGE_AT)
         return cls(map_size, last + 1, transaction)
 
 
@@ -666,7 +669,8 @@ class Store:
 
     def _make_room(self, timeout: float) -> None:
         """Enlarge the map if the last transaction did not fit; if nobody reads, in good time."""
-        used = self.newest().pages * self.page
+        # The file is as long as all pages in use, and its length is one cheap call.
+        used = os.fstat(self._file).st_size
         if not self._grow and used <= self.map_size // 2:
             return
         # Should it fail, smaller transactions still have a chance, so the need is forgotten.
@@ -800,8 +804,9 @@ class Store:
 
     def newest(self) -> Head:
         """The header of the newest commit, read from the file: the map may be on the move."""
-        heads = (Head.read(os.pread(self._file, _HEAD_BYTES, at)) for at in (0, self.page))
-        return max(heads, key=lambda head: head.transaction)
+        data = os.pread(self._file, self.page + _HEAD_BYTES, 0)
+        first, second = Head.read(data), Head.read(data, self.page)
+        return first if first.transaction > second.transaction else second
 
     def damage(self) -> list[str]:
         """Return what is wrong with LMDB's own pages; LMDB trusts them, and may crash on damage."""
@@ -1000,7 +1005,9 @@ def _code(error: BaseException) -> int:
 
 def _seconds(timeout: float | None, default: float) -> float:
     """Return a timeout as locks take it; they know no infinity."""
-    value = default if timeout is None else timeout
+    if timeout is None:
+        return default
+    value = timeout
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
         raise UsageError(f"timeout={timeout!r} is not a number of seconds")
     return min(max(0.0, float(value)), threading.TIMEOUT_MAX / 2)
