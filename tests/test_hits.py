@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from vecstore import Hit, Hits, MissingExtraError, Plan, Record
+from vecstore import Hit, Hits, MissingExtraError, Plan, Record, UsageError
 
 PLAN = Plan(method="scan", rows=9, allowed=9, expected_recall=1.0, reason="because")
 
@@ -118,3 +118,25 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=rf"needs {name}: pip install"):
         getattr(make(), method)()
+
+
+def test_a_table_of_no_hits_has_its_columns() -> None:
+    pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    assert list(make(0).to_pandas().columns) == ["id", "score", "distance"]
+    assert make(0).to_arrow().column_names == ["id", "score", "distance"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ({"id": 1}, {"id": "1"}),
+        ({"metadata": {"a": 1}}, {"metadata": {"a": "x"}}),
+        ({"metadata": {"a": 2**64 - 1}}, {}),
+    ],
+)
+def test_hits_without_an_arrow_type_are_refused(values: tuple) -> None:
+    pytest.importorskip("pyarrow")
+    hits = [Hit(**{"id": "x", "score": 1.0, "distance": 0.0, **value}) for value in values]
+    with pytest.raises(UsageError, match="no Arrow types"):
+        Hits(hits, plan=PLAN, complete="exact").to_arrow()
