@@ -410,12 +410,12 @@ def _check_mrl(mrl: Sequence[int] | None) -> tuple[int, ...] | None:
     if mrl is None:
         return None
     try:
-        listed = [operator.index(size) for size in mrl]
+        listed = list(mrl)
+        if not any(isinstance(size, bool) for size in listed):
+            return tuple(operator.index(size) for size in listed)
     except TypeError:
-        listed = [True]
-    if any(isinstance(size, bool) for size in listed):
-        raise SpecError(f"mrl={show(mrl)} is not a sequence of whole numbers")
-    return tuple(listed)
+        pass
+    raise SpecError(f"mrl={show(mrl)} is not a sequence of whole numbers")
 
 
 def _compare(
