@@ -6,31 +6,29 @@ the command that needs it. Exit status: 0 done, 1 failed or problems found, 2 ca
 
 from __future__ import annotations
 
-import base64
-import csv
 import errno
-import json
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import vecstore
+from vecstore import formats
 from vecstore.errors import (
     AlreadyExistsError,
     EncoderError,
+    EncoderMismatchError,
     NotFoundError,
     UsageError,
     VecstoreError,
 )
+from vecstore.hits import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
     from vecstore.spec import Include
 
 DEFAULT_COLLECTION = "default"
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "txt"}
-MAX_LINE = 64 << 20
 # A batch ends at whichever comes first; together they bound the memory of `add`.
 BATCH_RECORDS, BATCH_BYTES = 200, 16 << 20
 # Pipes and log files have no width of their own.
@@ -63,7 +59,7 @@ class _Commands(click.Group):
             # click ends quietly by itself when the reader of our output has gone.
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise
-            raise click.ClickException(_clean(error)) from error
+            raise click.ClickException(_message(error)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,7 +70,7 @@ def main() -> None:
 
 def _parse_where(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
     try:
-        return None if value is None else _from_json(_parse_json(value))
+        return None if value is None else formats.from_json(formats.parse_json(value))
     except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"{value!r} is not JSON: {error}", ctx, param) from None
 
@@ -112,14 +108,14 @@ def demo(path: str, limit: int | None) -> None:
         fresh = demo.changed(docs, records)
         start = time.perf_counter()
         with _bar("Indexing", len(fresh)) as advance:
-            items = (_Item(record, record["id"], 1) for record in fresh)
+            items = (formats.Item(record, record["id"], 1) for record in fresh)
             _Loader(docs, upsert=True).load(items, advance)
         spent = time.perf_counter() - start
         done = f"embedded {len(fresh):,} in {spent:.1f} s" if fresh else "nothing new to embed"
         out.print(f"{len(records):,} docstrings in {Path(path).resolve()}; {done}", soft_wrap=True)
         for answer in demo.answers(docs):
             out.print(f"\n{answer.question.text}", style="bold")
-            out.print(f"where {_dumps(answer.question.where)}", style="cyan")
+            out.print(f"where {formats.dumps(answer.question.where)}", style="cyan")
             out.print(_table(("score", "id", "lines", "docstring"), answer.rows, out.width))
             out.print(f"{answer.milliseconds:.1f} ms", style="dim")
     out.print(f"\n{demo.farewell(path)}", soft_wrap=True)
@@ -133,10 +129,10 @@ def info(database: str, as_json: bool) -> None:
     with vecstore.open(database, read_only=True) as db:
         stats = db.stats()
     if as_json:
-        click.echo(_dumps(stats, indent=2))
+        click.echo(formats.dumps(stats, indent=2))
         return
     size = stats["file_bytes"] / 1e6
-    click.echo(_clean(f"{database}: format {stats['format']}, {size:,.1f} MB"))
+    click.echo(one_line(f"{database}: format {stats['format']}, {size:,.1f} MB"))
     names = ("name", "records", "dim", "metric", "encoder")
     rows = [[one[name] for name in names] for one in stats["collections"].values()]
     out = _console()
@@ -153,7 +149,7 @@ def info(database: str, as_json: bool) -> None:
     "--format",
     "-f",
     "kind",
-    type=click.Choice(sorted(set(SUFFIXES.values()))),
+    type=click.Choice(sorted(set(formats.SUFFIXES.values()))),
     help="By default told by the suffix; jsonl on stdin.",
 )
 @click.option("--text-field", default="text", show_default=True, metavar="FIELD")
@@ -185,22 +181,30 @@ def add(
     Formats are jsonl, csv, tsv, and txt with a record per line. A JSON object or a CSV row is a
     record with the keys id, text, vector and metadata; all other keys are metadata too.
     """
-    sources = [(file, kind or _format_of(file)) for file in files]
-    fields = _Fields(text_field, id_field, _cell_types(types))
+    try:
+        kinds = [kind or ("jsonl" if file == "-" else formats.format_of(file)) for file in files]
+    except UsageError as error:
+        raise click.UsageError(str(error)) from None
+    try:
+        fields = formats.Fields(text_field, id_field, formats.cell_types(types))
+    except UsageError as error:
+        raise click.BadParameter(str(error), param_hint="--type") from None
     total = None if "-" in files else sum(Path(file).stat().st_size for file in files)
     with vecstore.open(database) as db:
         name = _choose(db, name, new=DEFAULT_COLLECTION)
         loader = _Loader(db.collection(name, **declared), upsert=upsert)
         try:
             with _bar("Adding", total) as advance:
-                for source in sources:
-                    loader.load(_read(*source, fields), advance)
+                for file, of in zip(files, kinds, strict=True):
+                    place = "stdin" if file == "-" else file
+                    with click.open_file(file, "rb") as stream:
+                        loader.load(formats.read(stream, place, of, fields), advance)
         except (VecstoreError, OSError, KeyboardInterrupt) as error:
-            what = _clean(error) or "interrupted"
+            what = _message(error) or "interrupted"
             raise click.ClickException(
                 f"{what} ({loader.count:,} records before it were stored)"
             ) from error
-    click.echo(_clean(f"{loader.count:,} records stored in {name!r} of {database}"))
+    click.echo(one_line(f"{loader.count:,} records stored in {name!r} of {database}"))
 
 
 @main.command()
@@ -225,7 +229,7 @@ def search(
         target = query if chosen.spec.encoder else _vector(query, chosen)
         hits = chosen.search(target, k, where=where, **options)
     if as_json:
-        click.echo(_dumps({"complete": hits.complete, "hits": hits.to_dicts()}, indent=2))
+        click.echo(formats.dumps({"complete": hits.complete, "hits": hits.to_dicts()}, indent=2))
     elif hits:
         out = _console()
         out.print(_hit_table(hits, out.width))
@@ -253,11 +257,11 @@ def get(
     with vecstore.open(database, read_only=True) as db:
         found = db.collection(_choose(db, name)).get(wanted)
     if as_json:
-        click.echo(_dumps([record and record.to_dict() for record in found], indent=2))
+        click.echo(formats.dumps([record and record.to_dict() for record in found], indent=2))
     else:
         for record in filter(None, found):
             values = record.to_dict().items()
-            click.echo("".join(f"{key}: {_clean(_shown(value))}\n" for key, value in values))
+            click.echo("".join(f"{key}: {one_line(_shown(value))}\n" for key, value in values))
     missing = [value for value, record in zip(wanted, found, strict=True) if record is None]
     if missing:
         hint = "" if integers else "; ids are text unless --int is given"
@@ -277,11 +281,11 @@ def check(ctx: click.Context, database: str, as_json: bool) -> None:
         problems = db.check()
     if as_json:
         found = [{"where": problem.where, "what": problem.what} for problem in problems]
-        click.echo(_dumps(found, indent=2))
+        click.echo(formats.dumps(found, indent=2))
     else:
         for problem in problems:
-            click.echo(_clean(f"{problem.where}: {problem.what}"))
-        click.echo(_clean(f"{database}: {len(problems):,} problems"))
+            click.echo(one_line(f"{problem.where}: {problem.what}"))
+        click.echo(one_line(f"{database}: {len(problems):,} problems"))
     ctx.exit(1 if problems else 0)
 
 
@@ -295,7 +299,7 @@ def backup(database: str, target: str) -> None:
     """
     with vecstore.open(database, read_only=True) as db:
         size = db.backup(target)
-    click.echo(_clean(f"{target}: {size:,} bytes"))
+    click.echo(one_line(f"{target}: {size:,} bytes"))
 
 
 @main.command()
@@ -312,9 +316,9 @@ def compact(database: str, as_json: bool) -> None:
         freed = db.compact()
     size = Path(database).stat().st_size
     if as_json:
-        click.echo(_dumps({"path": database, "bytes": size, "given_back": freed}, indent=2))
+        click.echo(formats.dumps({"path": database, "bytes": size, "given_back": freed}, indent=2))
     else:
-        click.echo(_clean(f"{database}: {size:,} bytes, {freed:,} given back"))
+        click.echo(one_line(f"{database}: {size:,} bytes, {freed:,} given back"))
 
 
 @main.command()
@@ -340,7 +344,7 @@ def dump(database: str, name: str | None, where: Any, vectors: bool | None) -> N
         if vectors:
             include.append("vector")
         for record in chosen.scan(where, include=include):
-            out.write(_dumps(record.to_dict()).encode() + b"\n")
+            out.write(formats.dumps(record.to_dict()).encode() + b"\n")
     out.flush()
 
 
@@ -360,15 +364,6 @@ def _choose(db: Database, name: str | None, *, new: str | None = None) -> str:
     return name or names[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A record to store, where it stands, and its size there."""
-
-    record: dict[str, Any]
-    place: str
-    size: int
-
-
 class _Loader:
     """Stores records in batches and counts them; a bad record is found and named.
 
@@ -380,13 +375,13 @@ class _Loader:
         self._collection = collection
         self._upsert = upsert
 
-    def load(self, items: Iterable[_Item], advance: Callable[[int], object]) -> None:
+    def load(self, items: Iterable[formats.Item], advance: Callable[[int], object]) -> None:
         """Store the records; `advance` is told the size of each batch."""
         for batch in _batches(items):
             self._store(batch)
             advance(sum(item.size for item in batch))
 
-    def _store(self, batch: list[_Item]) -> None:
+    def _store(self, batch: list[formats.Item]) -> None:
         try:
             self._collection.add_records(
                 (item.record for item in batch), upsert=self._upsert, progress=False
@@ -403,9 +398,9 @@ class _Loader:
             self.count += len(batch)
 
 
-def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+def _batches(items: Iterable[formats.Item]) -> Iterator[list[formats.Item]]:
     """Cut into batches that `add_records` stores in one transaction each."""
-    batch: list[_Item] = []
+    batch: list[formats.Item] = []
     seen: set[object] = set()
     size = 0
     try:
@@ -428,234 +423,9 @@ def _batches(items: Iterable[_Item]) -> Iterator[list[_Item]]:
         yield batch
 
 
-# Files of records
-
-_Numbered = tuple[int, dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    """How an object or a row becomes a record."""
-
-    text: str
-    id: str
-    types: dict[str, str]
-
-    def record(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Turn an object into a record; ValueError says why it is none."""
-        metadata = _from_json(values.pop("metadata", None))
-        if not isinstance(metadata, dict | None):
-            raise ValueError(f"metadata is an object, got {type(metadata).__name__}")
-        names = ", ".join(values) or "nothing"
-        keys = {"id": self.id, "text": self.text, "vector": "vector"}
-        record = {name: values.pop(key, None) for name, key in keys.items()}
-        record = {name: value for name, value in record.items() if value is not None}
-        if not isinstance(record.get("id"), str | int | None):
-            raise ValueError(f"an id is a text or an integer, got {record['id']!r:.40}")
-        if not record.keys() & {"text", "vector"}:
-            raise ValueError(
-                f"neither {self.text!r} nor 'vector' is among {names}; name the field of the text"
-                " with --text-field"
-            )
-        if twice := values.keys() & (metadata or {}):
-            raise ValueError(f"{min(twice)!r} stands both in metadata and beside it")
-        if values or metadata is not None:
-            plain = {key: _from_json(value) for key, value in values.items()}
-            record["metadata"] = {**(metadata or {}), **plain}
-        return record
-
-
-class _Lines:
-    """The lines of a file as text, counted; every complaint names the file and the line."""
-
-    def __init__(self, name: str, stream: IO[bytes]) -> None:
-        self.number = 0
-        self.size = 0
-        self.name = "stdin" if name == "-" else name
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[str]:
-        while data := self._stream.readline(MAX_LINE + 1):
-            self.number += 1
-            self.size += len(data)
-            if len(data) > MAX_LINE:
-                raise self.error(f"longer than {MAX_LINE >> 20} MiB")
-            try:
-                text = data.decode()
-            except UnicodeDecodeError as error:
-                raise self.error(f"not UTF-8 at byte {error.start + 1}") from None
-            yield text.removeprefix("\ufeff") if self.number == 1 else text
-
-    def error(self, what: object, line: int | None = None) -> UsageError:
-        """Make the error that says what is wrong with a line, the last one by default."""
-        return UsageError(f"{self.name}, line {line or self.number}: {what}")
-
-
-def _read(file: str, kind: str, fields: _Fields) -> Iterator[_Item]:
-    """Yield the records of a file; UsageError at the first line that holds none."""
-    with click.open_file(file, "rb") as stream:
-        lines = _Lines(file, stream)
-        done = 0
-        for line, values in READERS[kind](lines, fields):
-            try:
-                record = fields.record(values)
-            except (ValueError, RecursionError) as error:
-                raise lines.error(error, line) from None
-            yield _Item(record, f"{lines.name}, line {line}", lines.size - done)
-            done = lines.size
-
-
-def _objects(lines: _Lines, fields: _Fields) -> Iterator[_Numbered]:
-    for text in lines:
-        if not text.strip():
-            continue
-        try:
-            value = _parse_json(text)
-        except ValueError as error:
-            raise lines.error(f"not JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise lines.error(f"a record is a JSON object, got {text.strip():.40}")
-        yield lines.number, value
-
-
-def _rows(lines: _Lines, fields: _Fields, delimiter: str = ",") -> Iterator[_Numbered]:
-    csv.field_size_limit(MAX_LINE)
-    header: list[str] = []
-    last = 0
-    try:
-        for row in csv.reader(lines, delimiter=delimiter, strict=True):
-            line, last = last + 1, lines.number
-            if not header:
-                header = row
-                if len(set(header)) != len(header):
-                    raise lines.error(f"two columns have one name: {', '.join(header)}")
-            elif row and len(row) != len(header):
-                raise lines.error(f"{len(row)} cells under {len(header)} columns", line)
-            elif row:
-                try:
-                    yield line, _cells(header, row, fields.types)
-                except ValueError as error:
-                    raise lines.error(error, line) from None
-    except csv.Error as error:
-        raise lines.error(f"not CSV: {error}") from None
-
-
-def _tabbed_rows(lines: _Lines, fields: _Fields) -> Iterator[_Numbered]:
-    return _rows(lines, fields, "\t")
-
-
-def _texts(lines: _Lines, fields: _Fields) -> Iterator[_Numbered]:
-    for text in lines:
-        if text.strip():
-            origin = {"file": lines.name, "line": lines.number}
-            yield lines.number, {fields.text: text.strip(), **origin}
-
-
-READERS = {"jsonl": _objects, "csv": _rows, "tsv": _tabbed_rows, "txt": _texts}
-
-
-def _cells(header: list[str], row: list[str], types: dict[str, str]) -> dict[str, Any]:
-    values = {}
-    for column, cell in zip(header, row, strict=True):
-        # CSV cannot tell an empty text from a missing one.
-        if cell:
-            kind = types.get(column, "str")
-            try:
-                values[column] = CELL_TYPES[kind](cell)
-            except (ValueError, KeyError):
-                raise ValueError(f"column {column!r}: {cell[:40]!r} is no {kind}") from None
-    return values
-
-
-def _format_of(file: str) -> str:
-    kind = "jsonl" if file == "-" else SUFFIXES.get(Path(file).suffix.lower())
-    if kind is None:
-        raise click.UsageError(f"{file}: say with --format what it holds, the suffix does not")
-    return kind
-
-
-def _cell_types(options: tuple[str, ...]) -> dict[str, str]:
-    types = {"vector": "json", "metadata": "json"}
-    for option in options:
-        column, _, kind = option.rpartition("=")
-        if not column or kind not in CELL_TYPES:
-            raise click.BadParameter(
-                f"{option!r} is not COLUMN=TYPE with a type of {', '.join(CELL_TYPES)}",
-                param_hint="--type",
-            )
-        types[column] = kind
-    return types
-
-
-# JSON, with marks for the types of metadata that it lacks
-
-MARKS = {"$datetime", "$bytes", "$dict"}
-
-
-def _parse_json(text: str) -> Any:
-    """Parse JSON; ValueError for whatever else, NaN and bottomless nesting included."""
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is no value in JSON")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-
-
-CELL_TYPES: dict[str, Callable[[str], Any]] = {
-    "str": str,
-    "int": int,
-    "float": float,
-    "bool": lambda cell: {"true": True, "1": True, "false": False, "0": False}[cell.lower()],
-    "datetime": datetime.fromisoformat,
-    "json": _parse_json,
-}
-
-
-def _from_json(value: Any) -> Any:
-    """Turn {"$datetime": ...}, {"$bytes": ...} and {"$dict": ...} into what they stand for."""
-    if isinstance(value, list):
-        return [_from_json(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    mark = next(iter(value)) if len(value) == 1 else ""
-    try:
-        if mark == "$datetime":
-            return datetime.fromisoformat(value[mark])
-        if mark == "$bytes":
-            return base64.b64decode(value[mark], validate=True)
-        marked = value[mark] if mark == "$dict" else value
-        return {key: _from_json(item) for key, item in marked.items()}
-    except (TypeError, AttributeError):
-        raise ValueError(f"{mark!r} stands before {value[mark]!r:.40}") from None
-
-
-def _to_json(value: Any) -> Any:
-    """Turn a stored value into what JSON can hold; `_from_json` turns it back."""
-    if isinstance(value, datetime):
-        return {"$datetime": value.isoformat()}
-    if isinstance(value, bytes):
-        return {"$bytes": base64.b64encode(value).decode()}
-    if isinstance(value, dict):
-        plain = {key: _to_json(item) for key, item in value.items()}
-        return {"$dict": plain} if len(plain) == 1 and plain.keys() <= MARKS else plain
-    if isinstance(value, list):
-        return [_to_json(item) for item in value]
-    if hasattr(value, "tolist"):
-        # Nine digits tell any two float32 apart.
-        return [float(f"{number:.9g}") for number in value.tolist()]
-    return value
-
-
-def _dumps(value: Any, indent: int | None = None) -> str:
-    return json.dumps(_to_json(value), ensure_ascii=False, indent=indent)
-
-
 def _vector(query: str, collection: Collection) -> Any:
     try:
-        return _parse_json(query)
+        return formats.parse_json(query)
     except ValueError:
         raise UsageError(
             f"collection {collection.name!r} has no encoder: QUERY is a JSON array of"
@@ -686,14 +456,14 @@ def _bar(what: str, total: int | None) -> Iterator[Callable[[int], object]]:
         yield lambda count: progress.advance(task, count)
 
 
-def _clean(value: object) -> str:
-    """Make one line that cannot steer a terminal, whatever a record or a file name holds."""
-    words = " ".join(str(value).split())
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in words)
+def _message(error: BaseException) -> str:
+    # The message itself names what a program passes.
+    hint = "; on the command line: --encoder FOLDER"
+    return one_line(f"{error}{hint if isinstance(error, EncoderMismatchError) else ''}")
 
 
 def _shown(value: object) -> str:
-    return value if isinstance(value, str) else "" if value is None else _dumps(value)
+    return value if isinstance(value, str) else "" if value is None else formats.dumps(value)
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[object]], width: int) -> Table:
@@ -702,7 +472,7 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[object]], width: int) -
     from rich.table import Table
     from rich.text import Text
 
-    cells = [names, *([_clean(_shown(cell)[:MAX_SHOWN]) for cell in row] for row in rows)]
+    cells = [names, *([one_line(_shown(cell)[:MAX_SHOWN]) for cell in row] for row in rows)]
     natural = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     shares = [SHARES.get(name, 2) for name in names]
     widths = natural

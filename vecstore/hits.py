@@ -179,12 +179,16 @@ class Hits(Sequence[Hit]):
         for hit in self._hits:
             metadata = "" if hit.metadata is None else str(hit.metadata)
             texts = (str(hit.id), hit.text or "", metadata)
-            table.add_row(
-                f"{hit.score:.4f}", *(Text(" ".join(text[:400].split())) for text in texts)
-            )
+            table.add_row(f"{hit.score:.4f}", *(Text(one_line(text[:400])) for text in texts))
         out = io.StringIO()
         Console(file=out, width=110, color_system=None).print(table)
         return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))
+
+
+def one_line(value: object) -> str:
+    """Make one line that cannot steer a terminal, whatever a record or a file name holds."""
+    words = " ".join(str(value).split())
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in words)
 
 
 def _present(value: Record | Hit, names: tuple[str, ...]) -> dict[str, Any]:
