@@ -1,3 +1,4 @@
+import ctypes
 import errno
 import gc
 import os
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from vecstore import (
     ClosedError,
     CorruptionError,
+    FormatError,
     LockedError,
     ReadOnlyError,
     StoreError,
@@ -25,8 +27,8 @@ from vecstore import (
     VecstoreError,
     layout,
 )
-from vecstore import store as module
 from vecstore.store import Gate, Store, translated
+from vecstore.store.faults import MAX_READERS, MapFullError
 
 PREFIX = b"\0\0\0\1\0"
 LONG = 20.0
@@ -66,7 +68,7 @@ def addresses(snapshot, *numbers, count=100):
 def fills(snapshot, *numbers):
     """The bytes that fill some blocks, read at their addresses."""
     table = addresses(snapshot, *numbers)
-    return [module.ctypes.string_at(int(table[number]) + 48, 1)[0] for number in numbers]
+    return [ctypes.string_at(int(table[number]) + 48, 1)[0] for number in numbers]
 
 
 def in_thread(work):
@@ -760,8 +762,8 @@ def test_every_error_of_lmdb_becomes_one_of_vecstore(kind):
         (lmdb.CorruptedError, CorruptionError),
         (lmdb.PageNotFoundError, CorruptionError),
         (lmdb.ReadonlyError, ReadOnlyError),
-        (lmdb.InvalidError, module.FormatError),
-        (lmdb.VersionMismatchError, module.FormatError),
+        (lmdb.InvalidError, FormatError),
+        (lmdb.VersionMismatchError, FormatError),
     ],
 )
 def test_an_error_of_lmdb_that_callers_can_act_on_has_a_class_of_its_own(error, expected):
@@ -1049,7 +1051,7 @@ def test_a_store_that_nobody_holds_any_more_closes_itself(path):
 
 def test_as_many_snapshots_as_lmdb_has_slots_for_may_be_open(path):
     store = Store(path)
-    snapshots = [store.snapshot() for _ in range(module.MAX_READERS)]
+    snapshots = [store.snapshot() for _ in range(MAX_READERS)]
     with pytest.raises(LockedError, match="1024 snapshots are open"):
         store.snapshot()
     for snapshot in snapshots:
@@ -1079,5 +1081,5 @@ def test_the_slots_of_killed_processes_are_taken_back(path, run_python):
 
 
 def test_every_error_of_the_store_is_an_error_of_vecstore():
-    assert issubclass(module._MapFullError, StoreFullError)
+    assert issubclass(MapFullError, StoreFullError)
     assert issubclass(StoreFullError, VecstoreError)

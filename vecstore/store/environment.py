@@ -1,0 +1,577 @@
+"""What is an open file? The LMDB environment: opening, growing, copying, closing."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from vecstore import layout
+from vecstore.errors import (
+    ClosedError,
+    FormatError,
+    LockedError,
+    ReadOnlyError,
+    StoreError,
+    StoreFullError,
+    UsageError,
+)
+from vecstore.store import registry
+from vecstore.store.faults import MAX_READERS, MapFullError, translate, translated
+from vecstore.store.files import (
+    HEAD_BYTES,
+    Head,
+    check_format,
+    check_header,
+    is_alone,
+    is_room_for,
+    leave_writer_byte,
+    memory_path,
+    open_file,
+    real_path,
+    remove,
+    sync_folder,
+    take_writer_byte,
+    verify,
+)
+from vecstore.store.gate import Gate, seconds
+from vecstore.store.tables import Tables
+from vecstore.store.transactions import Snapshot, Transaction
+
+T = TypeVar("T")
+
+MEMORY = ":memory:"
+START_MAP = 64 << 30
+START_MEMORY_MAP = 4 << 30
+SMALLEST_MAP = 1 << 20
+DEFAULT_TIMEOUT = 30.0
+CLOSE_TIMEOUT = 5.0
+DAMAGE_TRIES = 5
+
+
+class Store:
+    """One open file. Threads share it; a process opens a file once."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        durable: bool = True,
+        timeout: float = DEFAULT_TIMEOUT,
+        start_map: int | None = None,
+    ) -> None:
+        self.read_only = read_only
+        self.durable = durable
+        self.timeout = seconds(timeout, DEFAULT_TIMEOUT)
+        self.gate = Gate()
+        self.tables = Tables()
+        self.epoch = 0
+        self.forked = False
+        self.map_size = 0
+        self.databases: dict[str, Any] = {}
+        self._env: Any = None
+        self._file = -1
+        self._writer = threading.Lock()
+        self._writer_thread: str | None = None
+        self._grow = False
+        self._start_map = start_map
+        self.memory = os.fspath(path) == MEMORY
+        if self.memory and read_only:
+            raise UsageError("a ':memory:' database is new and empty; read_only=True has no use")
+        self.path = memory_path() if self.memory else real_path(path)
+        self._open()
+
+    # Opening and closing
+
+    def _open(self) -> None:
+        created = False
+        try:
+            if self.memory:
+                self._file, created = os.open(self.path, os.O_RDWR), True
+            else:
+                self._file, created = open_file(self.path, self.read_only, self.timeout)
+            with registry.lock:
+                registry.register(self, os.fstat(self._file), self.path)
+            check_header(self._file, self.path, self.read_only)
+            self._open_env()
+            created = False
+        except BaseException:
+            # A file that was made here and is of no use is taken away, unless somebody has it open.
+            if created and self._file >= 0 and is_alone(self._file):
+                remove(self.path)
+            self._release()
+            raise
+        if self.memory:
+            # The open handles keep the files alive; nothing is left behind, even by a kill.
+            remove(self.path)
+
+    def _open_env(self) -> None:
+        size = os.fstat(self._file).st_size
+        start = self._start_map or (START_MEMORY_MAP if self.memory else START_MAP)
+        map_size = max(start, 8 * size)
+        while True:
+            try:
+                self._env = lmdb.open(
+                    os.fspath(self.path),
+                    map_size=map_size,
+                    subdir=False,
+                    readonly=self.read_only,
+                    sync=self.durable and not self.memory,
+                    mode=0o600,
+                    max_readers=126 if self.memory else MAX_READERS,
+                    max_dbs=len(layout.DATABASES),
+                    readahead=True,
+                    lib_version=0,
+                )
+                break
+            except (lmdb.MemoryError, MemoryError) as error:
+                map_size //= 2
+                if map_size < max(SMALLEST_MAP, size):
+                    raise StoreError(
+                        f"{self.path}: no address space to map {size} bytes; raise the process's"
+                        " limit on virtual memory"
+                    ) from error
+            except (lmdb.Error, OSError) as error:
+                raise translate(error, f"open {self.path}") from error
+        self.page = int(self._env.stat()["psize"])
+        self.map_size = int(self._env.info()["map_size"])
+        with translated(f"open {self.path}"):
+            self._env.reader_check()
+        # To open a database, py-lmdb begins a write transaction, unless the file is read-only.
+        if not self.read_only:
+            take_writer_byte(self._file, self.timeout, self.path)
+        try:
+            with translated(f"open {self.path}"):
+                self._open_databases()
+        finally:
+            if not self.read_only:
+                leave_writer_byte(self._file)
+
+    def _open_databases(self) -> None:
+        with self._env.begin() as txn:
+            names = [bytes(key).decode("utf-8", "replace") for key, _ in txn.cursor()]
+        if not names and not self.read_only:
+            self._create_databases()
+        elif not set(layout.DATABASES) <= set(names):
+            raise FormatError(f"{self.path} is an LMDB file, but not one of vecstore's")
+        else:
+            for name in layout.DATABASES:
+                self.databases[name] = self._env.open_db(name.encode(), create=False)
+        with self._env.begin() as txn:
+            value = txn.get(layout.KEY_FORMAT, db=self.databases["meta"])
+        check_format(value, self.path)
+
+    def _create_databases(self) -> None:
+        with self._env.begin(write=True) as txn:
+            for name in layout.DATABASES:
+                self.databases[name] = self._env.open_db(name.encode(), txn=txn)
+            values = {
+                "magic": layout.MAGIC,
+                "format": layout.FORMAT,
+                "oldest_readable": layout.OLDEST_READABLE,
+            }
+            txn.put(layout.KEY_FORMAT, layout.pack_meta(values), db=self.databases["meta"])
+
+    def check_open(self) -> None:
+        """Raise ClosedError if the store cannot be used (any more, or in this process)."""
+        if self.forked:
+            raise ClosedError(
+                f"{self.path} was opened before this process was forked; a handle does not survive"
+                " a fork: open the file again in the child"
+            )
+        if self._env is None:
+            raise ClosedError(f"{self.path} is closed; open it again")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store cannot be used any more."""
+        return self.forked or self._env is None
+
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Close the file; calling it again does nothing.
+
+        Raises:
+            LockedError: Snapshots or a writer of this process did not end in time.
+        """
+        if self.closed:
+            self._release()
+            return
+        timeout = seconds(timeout, CLOSE_TIMEOUT)
+        self._lock_threads(timeout, "close the file")
+        try:
+            with self.gate.alone(timeout, "close"):
+                self._release()
+        finally:
+            self._unlock_threads()
+
+    def _release(self) -> None:
+        env, self._env = self._env, None
+        if env is not None and not self.forked:
+            env.close()
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+        with registry.lock:
+            registry.forget(self)
+
+    def abandon(self) -> None:
+        """Let go, in a forked child, of what belongs to the parent."""
+        self.forked = True
+        # Never freed here: py-lmdb would wait for the parent's threads, and clear the slots that
+        # keep the pages of the parent's snapshots.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._env))
+        # The locks belong to the parent's handle; this one only keeps the file from compaction.
+        os.close(self._file)
+        self._file = -1
+
+    def __del__(self) -> None:
+        # Nobody can hold a snapshot here: snapshots refer to their store.
+        with contextlib.suppress(Exception):
+            self._release()
+
+    # Reading
+
+    def snapshot(self, timeout: float | None = None) -> Snapshot:
+        """Begin a read transaction."""
+        self.check_open()
+        timeout = seconds(timeout, self.timeout)
+        ticket = self.gate.enter(timeout)
+        try:
+            self.check_open()
+            return Snapshot(self, self._begin_reading(), ticket)
+        except lmdb.MapResizedError:
+            pass
+        except BaseException:
+            self.gate.leave(ticket)
+            raise
+        # Another process let the file outgrow this process's map.
+        self.gate.leave(ticket)
+        self._follow(timeout)
+        return self.snapshot(timeout)
+
+    def _begin_reading(self) -> Any:
+        try:
+            return self._env.begin(buffers=True)
+        except lmdb.ReadersFullError:
+            # Slots of killed processes can be taken back.
+            self._env.reader_check()
+        except lmdb.MapResizedError:
+            raise
+        except lmdb.Error as error:
+            raise translate(error, "read") from error
+        with translated("begin a snapshot"):
+            return self._env.begin(buffers=True)
+
+    # Writing
+
+    def begin(self, timeout: float | None = None) -> Transaction:
+        """Begin a write transaction; the caller holds the writer's lock."""
+        timeout = seconds(timeout, self.timeout)
+        self._make_room(timeout)
+        try:
+            return Transaction(self, self._env.begin(write=True))
+        except lmdb.MapResizedError:
+            pass
+        except lmdb.Error as error:
+            raise translate(error, "begin a transaction") from error
+        self._follow(timeout)
+        with translated("begin a transaction"):
+            return Transaction(self, self._env.begin(write=True))
+
+    def _make_room(self, timeout: float) -> None:
+        """Enlarge the map if the last transaction did not fit; if nobody reads, in good time."""
+        # The file is as long as all pages in use, and its length is one cheap call.
+        used = os.fstat(self._file).st_size
+        if not self._grow and used <= self.map_size // 2:
+            return
+        # Should it fail, smaller transactions still have a chance, so the need is forgotten.
+        needed, self._grow = self._grow, False
+        try:
+            with self.gate.alone(timeout if needed else 0.0, "enlarge the map"):
+                self._remap(2 * max(self.map_size, 2 * used), self.map_size * 5 // 4)
+        except (LockedError, StoreFullError):
+            if needed:
+                raise
+
+    def _follow(self, timeout: float) -> None:
+        """Enlarge the map after another process let the file outgrow it."""
+        with self.gate.alone(timeout, "enlarge the map"):
+            self.check_open()
+            head = self.newest()
+            used = head.pages * self.page
+            # Another thread may have done it meanwhile, and be writing.
+            if used > self.map_size:
+                self._remap(max(head.map_size, used), used)
+
+    def begin_child(self, parent: Transaction) -> Transaction:
+        """Begin a child transaction, which can be rolled back alone."""
+        with translated("begin a transaction"):
+            return Transaction(self, self._env.begin(write=True, parent=parent.txn), parent)
+
+    def write(self, work: Callable[[Transaction], T], timeout: float | None = None) -> T:
+        """Run `work` in one transaction of its own and commit it.
+
+        Should the map be full, it grows and `work` runs again from the start.
+
+        Raises:
+            ReadOnlyError, LockedError, StoreFullError, and whatever `work` raises. In every
+            case the file is as it was.
+        """
+        self.take_writer(timeout)
+        try:
+            while True:
+                transaction = self.begin(timeout)
+                try:
+                    result = work(transaction)
+                    transaction.commit()
+                    return result
+                except MapFullError:
+                    self._grow = True
+                finally:
+                    transaction.abort()
+        finally:
+            self.leave_writer()
+
+    def write_child(self, parent: Transaction, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in a child of `parent`; if it fails, only its own writes are rolled back."""
+        child = self.begin_child(parent)
+        try:
+            with self.growing_later():
+                result = work(child)
+                child.commit()
+            return result
+        finally:
+            child.abort()
+
+    @contextlib.contextmanager
+    def growing_later(self) -> Iterator[None]:
+        """Note that the map must grow before the next transaction; this one is too large for it."""
+        try:
+            yield
+        except MapFullError as error:
+            self._grow = True
+            raise StoreFullError(f"{error}; the next one has more room, try it again") from error
+
+    @contextlib.contextmanager
+    def writer(self, timeout: float | None = None) -> Iterator[None]:
+        """Hold the right to write as long as the with statement; see `take_writer`."""
+        self.take_writer(timeout)
+        try:
+            yield
+        finally:
+            self.leave_writer()
+
+    def take_writer(self, timeout: float | None = None) -> None:
+        """Take the right to write, among threads and among processes.
+
+        Raises:
+            ReadOnlyError: The file was opened for reading.
+            LockedError: The right was not free within `timeout` seconds.
+        """
+        self.check_open()
+        if self.read_only:
+            raise ReadOnlyError(f"{self.path} was opened with read_only=True")
+        timeout = seconds(timeout, self.timeout)
+        self._lock_threads(timeout, "write")
+        try:
+            self.check_open()
+            take_writer_byte(self._file, timeout, self.path)
+        except BaseException:
+            self._unlock_threads()
+            raise
+
+    def leave_writer(self) -> None:
+        """Give back the right to write."""
+        try:
+            if self._file >= 0:
+                leave_writer_byte(self._file)
+        finally:
+            self._unlock_threads()
+
+    def _lock_threads(self, timeout: float, purpose: str) -> None:
+        if not self._writer.acquire(timeout=timeout):
+            raise LockedError(
+                f"cannot {purpose}: thread {self._writer_thread} holds the transaction for more"
+                f" than {timeout:g} s"
+            )
+        self._writer_thread = threading.current_thread().name
+
+    def _unlock_threads(self) -> None:
+        self._writer_thread = None
+        self._writer.release()
+
+    # The whole file
+
+    def fill_up(self) -> None:
+        """Make the file as long as its last page says; the caller holds the right to write.
+
+        LMDB never writes pages that were taken and given up by one transaction. At the end of the
+        file they leave it shorter than it claims to be, which is how a truncated file looks.
+        """
+        needed = self.newest().pages * self.page
+        if os.fstat(self._file).st_size < needed:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, needed)
+
+    def newest(self) -> Head:
+        """The header of the newest commit, read from the file: the map may be on the move."""
+        data = os.pread(self._file, self.page + HEAD_BYTES, 0)
+        first, second = Head.read(data), Head.read(data, self.page)
+        return first if first.transaction > second.transaction else second
+
+    def damage(self) -> list[str]:
+        """Return what is wrong with LMDB's own pages; LMDB trusts them, and may crash on damage."""
+        for _ in range(0 if self.memory else DAMAGE_TRIES):
+            before = self.newest().transaction
+            problems = verify(self.path)
+            if not problems or self.newest().transaction == before:
+                return problems
+            # Pages were used again while they were read.
+        return []
+
+    def sync(self) -> None:
+        """Flush everything committed so far to the disk."""
+        self.check_open()
+        if self.read_only:
+            return
+        ticket = self.gate.enter(self.timeout)
+        try:
+            self.check_open()
+            with translated("sync"):
+                self._env.sync(True)
+        finally:
+            self.gate.leave(ticket)
+
+    def file_size(self) -> int:
+        """Bytes of the data file."""
+        self.check_open()
+        return os.fstat(self._file).st_size
+
+    def usage(self) -> dict[str, int]:
+        """Bytes of the map, and of pages ever used in the file."""
+        self.check_open()
+        return {"map_bytes": self.map_size, "used_bytes": self.newest().pages * self.page}
+
+    def copy(self, target: Path, snapshot: Snapshot) -> int:
+        """Write a compact copy of a snapshot to a new file, synced; return its bytes.
+
+        Raises:
+            StoreError: The target exists, or cannot be written; it is removed again.
+        """
+        return self._copy(target, snapshot.txn)
+
+    def _copy(self, target: Path, txn: Any) -> int:
+        with translated(f"create {target}"):
+            file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with translated(f"write {target}"):
+                self._env.copyfd(file, compact=True, txn=txn)
+                os.fsync(file)
+                size = os.fstat(file).st_size
+        except BaseException:
+            remove(target)
+            raise
+        finally:
+            os.close(file)
+        sync_folder(target.parent)
+        return size
+
+    def compact(self, timeout: float | None = None) -> int:
+        """Rewrite the file without its free pages; return the bytes given back.
+
+        Raises:
+            LockedError: Another process has the file open, or snapshots did not end.
+        """
+        timeout = seconds(timeout, self.timeout)
+        with self.writer(timeout), self.gate.alone(timeout, "compact"):
+            before = os.fstat(self._file).st_size
+            try:
+                if not self.memory and not is_alone(self._file):
+                    raise LockedError(
+                        f"another process has {self.path} open; compacting needs it alone"
+                    )
+                target = self._copy_for_compact()
+                try:
+                    self._swap(target)
+                except BaseException:
+                    remove(target)
+                    raise
+            finally:
+                if not self.memory and self._file >= 0:
+                    fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return before - os.fstat(self._file).st_size
+
+    def _copy_for_compact(self) -> Path:
+        if self.memory:
+            target = memory_path()
+            target.unlink()
+        else:
+            target = self.path.with_name(f"{self.path.name}.compact-{os.getpid()}")
+        # The gate is held alone, so the snapshot is begun without it.
+        txn = self._env.begin(buffers=True)
+        try:
+            self._copy(target, txn)
+            target.chmod(stat.S_IMODE(os.fstat(self._file).st_mode))
+        finally:
+            txn.abort()
+        return target
+
+    def _swap(self, target: Path) -> None:
+        """Put `target` in the place of the data file and open it.
+
+        Its lock is taken alone before others can find it: whoever opened it beside the old
+        environment would read the wrong one of its two headers, and take it for an empty file.
+        """
+        with translated(f"replace {self.path}"):
+            file = os.open(target, os.O_RDWR)
+        try:
+            if self.memory:
+                self.path = target
+            else:
+                with translated(f"replace {self.path}"):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    target.replace(self.path)
+        except BaseException:
+            os.close(file)
+            raise
+        self._env.close()
+        self._env = None
+        self.epoch += 1
+        old, self._file = self._file, file
+        os.close(old)
+        with registry.lock:
+            registry.forget(self)
+            registry.register(self, os.fstat(self._file), self.path)
+        if not self.memory:
+            sync_folder(self.path.parent)
+        self._open_env()
+        if self.memory:
+            remove(self.path)
+
+    def _remap(self, wanted: int, least: int) -> None:
+        """Give the map another size; the gate is held alone.
+
+        Raises:
+            StoreFullError: There is no address space even for `least` bytes.
+        """
+        # LMDB gives up the old map before it asks for the new one, so that must not fail.
+        while not is_room_for(wanted):
+            if wanted <= least:
+                raise StoreFullError(
+                    f"{self.path}: the map of {self.map_size} bytes is full and there is no address"
+                    " space for a larger one; raise the process's limit on virtual memory"
+                )
+            wanted = max(least, wanted * 3 // 4)
+        self.epoch += 1
+        with translated("enlarge the map"):
+            self._env.set_mapsize(wanted)
+        self.map_size = wanted

@@ -1,0 +1,99 @@
+"""Who may read, and who may move the map? A lock that is shared, or held alone."""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+import threading
+import time
+from collections.abc import Iterator
+
+from vecstore.errors import LockedError, UsageError
+
+
+class Gate:
+    """A lock that many hold shared or one holds alone, and that knows its holders.
+
+    Shared holders are snapshots; whoever moves the map takes the gate alone. Once somebody waits
+    to have it alone, new shared holders wait too, or growth would starve; except threads that hold
+    it already, or they would wait for themselves.
+    """
+
+    def __init__(self) -> None:
+        # Reentrant: the garbage collector may end a snapshot anywhere, also in here.
+        self._condition = threading.Condition(threading.RLock())
+        self._holders: dict[int, tuple[threading.Thread, float]] = {}
+        self._next = 0
+        self._alone = False
+        self._waiting = 0
+
+    def enter(self, timeout: float) -> int:
+        """Take the gate shared and return a ticket for `leave`."""
+        me = threading.current_thread()
+
+        def free() -> bool:
+            held = any(thread is me for thread, _ in list(self._holders.values()))
+            return not self._alone and (not self._waiting or held)
+
+        with self._condition:
+            if (self._alone or self._waiting) and not self._condition.wait_for(free, timeout):
+                raise LockedError(
+                    f"the file's map is being moved or closed and was not free for {timeout:g} s"
+                )
+            self._next += 1
+            self._holders[self._next] = (me, time.monotonic())
+            return self._next
+
+    def leave(self, ticket: int) -> None:
+        """Give back a shared hold."""
+        with self._condition:
+            del self._holders[ticket]
+            if self._waiting and not self._holders:
+                self._condition.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self, timeout: float, purpose: str) -> Iterator[None]:
+        """Hold the gate with no snapshot open.
+
+        Raises:
+            LockedError: Snapshots stayed open for `timeout` seconds; the message names them.
+        """
+        with self._condition:
+            self._waiting += 1
+            try:
+                free = self._condition.wait_for(
+                    lambda: not self._alone and not self._holders, timeout
+                )
+                if not free:
+                    raise LockedError(
+                        f"cannot {purpose}: waited {timeout:g} s for {self.describe()}; end them"
+                    )
+                self._alone = True
+            finally:
+                self._waiting -= 1
+                if not self._alone:
+                    self._condition.notify_all()
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._alone = False
+                self._condition.notify_all()
+
+    def describe(self) -> str:
+        """Name the open snapshots: threads and ages."""
+        now = time.monotonic()
+        holders = [
+            f"{thread.name} ({now - since:.1f} s)" for thread, since in list(self._holders.values())
+        ]
+        return f"{len(holders)} open snapshots of threads {', '.join(holders[:8])}"
+
+
+def seconds(timeout: float | None, default: float) -> float:
+    """Return a timeout as locks take it; they know no infinity."""
+    if timeout is None:
+        return default
+    value = timeout
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
+        raise UsageError(f"timeout={timeout!r} is not a number of seconds")
+    return min(max(0.0, float(value)), threading.TIMEOUT_MAX / 2)

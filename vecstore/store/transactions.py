@@ -1,0 +1,257 @@
+"""How is a file read and written? Snapshots and write transactions."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import struct
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import lmdb
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore.errors import ClosedError, CorruptionError
+from vecstore.store.faults import translate, translated
+
+if TYPE_CHECKING:
+    from vecstore.store.environment import Store
+
+_PAGE = struct.Struct("<QHHI")
+_OVERFLOW = 0x04
+
+
+class Reader:
+    """Reading inside one transaction; what snapshots and write transactions share."""
+
+    def __init__(self, store: Store, txn: Any, *, copies: bool) -> None:
+        self.store = store
+        self._txn = txn
+        # Values of a snapshot are views into the map; a writer's pages move, so it gets copies.
+        self.copies = copies
+
+    def _end(self) -> NoReturn:
+        self.store.check_open()
+        raise ClosedError("this snapshot or transaction has ended")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the transaction is over."""
+        return self._txn is None
+
+    @property
+    def txn(self) -> Any:
+        """The LMDB transaction; ClosedError when it has ended."""
+        txn = self._txn
+        if txn is None or self.store.forked:
+            self._end()
+        return txn
+
+    def get(self, database: str, key: bytes) -> Any:
+        """Return the value under a key as bytes or memoryview, or None."""
+        try:
+            return self.txn.get(key, db=self.store.databases[database])
+        except lmdb.Error as error:
+            raise translate(error, "read") from error
+
+    def get_many(self, database: str, keys: list[bytes]) -> dict[bytes, bytes]:
+        """Return the values that exist under some keys."""
+        if len(keys) == 1:
+            value = self.get(database, keys[0])
+            return {} if value is None else {keys[0]: bytes(value)}
+        with translated("read"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+            return {bytes(key): bytes(value) for key, value in cursor.getmulti(keys)}
+
+    def items(
+        self, database: str, prefix: bytes, start: bytes | None = None
+    ) -> Iterator[tuple[bytes, Any]]:
+        """Yield (key, value) under a prefix in key order, from `start` on."""
+        with translated("read"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+            found = cursor.set_range(start or prefix) if (start or prefix) else cursor.first()
+            while found:
+                key = bytes(cursor.key())
+                if not key.startswith(prefix):
+                    return
+                yield key, cursor.value()
+                found = cursor.next()
+
+    def entries(self, database: str) -> int:
+        """Number of entries in a database."""
+        with translated("read"):
+            return int(self.txn.stat(self.store.databases[database])["entries"])
+
+
+class Snapshot(Reader):
+    """A read transaction: it sees the file as it was when the snapshot began."""
+
+    def __init__(self, store: Store, txn: Any, ticket: int) -> None:
+        super().__init__(store, txn, copies=False)
+        self._ticket = ticket
+        self.version = (store.epoch, int(txn.id()))
+        self._tables, self.cache = store.tables.of(self.version)
+
+    def addresses(
+        self,
+        prefix: bytes,
+        wanted: NDArray[np.intp],
+        count: int,
+        check: Callable[[memoryview, int], object],
+    ) -> NDArray[np.uint64]:
+        """Return the address table of the values under prefix + four bytes of number.
+
+        Args:
+            prefix: All but the last four bytes of the keys in `tiers`.
+            wanted: Numbers whose entries must be filled.
+            count: The table's length.
+            check: Called with each value before its address enters the table; raises
+                CorruptionError if a kernel must not read it.
+
+        Returns:
+            uint64 (count,): the values' addresses, 0 where not filled. Valid while the snapshot
+            is open. Never changed after it was returned.
+
+        Raises:
+            CorruptionError: A wanted value is missing or fails its check.
+        """
+        table = self._tables.get(prefix)
+        if table is None or len(table) < count:
+            grown = np.zeros(count, np.uint64)
+            if table is not None:
+                grown[: len(table)] = table
+            table = grown
+        missing = wanted[table[wanted] == 0]
+        if len(missing):
+            table, file_size = table.copy(), self.store.file_size()
+            for number in missing.tolist():
+                value = self.get("tiers", prefix + number.to_bytes(4, "big"))
+                if value is None:
+                    raise CorruptionError(f"tiers: {prefix.hex()} block {number} is missing")
+                check(value, number)
+                table[number] = self._address(value, file_size)
+            self._tables[prefix] = table
+        return table
+
+    def _address(self, value: memoryview, file_size: int) -> int:
+        """Return the address of a bulk value, having checked that its pages are in the file."""
+        address = int(np.frombuffer(value, np.uint8).__array_interface__["data"][0])
+        page = self.store.page
+        start = address - _PAGE.size
+        number, _, flags, pages = _PAGE.unpack_from(
+            (ctypes.c_char * _PAGE.size).from_address(start)
+        )
+        if (
+            address % 64 != _PAGE.size
+            or not flags & _OVERFLOW
+            or pages * page < _PAGE.size + len(value)
+            or (number + pages) * page > file_size
+        ):
+            raise CorruptionError(
+                f"tiers: a value of {len(value)} bytes does not lie on whole pages of the file"
+            )
+        return address
+
+    def close(self) -> None:
+        """End the snapshot; calling it again does nothing."""
+        txn, self._txn = self._txn, None
+        if txn is not None and not self.store.forked:
+            txn.abort()
+            self.store.gate.leave(self._ticket)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+
+class Transaction(Reader):
+    """A write transaction, or a child of one. It sees its own writes."""
+
+    def __init__(self, store: Store, txn: Any, parent: Transaction | None = None) -> None:
+        super().__init__(store, txn, copies=True)
+        self.parent = parent
+        self.page = store.page
+        self._replaced: set[tuple[bytes, int]] = set()
+        self._wrote = False
+
+    def put(self, database: str, key: bytes, value: bytes | bytearray) -> None:
+        """Write a value under a key."""
+        if database == "tiers":
+            self._replaced.add((key[:-4], int.from_bytes(key[-4:], "big")))
+        self._wrote = True
+        try:
+            self.txn.put(key, value, db=self.store.databases[database])
+        except lmdb.Error as error:
+            raise translate(error, "write") from error
+
+    def put_many(
+        self, database: str, items: list[tuple[bytes, bytes]], *, append: bool = False
+    ) -> None:
+        """Write many small values; `append` if the keys are ascending and beyond all others."""
+        if len(items) == 1:
+            self.put(database, *items[0])
+            return
+        with translated("write"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+            cursor.putmulti(items, append=append)
+            self._wrote = self._wrote or bool(items)
+
+    def delete(self, database: str, key: bytes) -> bool:
+        """Delete a key; False if it was not there."""
+        if database == "tiers":
+            self._replaced.add((key[:-4], int.from_bytes(key[-4:], "big")))
+        try:
+            found = bool(self.txn.delete(key, db=self.store.databases[database]))
+        except lmdb.Error as error:
+            raise translate(error, "write") from error
+        self._wrote = self._wrote or found
+        return found
+
+    def delete_prefix(self, database: str, prefix: bytes) -> int:
+        """Delete every key under a prefix and return how many there were."""
+        count = 0
+        with translated("write"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+            found = cursor.set_range(prefix)
+            while found and bytes(cursor.key()).startswith(prefix):
+                if database == "tiers":
+                    key = bytes(cursor.key())
+                    self._replaced.add((key[:-4], int.from_bytes(key[-4:], "big")))
+                found = cursor.delete()
+                count += 1
+        self._wrote = self._wrote or count > 0
+        return count
+
+    def commit(self) -> None:
+        """Keep the writes: for a child in its parent, else on disk."""
+        txn = self.txn
+        try:
+            version = int(txn.id())
+            txn.commit()
+        except lmdb.Error as error:
+            raise translate(error, "commit") from error
+        finally:
+            self._txn = None
+        if self.parent is not None:
+            self.parent._replaced |= self._replaced
+            self.parent._wrote |= self._wrote
+            return
+        self.store.fill_up()
+        if self._wrote:
+            # A transaction that changed nothing is not written, and its number is used again.
+            self.store.tables.advance((self.store.epoch, version), self._replaced)
+
+    def abort(self) -> None:
+        """Forget the writes; calling it again does nothing."""
+        txn, self._txn = self._txn, None
+        if txn is not None and not self.store.forked:
+            txn.abort()
