@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -133,6 +134,28 @@ class Lance(Store):
         del self.table, self.db
 
 
+class LanceSynced(Lance):
+    """LanceDB whose new files are synced after each batch, which makes a batch as safe."""
+
+    name = "LanceDB, then synced"
+    durability = "nothing: the caller syncs every new file and folder"
+
+    def open(self, path: Path) -> None:
+        super().open(path)
+        self.path = path
+        self.known: set[Path] = set()
+
+    def add(self, ids: list[str], vectors: Vectors, metadata: list[dict[str, Any]]) -> None:
+        super().add(ids, vectors, metadata)
+        found = {*self.path.rglob("*")}
+        new = found - self.known
+        for path in new | {path.parent for path in new}:
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        self.known = found
+
+
 class Chroma(Store):
     """Chroma in this process; its index, HNSW, is built while records are added."""
 
@@ -235,7 +258,7 @@ class Numpy(Store):
 
 
 RIVALS: list[type[Store]] = [Lance, Chroma, SqliteVec]
-STORES = {kind.name: kind for kind in (Vecstore, VecstoreUnsynced, Numpy, *RIVALS)}
+STORES = {kind.name: kind for kind in (Vecstore, VecstoreUnsynced, LanceSynced, Numpy, *RIVALS)}
 
 
 def installed(report: Report) -> list[type[Store]]:

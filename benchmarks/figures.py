@@ -15,7 +15,7 @@ from typing import Any
 import lmdb
 import msgpack
 import numpy as np
-from compare import Numpy, Store, Vecstore, VecstoreUnsynced
+from compare import Lance, LanceSynced, Numpy, Store, Vecstore, VecstoreUnsynced
 from data import DIM, Data, exact
 from measure import Report, alternate, child, disk_bytes, paired, percentile, scratch, written
 
@@ -149,6 +149,8 @@ def ingest(bench: Bench) -> None:
     report.title(f"ingest: {count:,} x {DIM} float32 with 4 fields, batches of {BATCH:,}, in turns")
     data = bench.data(count)
     fast = [kind for kind in bench.rivals if kind.name != "Chroma"]
+    if Lance in fast:
+        fast.append(LanceSynced)
     _ingest(bench, data, [Vecstore, VecstoreUnsynced, *fast], rounds)
     slow = [kind for kind in bench.rivals if kind.name == "Chroma"]
     if slow:

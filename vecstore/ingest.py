@@ -194,7 +194,8 @@ def _check_metadata(metadata: Any, count: int) -> list[Metadata | None]:
     if metadata is None:
         return [None] * count
     values = _match(metadata, count, "metadata")
-    if layout.is_plain(values):
+    # For a few records the look by columns costs more than it spares.
+    if count > 4 and layout.is_plain(values):
         return values
     plain: list[Metadata | None] = []
     for i, value in enumerate(values):

@@ -68,11 +68,10 @@ def store_form(vectors: Vectors, metric: Metric) -> tuple[Vectors, NDArray[np.fl
     norms = check_lengths(vectors, metric, "vector")
     if metric != "cosine":
         return vectors, norms
-    near = np.abs(norms - 1.0) <= UNIT_SLACK
-    if near.any():
-        norms[near] = 1.0
-        if near.all():
-            return vectors, norms
+    far = np.abs(norms - 1.0) > UNIT_SLACK
+    if not far.any():
+        return vectors, np.ones_like(norms)
+    norms[~far] = 1.0
     # Dividing by 1.0 keeps the bits.
     return (vectors / norms[:, None]).astype(np.float32), norms
 
