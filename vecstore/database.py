@@ -385,12 +385,16 @@ def _new_spec(
             name=name, dim=_check_dim(dim), metric=metric, mrl=() if mrl is None else mrl
         )
     if dim not in (None, encoder.dim):
-        raise SpecError(f"dim={dim}, but encoder {encoder.name!r} makes {encoder.dim} numbers")
+        raise SpecError(f"dim={show(dim)}, but encoder {encoder.name!r} makes {encoder.dim} numbers")
+    for part in ("name", "fingerprint"):
+        value = getattr(encoder, part)
+        if not isinstance(value, str) or not value:
+            raise SpecError(f"the encoder's {part} is {show(value)}; it must be a str, not empty")
     return CollectionSpec(
         name=name,
-        dim=encoder.dim,
+        dim=_check_dim(encoder.dim),
         metric=metric,
-        mrl=tuple(encoder.mrl) if mrl is None else mrl,
+        mrl=(_check_mrl(encoder.mrl) or ()) if mrl is None else mrl,
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,
     )
