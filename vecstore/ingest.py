@@ -432,19 +432,22 @@ def delete(txn: Transaction, entry: Entry, ids: list[Id] | None, where: Filter |
     state = catalog.state(txn, entry.number)
     if ids is not None:
         read = (records.get(txn, entry.number, value) for value in dict.fromkeys(ids))
-        doomed = [record for record in read if record is not None]
-        if where is not None:
-            doomed = [record for record in doomed if where.matches(record)]
+        found = (record for record in read if record is not None)
     else:
-        walked = records.walk(txn, entry.number)
-        doomed = [record for record in walked if where is None or where.matches(record)]
+        found = records.walk(txn, entry.number)
+    # Not the records themselves: together, their texts may be larger than memory.
+    doomed = [
+        (record.id, record.order, record.row)
+        for record in found
+        if where is None or where.matches(record)
+    ]
     if not doomed:
         return 0
     writer = RowWriter(txn, entry.number, state, entry.spec.dim)
-    for record in doomed:
-        txn.delete("ids", layout.id_key(entry.number, record.id))
-        txn.delete("records", layout.record_key(entry.number, record.order))
-    writer.kill(np.array([record.row for record in doomed], np.intp))
+    for value, order, _ in doomed:
+        txn.delete("ids", layout.id_key(entry.number, value))
+        txn.delete("records", layout.record_key(entry.number, order))
+    writer.kill(np.array([row for _, _, row in doomed], np.intp))
     state.records -= len(doomed)
     _finish(txn, entry, state, writer)
     return len(doomed)
