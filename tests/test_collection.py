@@ -1,6 +1,7 @@
 """Do the methods of a collection do what their docstrings say?"""
 
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,49 @@ def test_a_collection_made_in_a_rolled_back_transaction_is_gone(memory: Database
     assert memory.collections() == []
     with pytest.raises(NotFoundError, match="creation was rolled back"):
         made[0].count()
+
+
+class Odd:
+    """An encoder of the protocol that says odd things of itself."""
+
+    name, dim, mrl, fingerprint = "odd", 4, (), "odd-1"
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    def encode(self, texts: Any, kind: str = "document") -> Any:
+        return np.ones((len(texts), 4))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": None},
+        {"name": ""},
+        {"fingerprint": 5},
+        {"fingerprint": None},
+        {"dim": None},
+        {"dim": 1.5},
+        {"dim": 1},
+        {"mrl": 5},
+        {"mrl": (5,)},
+    ],
+)
+def test_an_encoder_that_says_nothing_sensible_of_itself_is_refused(
+    memory: Database, values: dict[str, Any]
+) -> None:
+    (name,) = values
+    with pytest.raises(SpecError, match=rf"{name}.*{re.escape(repr(values[name]))}"):
+        memory.collection("c", encoder=Odd(**values))
+    assert memory.collections() == []
+
+
+def test_an_encoder_may_describe_itself_with_numpys_numbers(memory: Database) -> None:
+    encoder = Odd(dim=np.int64(4), mrl=np.array([2, 4]))
+    collection = memory.collection("c", encoder=encoder)
+    assert (collection.spec.dim, collection.spec.mrl) == (4, (2, 4))
+    collection.add("text", ids=1)
+    assert collection.search("text").ids == [1]
 
 
 def test_the_repr_says_what_a_collection_is(memory: Database) -> None:
