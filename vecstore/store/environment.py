@@ -515,7 +515,9 @@ class Store:
             target = memory_path()
             target.unlink()
         else:
-            target = self.path.with_name(f"{self.path.name}.compact-{os.getpid()}")
+            target = self.path.with_name(f"{self.path.name}-compact")
+            # One that was killed may have left its copy; this one has the file alone.
+            remove(target)
         # The gate is held alone, so the snapshot is begun without it.
         txn = self._env.begin(buffers=True)
         try:
