@@ -21,6 +21,7 @@ from vecstore.errors import (
     ClosedError,
     CorruptionError,
     EncoderMismatchError,
+    NotFoundError,
     ReadOnlyError,
     SpecError,
     StoreError,
@@ -251,7 +252,13 @@ class Database:
             CorruptionError: `check` found problems; nothing was written.
         """
         target = Path(path)
-        if target.exists():
+        try:
+            target.lstat()
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot write {target}: {error}") from error
+        else:
             raise AlreadyExistsError(f"{target} exists already; a backup never overwrites")
         with self._store.snapshot() as snapshot:
             _require_sound(check.check(snapshot), "backup")
@@ -280,8 +287,10 @@ class Database:
         with self.reading() as reader:
             entries = [catalog.find(reader, name) for name in catalog.names(reader)]
         for entry in filter(None, entries):
-            while self._repack(entry, timeout):
-                pass
+            # Another thread may drop it meanwhile.
+            with contextlib.suppress(NotFoundError):
+                while self._repack(entry, timeout):
+                    pass
         _require_sound(self.check(), "compact")
         self._store.compact(timeout)
         return before - self._store.file_size()
@@ -385,7 +394,9 @@ def _new_spec(
             name=name, dim=_check_dim(dim), metric=metric, mrl=() if mrl is None else mrl
         )
     if dim not in (None, encoder.dim):
-        raise SpecError(f"dim={show(dim)}, but encoder {encoder.name!r} makes {encoder.dim} numbers")
+        raise SpecError(
+            f"dim={show(dim)}, but encoder {encoder.name!r} makes {encoder.dim} numbers"
+        )
     for part in ("name", "fingerprint"):
         value = getattr(encoder, part)
         if not isinstance(value, str) or not value:

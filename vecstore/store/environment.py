@@ -31,6 +31,7 @@ from vecstore.store.files import (
     Head,
     check_format,
     check_header,
+    check_room_for_lock,
     is_alone,
     is_room_for,
     leave_writer_byte,
@@ -78,7 +79,9 @@ class Store:
         self.forked = False
         self.map_size = 0
         self.databases: dict[str, Any] = {}
+        # While `compact` changes files there is no environment, and yet the store is open.
         self._env: Any = None
+        self._closed = False
         self._file = -1
         self._writer = threading.Lock()
         self._writer_thread: str | None = None
@@ -118,6 +121,7 @@ class Store:
         size = os.fstat(self._file).st_size
         start = self._start_map or (START_MEMORY_MAP if self.memory else START_MAP)
         map_size = max(start, 8 * size)
+        check_room_for_lock(self.path)
         while True:
             try:
                 self._env = lmdb.open(
@@ -188,13 +192,13 @@ class Store:
                 f"{self.path} was opened before this process was forked; a handle does not survive"
                 " a fork: open the file again in the child"
             )
-        if self._env is None:
+        if self._closed:
             raise ClosedError(f"{self.path} is closed; open it again")
 
     @property
     def closed(self) -> bool:
         """Whether the store cannot be used any more."""
-        return self.forked or self._env is None
+        return self.forked or self._closed
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Close the file; calling it again does nothing.
@@ -214,6 +218,7 @@ class Store:
             self._unlock_threads()
 
     def _release(self) -> None:
+        self._closed = True
         env, self._env = self._env, None
         if env is not None and not self.forked:
             env.close()
@@ -504,6 +509,8 @@ class Store:
                     self._swap(target)
                 except BaseException:
                     remove(target)
+                    if self._env is None:
+                        self._release()
                     raise
             finally:
                 if not self.memory and self._file >= 0:

@@ -41,11 +41,20 @@ def translate(error: BaseException, action: str) -> StoreError:
         return MapFullError(f"{message}; one transaction is larger than the room in the map")
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreFullError(f"{message}; free space on the disk and try again")
+    if code == errno.EIO:
+        # What LMDB says too of a disk that takes only a part of a page.
+        return StoreFullError(
+            f"{message}; the disk is full, or fails: free space on the disk first"
+        )
     if isinstance(error, lmdb.TxnFullError):
         return StoreFullError(f"{message}; the transaction is too large, split it")
     if isinstance(error, lmdb.ReadersFullError):
         return LockedError(f"{message}; {MAX_READERS} snapshots are open, end some")
-    if isinstance(error, lmdb.ReadonlyError) or code in (errno.EROFS,):
+    if code in (errno.EACCES, errno.EPERM):
+        return StoreError(
+            f"{message}; vecstore needs to write the file, its '-lock' file and their folder"
+        )
+    if isinstance(error, lmdb.ReadonlyError) or code == errno.EROFS:
         return ReadOnlyError(message)
     if isinstance(error, lmdb.LockError):
         return LockedError(message)
@@ -53,10 +62,6 @@ def translate(error: BaseException, action: str) -> StoreError:
         return FormatError(f"{message}; it is not a file of vecstore's engine (LMDB 0.9)")
     if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.PanicError):
         return CorruptionError(f"{message}; restore a backup")
-    if code in (errno.EACCES, errno.EPERM):
-        return StoreError(
-            f"{message}; vecstore needs to write the file, its '-lock' file and their folder"
-        )
     return StoreError(message)
 
 

@@ -17,11 +17,18 @@ from pathlib import Path
 import lmdb.verify
 
 from vecstore import layout
-from vecstore.errors import CorruptionError, FormatError, LockedError, StoreError
+from vecstore.errors import (
+    CorruptionError,
+    FormatError,
+    LockedError,
+    StoreError,
+    StoreFullError,
+)
 from vecstore.store import registry
 from vecstore.store.faults import translate, translated
 
 MEMORY_ROOM = 1 << 30
+LOCK_ROOM = 128 << 10
 
 _LMDB_MAGIC = 0xBEEFC0DE
 _LMDB_VERSION = 1
@@ -64,6 +71,23 @@ def real_path(path: str | os.PathLike[str]) -> Path:
         return Path(os.path.realpath(path))
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot open {os.fspath(path)!r}: {error}") from error
+
+
+def check_room_for_lock(path: Path) -> None:
+    """Refuse a disk without room for the lock file: LMDB writes it through a map, and would crash.
+
+    Raises:
+        StoreFullError: The lock file does not exist yet, and the disk is full.
+    """
+    with contextlib.suppress(OSError):
+        if path.with_name(path.name + "-lock").stat().st_blocks:
+            return
+    with translated(f"open {path}"):
+        disk = os.statvfs(path.parent)
+    if disk.f_bfree * disk.f_frsize < LOCK_ROOM:
+        raise StoreFullError(
+            f"cannot open {path}: no room for its lock file; free space on the disk and try again"
+        )
 
 
 def is_room_for(size: int) -> bool:
