@@ -148,5 +148,19 @@ def test_a_killed_writer_leaves_whole_batches_only(tmp_path: Path, compacting: b
         numbers = [int(line) for line in said if line.isdigit()]
         compactions += said.count("compact")
         acknowledged = check(path, numbers[-1] if numbers else acknowledged)
+    names = {entry.name for entry in tmp_path.iterdir()}
+    assert names <= {"crash.vecstore", "crash.vecstore-lock", "crash.vecstore-compact"}
     assert acknowledged > KILLS // 4
     assert compactions > 0 or not compacting
+
+
+def test_the_copy_of_a_killed_compaction_is_taken_away_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "crash.vecstore"
+    with vecstore.open(path) as db:
+        db.collection("points", dim=2).add(vectors=np.ones((9, 2)))
+        # A kill leaves a part of the copy.
+        (tmp_path / "crash.vecstore-compact").write_bytes(bytes(100_000))
+        db.compact()
+        assert db.collection("points").count() == 9
+    names = {entry.name for entry in tmp_path.iterdir()}
+    assert names == {"crash.vecstore", "crash.vecstore-lock"}
