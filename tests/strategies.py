@@ -37,10 +37,12 @@ scalars = st.none() | st.booleans() | integers | floats | texts | datetimes | bl
 ordered = integers | floats | texts | datetimes
 
 keys = st.sampled_from(KEYS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+# A field's name does not begin with $; the keys inside it may.
+fields = keys.map(lambda key: key.lstrip("$"))
 paths = st.sampled_from(PATHS) | st.sampled_from(["$id", "$text"])
 
 metadata: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
-    keys,
+    fields,
     st.recursive(
         scalars,
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),

@@ -564,7 +564,7 @@ def test_dump_and_add_round_trip(run: Run) -> None:
     with vecstore.open("a.vecstore") as db:
         texts = db.collection("texts")
         texts.add(["One.", "Two.", "Three."], ids=["a", 2, "c"], metadata=[ODD, {}, None])
-        texts.add("Four.", ids="d", metadata={"$datetime": "alone"})
+        texts.add("Four.", ids="d", metadata={"a": {"$datetime": "alone"}})
         texts.upsert("One again.", ids="a", metadata=ODD)
 
     dumped = run("dump", "a.vecstore").stdout_bytes

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import strategies as own
-from vecstore import filters
 from vecstore.errors import FilterError
-from vecstore.filters import And, Compare, Contains, Exists, F, Filter, In, Not, Or, leaves, parse
+from vecstore.filters import And, Compare, Contains, Exists, F, Filter, In, Not, Or, parse
 from vecstore.hits import Record
+from vecstore.values import leaves, split_path, values_at
 
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 
@@ -182,7 +182,7 @@ def test_leaves_are_the_paths_and_values_that_filters_see(metadata: dict[str, An
         assert (path in flat) == present == parse({path: {"$exists": True}}).matches(record)
         assert Counter(map(repr, flat.get(path, []))) == Counter(map(repr, values))
         assert Counter(map(repr, values)) == Counter(
-            map(repr, filters._values(metadata, filters._splits(path)))
+            map(repr, values_at(metadata, split_path(path)))
         )
 
 
@@ -375,41 +375,6 @@ def test_times_in_a_fold_are_instants() -> None:
     assert not matches({"a": NOON}, {"a": first.replace(fold=1)})
     assert matches({"a": {"$gt": NOON}}, {"a": first.replace(fold=1)})
     assert matches({"a": first}, {"a": NOON})
-
-
-def test_instants_are_exact_microseconds() -> None:
-    assert filters.instant(datetime(1970, 1, 1)) == 0
-    assert filters.instant(datetime(1970, 1, 1, 0, 0, 1, 5, tzinfo=UTC)) == 1_000_005
-    assert filters.instant(datetime(1969, 12, 31, 23, 59, 59, 999_999)) == -1
-    assert filters.instant(datetime.max) - filters.instant(datetime.max.replace(microsecond=0)) == (
-        999_999
-    )
-
-
-def test_leaves_of_nested_metadata() -> None:
-    metadata = {
-        "authors": [{"name": "a"}, {"name": "b"}, "x"],
-        "a.b": 1,
-        "a": {"b": [2, [3]], "c": {}},
-        "empty": [],
-        "null": None,
-        "": 1,
-        "..": 1,
-        "$id": {"x": 1},
-        "end.": 1,
-    }
-
-    assert leaves(metadata) == {
-        "authors": ["x"],
-        "authors.name": ["a", "b"],
-        "a": [],
-        "a.b": [1, 2, 3],
-        "a.c": [],
-        "empty": [],
-        "null": [None],
-        "end": [],
-    }
-    assert leaves(None) == leaves({}) == {}
 
 
 # The tree

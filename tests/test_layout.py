@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecstore import CorruptionError, UsageError, layout
+from vecstore.filters import parse
+from vecstore.hits import Record
 from vecstore.layout import BLOCK_ROWS, NO_BLOCK, PART_BYTES, Header, State
 from vecstore.spec import MAX_ID_BYTES, MAX_INT_ID, MIN_INT_ID
 
@@ -25,7 +27,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=12,
 )
-METADATA = st.dictionaries(TEXT, VALUES, max_size=6)
+METADATA = st.dictionaries(TEXT.map(lambda key: key.lstrip("$")), VALUES, max_size=6)
 IDS = TEXT | st.integers(MIN_INT_ID, MAX_INT_ID)
 
 
@@ -357,6 +359,10 @@ def test_metadata_is_copied_deeply():
         ({"a": np.arange(3)}, "ndarray"),
         ({"a": datetime(2024, 1, 1).date()}, "date"),
         ({"a": timedelta(1)}, "timedelta"),
+        ({"a": np.timedelta64(1, "s")}, "timedelta64"),
+        ({"a": np.timedelta64(1, "ns")}, "timedelta64"),
+        ({"$a": 1}, "'$a'; a field that begins with $"),
+        ({"b": 1, "$id": 1}, "'$id'; a field that begins with $"),
     ],
 )
 def test_metadata_that_cannot_be_stored_is_refused_with_its_value(metadata, words):
@@ -364,6 +370,43 @@ def test_metadata_that_cannot_be_stored_is_refused_with_its_value(metadata, word
         layout.plain_metadata(metadata)
 
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"), [("2024", "Y"), ("2024-02-29", "D"), ("2024-02-29", "ns")]
+)
+def test_an_exact_time_of_numpy_is_a_datetime(text, unit):
+    given = np.datetime64(text, unit)
+    (found,) = layout.plain_metadata({"a": given}).values()
+
+    assert (type(found), np.datetime64(found)) == (datetime, given)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        np.datetime64(1, "ns"),
+        np.datetime64("NaT"),
+        np.datetime64("NaT", "ns"),
+        np.datetime64(10**6, "Y"),
+        # In microseconds it wraps around to 1970.
+        np.datetime64(2**61, "D"),
+    ],
+)
+def test_a_time_of_numpy_that_no_datetime_equals_is_refused(moment):
+    with pytest.raises(
+        UsageError, match=r"metadata\['a'\]\[1\] = np.datetime64.* is no microsecond"
+    ):
+        layout.plain_metadata({"a": [0, moment]})
+
+
+def test_a_key_with_a_dollar_is_refused_where_no_filter_can_name_it():
+    plain = {"a": {"$b": [{"$id": 1}]}, "price$": 2}
+
+    assert layout.plain_metadata(plain) == plain
+    assert parse({"a.$b.$id": 1}).matches(Record(id=0, metadata=plain))
+    assert layout.is_plain([{"price$": 2}])
+    assert not layout.is_plain([{"$price": 2}])
 
 
 def test_the_message_names_the_place():

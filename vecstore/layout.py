@@ -442,17 +442,8 @@ class State:
 
     def pack(self) -> bytes:
         """Return the stored form."""
-        return pack_checked(
-            STATE.pack(
-                self.records,
-                self.next_order,
-                self.generation,
-                self.blocks,
-                self.open_block,
-                self.open_rows,
-                0,
-            )
-        )
+        counters = (self.records, self.next_order, self.generation, self.blocks)
+        return pack_checked(STATE.pack(*counters, self.open_block, self.open_rows, 0))
 
     @classmethod
     def unpack(cls, value: bytes | memoryview) -> State:
@@ -517,7 +508,10 @@ def is_plain(metadata: Sequence[object]) -> bool:
     dicts = cast("Sequence[dict[object, Any]]", metadata)
     keys = set(map(tuple, dicts))
     return len(keys) == 1 and all(
-        type(key) is str and key.isascii() and _is_plain_column([values[key] for values in dicts])
+        type(key) is str
+        and key.isascii()
+        and key[:1] != "$"
+        and _is_plain_column([values[key] for values in dicts])
         for key in keys.pop()
     )
 
@@ -538,7 +532,8 @@ def plain_metadata(metadata: object) -> dict[str, Any]:
     """Copy metadata into plain values that can be stored and come back equal.
 
     Allowed: None, bool, int of 64 bits, finite float, str, bytes, datetime; lists, tuples (they
-    come back as lists) and dicts with str keys of these; numpy scalars become Python's.
+    come back as lists) and dicts with str keys of these; numpy scalars become Python's. The keys of
+    the outermost dict do not begin with $, since filters could not name them.
 
     Raises:
         UsageError: Anything else; the message names the place and the value.
@@ -547,7 +542,13 @@ def plain_metadata(metadata: object) -> dict[str, Any]:
         raise UsageError(
             f"metadata is a dict of fields, got {type(metadata).__name__} {show(metadata)}"
         )
-    return _plain_dict(metadata, "metadata", 0)
+    plain = _plain_dict(metadata, "metadata", 0)
+    for key in plain:
+        if key[:1] == "$":
+            raise UsageError(
+                f"metadata has the key {show(key)}; a field that begins with $ cannot be filtered"
+            )
+    return plain
 
 
 def _plain_dict(values: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
@@ -575,11 +576,15 @@ def _plain_dict(values: Mapping[Any, Any], where: str, depth: int) -> dict[str, 
 def _plain(value: Any, where: str, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise UsageError(f"{where:.80}... is nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, np.generic):
-        # A datetime64 in nanoseconds would become an int, and NaT None.
-        plain = value.item()
-        if not isinstance(value, np.datetime64) or isinstance(plain, datetime):
-            value = plain
+    if isinstance(value, np.datetime64):
+        micros = value.astype("datetime64[us]")
+        # numpy cuts what is finer and wraps around what is too far; NaT equals nothing.
+        if micros.astype(value.dtype) != value or not isinstance(micros.item(), datetime):
+            raise UsageError(f"{where} = {show(value)} is no microsecond of the years 1 to 9999")
+        value = micros.item()
+    # A timedelta64 in nanoseconds would become an int.
+    elif isinstance(value, np.generic) and not isinstance(value, np.timedelta64):
+        value = value.item()
     if value is None or isinstance(value, bool | bytes):
         return value
     if isinstance(value, str):
@@ -587,15 +592,11 @@ def _plain(value: Any, where: str, depth: int) -> Any:
         return str(value)
     if isinstance(value, int):
         if not MIN_INT_ID <= value <= 2 * MAX_INT_ID + 1:
-            raise UsageError(
-                f"{where} = {show(value)} does not fit 64 bits; store it as str or float"
-            )
+            raise UsageError(f"{where} = {show(value)} does not fit 64 bits; use str or float")
         return int(value)
     if isinstance(value, float):
         if not np.isfinite(value):
-            raise UsageError(
-                f"{where} = {value} has no place in an order; use None or leave it out"
-            )
+            raise UsageError(f"{where} = {value} cannot be ordered; use None or leave it out")
         return float(value)
     if isinstance(value, datetime):
         return _checked_datetime(value, where)
