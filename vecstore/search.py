@@ -244,9 +244,7 @@ def _norms(run: Run, allowed: NDArray[np.intp]) -> NDArray[np.float64]:
     """The norms of the allowed rows of a run, (n,)."""
     if len(allowed) == run.orders.size:
         return run.norms.reshape(-1)
-    norms: NDArray[np.float64] = run.norms[
-        np.searchsorted(run.blocks, allowed >> 6), allowed & 63
-    ]
+    norms: NDArray[np.float64] = run.norms[np.searchsorted(run.blocks, allowed >> 6), allowed & 63]
     return norms
 
 
