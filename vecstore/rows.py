@@ -196,7 +196,7 @@ def gather(
     orders = np.empty(len(rows), np.uint64)
     norms = np.empty(len(rows), np.float64)
     vectors = np.empty((len(rows), dim), np.float32)
-    for block in np.unique(rows >> 6).tolist():
+    for block in _distinct(rows >> 6).tolist():
         places = np.flatnonzero(rows >> 6 == block)
         inside = rows[places] & 63
         found = _read_run(reader, collection, state, block, dim)
@@ -213,7 +213,7 @@ def _gather_mapped(
     blocks, inside = rows >> 6, rows & 63
     if (inside[blocks == state.open_block] >= state.open_rows).any():
         raise CorruptionError(f"live: collection {collection} has a row beyond its open block")
-    table = _table(snapshot, collection, state, dim, np.unique(blocks))
+    table = _table(snapshot, collection, state, dim, _distinct(blocks))
     starts = table[blocks].astype(np.int64) + layout.HEADER.size
     base = int(starts.min())
     length = int(starts.max()) - base + layout.block_bytes(BLOCK_ROWS, dim)
@@ -231,6 +231,14 @@ def _gather_mapped(
         numbers, (len(numbers) - dim + 1, dim), (4, 4), writeable=False
     )[(starts + layout.COLUMNS_BYTES) // 4 + inside * dim]
     return orders, norms, vectors
+
+
+def _distinct(values: Rows) -> Rows:
+    """Each value once, ascending; as np.unique, which imports numpy.ma for 12 ms."""
+    ordered = np.sort(values)
+    first = np.ones(len(ordered), bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
 
 
 # Writing
