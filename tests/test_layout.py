@@ -10,6 +10,7 @@ from vecstore import CorruptionError, UsageError, layout
 from vecstore.filters import parse
 from vecstore.hits import Record
 from vecstore.layout import BLOCK_ROWS, NO_BLOCK, PART_BYTES, Header, State
+from vecstore.metadata import is_plain, plain_metadata
 from vecstore.spec import MAX_ID_BYTES, MAX_INT_ID, MIN_INT_ID
 
 PAGES = st.sampled_from([4096, 8192, 16384, 32768])
@@ -250,7 +251,7 @@ def test_a_damaged_bitmap_is_found_when_it_is_read(at):
 
 @given(IDS, st.none() | TEXT, st.none() | METADATA, st.integers(0, 2**32 - 1))
 def test_a_record_comes_back(identity, text, metadata, row):
-    plain = None if metadata is None else layout.plain_metadata(metadata)
+    plain = None if metadata is None else plain_metadata(metadata)
     key = layout.record_key(1, 2)
     value = layout.pack_record(key, row, layout.pack_body(identity, text, plain))
 
@@ -269,7 +270,7 @@ def test_metadata_comes_back_with_its_types(metadata):
             return datetime, value.utcoffset()
         return type(value)
 
-    body = layout.pack_body(1, None, layout.plain_metadata(metadata))
+    body = layout.pack_body(1, None, plain_metadata(metadata))
     _, _, found = layout.unpack_body(bytes(8) + body)
 
     assert found == metadata
@@ -322,7 +323,7 @@ def test_a_body_that_is_no_record_is_damage(body):
 
 
 def test_tuples_come_back_as_lists_and_scalars_of_numpy_as_those_of_python():
-    plain = layout.plain_metadata(
+    plain = plain_metadata(
         {"t": (1, (2,)), "i": np.int8(3), "f": np.float32(0.5), "b": np.bool_(True)}
     )
 
@@ -332,7 +333,7 @@ def test_tuples_come_back_as_lists_and_scalars_of_numpy_as_those_of_python():
 
 def test_metadata_is_copied_deeply():
     inner = {"list": [1]}
-    plain = layout.plain_metadata({"a": inner})
+    plain = plain_metadata({"a": inner})
     inner["list"].append(2)
 
     assert plain == {"a": {"list": [1]}}
@@ -367,7 +368,7 @@ def test_metadata_is_copied_deeply():
 )
 def test_metadata_that_cannot_be_stored_is_refused_with_its_value(metadata, words):
     with pytest.raises(UsageError, match="metadata") as caught:
-        layout.plain_metadata(metadata)
+        plain_metadata(metadata)
 
     assert words in str(caught.value)
 
@@ -377,7 +378,7 @@ def test_metadata_that_cannot_be_stored_is_refused_with_its_value(metadata, word
 )
 def test_an_exact_time_of_numpy_is_a_datetime(text, unit):
     given = np.datetime64(text, unit)
-    (found,) = layout.plain_metadata({"a": given}).values()
+    (found,) = plain_metadata({"a": given}).values()
 
     assert (type(found), np.datetime64(found)) == (datetime, given)
 
@@ -397,21 +398,21 @@ def test_a_time_of_numpy_that_no_datetime_equals_is_refused(moment):
     with pytest.raises(
         UsageError, match=r"metadata\['a'\]\[1\] = np.datetime64.* is no microsecond"
     ):
-        layout.plain_metadata({"a": [0, moment]})
+        plain_metadata({"a": [0, moment]})
 
 
 def test_a_key_with_a_dollar_is_refused_where_no_filter_can_name_it():
     plain = {"a": {"$b": [{"$id": 1}]}, "price$": 2}
 
-    assert layout.plain_metadata(plain) == plain
+    assert plain_metadata(plain) == plain
     assert parse({"a.$b.$id": 1}).matches(Record(id=0, metadata=plain))
-    assert layout.is_plain([{"price$": 2}])
-    assert not layout.is_plain([{"$price": 2}])
+    assert is_plain([{"price$": 2}])
+    assert not is_plain([{"$price": 2}])
 
 
 def test_the_message_names_the_place():
     with pytest.raises(UsageError, match=r"metadata\['a'\]\[1\]\['b'\] is set"):
-        layout.plain_metadata({"a": [0, {"b": set()}]})
+        plain_metadata({"a": [0, {"b": set()}]})
 
 
 @pytest.mark.parametrize("make", [lambda value: {"a": value}, lambda value: [value]])
@@ -421,7 +422,7 @@ def test_metadata_nested_too_deeply_is_refused(make):
         value = make(value)
 
     with pytest.raises(UsageError, match="deeper than 64"):
-        layout.plain_metadata({"a": value})
+        plain_metadata({"a": value})
 
 
 def test_metadata_that_holds_itself_is_refused():
@@ -429,14 +430,14 @@ def test_metadata_that_holds_itself_is_refused():
     value.append(value)
 
     with pytest.raises(UsageError, match="deeper than 64"):
-        layout.plain_metadata({"a": value})
+        plain_metadata({"a": value})
 
 
 def test_metadata_as_deep_as_allowed_comes_back():
     value = 1
     for _ in range(63):
         value = [value]
-    body = layout.pack_body(1, None, layout.plain_metadata({"a": value}))
+    body = layout.pack_body(1, None, plain_metadata({"a": value}))
 
     assert layout.unpack_body(bytes(8) + body)[2] == {"a": value}
 
@@ -454,7 +455,7 @@ def test_metadata_as_deep_as_allowed_comes_back():
     ],
 )
 def test_a_datetime_comes_back(moment):
-    body = layout.pack_body(1, None, layout.plain_metadata({"a": moment}))
+    body = layout.pack_body(1, None, plain_metadata({"a": moment}))
     (found,) = layout.unpack_body(bytes(8) + body)[2].values()
 
     assert found == moment
@@ -470,13 +471,13 @@ def test_a_datetime_comes_back(moment):
 )
 def test_an_instant_before_or_after_the_years_of_utc_is_refused(moment):
     with pytest.raises(UsageError, match="cannot be stored"):
-        layout.plain_metadata({"a": moment})
+        plain_metadata({"a": moment})
 
 
 def test_an_offset_with_parts_of_a_second_keeps_the_instant():
     zone = timezone(timedelta(hours=1, microseconds=900_000))
     moment = datetime(2024, 1, 1, tzinfo=zone)
-    body = layout.pack_body(1, None, layout.plain_metadata({"a": moment}))
+    body = layout.pack_body(1, None, plain_metadata({"a": moment}))
 
     assert layout.unpack_body(bytes(8) + body)[2] == {"a": moment}
 
@@ -485,7 +486,7 @@ def test_a_time_that_is_not_one_is_refused():
     pandas = pytest.importorskip("pandas")
 
     with pytest.raises(UsageError, match="NaT"):
-        layout.plain_metadata({"a": pandas.NaT})
+        plain_metadata({"a": pandas.NaT})
 
 
 # Small values

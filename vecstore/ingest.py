@@ -29,6 +29,7 @@ from vecstore.errors import (
 )
 from vecstore.filters import Filter
 from vecstore.layout import State
+from vecstore.metadata import is_plain, plain_metadata
 from vecstore.records import Stored
 from vecstore.rows import RowWriter
 from vecstore.spec import MAX_ID_BYTES, CollectionSpec, Id, check_id, encode_utf8, is_id, show
@@ -195,12 +196,12 @@ def _check_metadata(metadata: Any, count: int) -> list[Metadata | None]:
         return [None] * count
     values = _match(metadata, count, "metadata")
     # For a few records the look by columns costs more than it spares.
-    if count > 4 and layout.is_plain(values):
+    if count > 4 and is_plain(values):
         return values
     plain: list[Metadata | None] = []
     for i, value in enumerate(values):
         try:
-            plain.append(None if value is None else layout.plain_metadata(value))
+            plain.append(None if value is None else plain_metadata(value))
         except UsageError as error:
             raise UsageError(f"record {i}: {error}") from None
     return plain

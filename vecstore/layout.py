@@ -12,14 +12,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any, cast
+from typing import Any
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
 from vecstore.errors import CorruptionError, UsageError
-from vecstore.spec import MAX_INT_ID, MIN_INT_ID, Id, encode_utf8, show
+from vecstore.spec import MIN_INT_ID, Id
 
 MAGIC = "vecstore"
 FORMAT = 1
@@ -332,7 +332,7 @@ def pack_body(value: Id, text: str | None, metadata: Mapping[str, Any] | None) -
 
     The metadata must come from `plain_metadata`.
     """
-    packed: bytes = msgpack.packb((value, text, metadata), default=_pack_other)
+    packed: bytes = msgpack.packb((value, text, metadata), default=pack_extension)
     return packed
 
 
@@ -351,7 +351,7 @@ def pack_records(
     metadata: Sequence[Mapping[str, Any] | None],
 ) -> list[tuple[bytes, bytes]]:
     """Make keys and values of records with ascending orders; as `pack_record`, but many at once."""
-    pack = msgpack.Packer(default=_pack_other).pack
+    pack = msgpack.Packer(default=pack_extension).pack
     prefix, crc32 = collection_key(collection), zlib.crc32
     items = []
     bodies = map(pack, zip(ids, texts, metadata, strict=True))
@@ -386,7 +386,7 @@ def unpack_body(value: bytes | memoryview) -> tuple[Id, str | None, dict[str, An
     """
     try:
         body = msgpack.unpackb(
-            value[RECORD.size :], ext_hook=_unpack_other, strict_map_key=True, use_list=True
+            value[RECORD.size :], ext_hook=unpack_extension, strict_map_key=True, use_list=True
         )
         identity, text, metadata = body
     except (ValueError, TypeError, msgpack.UnpackException) as error:
@@ -394,7 +394,8 @@ def unpack_body(value: bytes | memoryview) -> tuple[Id, str | None, dict[str, An
     return identity, text, metadata
 
 
-def _pack_other(value: object) -> Any:
+def pack_extension(value: object) -> msgpack.ExtType:
+    """What msgpack stores for a datetime, the only type here that it does not know."""
     if isinstance(value, datetime):
         offset = value.utcoffset()
         instant = value if offset is not None else value.replace(tzinfo=UTC)
@@ -404,7 +405,8 @@ def _pack_other(value: object) -> Any:
     raise UsageError(f"metadata holds {type(value).__name__} {value!r:.60}, which cannot be stored")
 
 
-def _unpack_other(code: int, data: bytes) -> Any:
+def unpack_extension(code: int, data: bytes) -> datetime:
+    """The datetime of a msgpack extension; ValueError if it is none."""
     if code != DATETIME_CODE or len(data) != _DATETIME.size:
         raise ValueError(f"extension type {code} of {len(data)} bytes is unknown")
     micros, seconds = _DATETIME.unpack(data)
@@ -490,131 +492,3 @@ def unpack_meta(value: bytes | memoryview, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CorruptionError(f"{where}: {type(values).__name__} where a map should be")
     return values
-
-
-# Metadata
-
-
-MAX_DEPTH = 64
-
-
-def is_plain(metadata: Sequence[object]) -> bool:
-    """Whether these are dicts of the same keys with the commonest values, storable as they are.
-
-    A quick look by columns; False says only that `plain_metadata` has to look at each.
-    """
-    if set(map(type, metadata)) != {dict}:
-        return False
-    dicts = cast("Sequence[dict[object, Any]]", metadata)
-    keys = set(map(tuple, dicts))
-    return len(keys) == 1 and all(
-        type(key) is str
-        and key.isascii()
-        and key[:1] != "$"
-        and _is_plain_column([values[key] for values in dicts])
-        for key in keys.pop()
-    )
-
-
-def _is_plain_column(column: list[Any]) -> bool:
-    kinds = set(map(type, column))
-    if kinds == {str}:
-        return "".join(column).isascii()
-    if kinds == {int}:
-        return bool(min(column) >= MIN_INT_ID and max(column) <= MAX_INT_ID)
-    if kinds == {float}:
-        total = sum(column)
-        return bool(total - total == 0.0)
-    return kinds <= {bool, type(None)}
-
-
-def plain_metadata(metadata: object) -> dict[str, Any]:
-    """Copy metadata into plain values that can be stored and come back equal.
-
-    Allowed: None, bool, int of 64 bits, finite float, str, bytes, datetime; lists, tuples (they
-    come back as lists) and dicts with str keys of these; numpy scalars become Python's. The keys of
-    the outermost dict do not begin with $, since filters could not name them.
-
-    Raises:
-        UsageError: Anything else; the message names the place and the value.
-    """
-    if type(metadata) is not dict and not isinstance(metadata, Mapping):
-        raise UsageError(
-            f"metadata is a dict of fields, got {type(metadata).__name__} {show(metadata)}"
-        )
-    plain = _plain_dict(metadata, "metadata", 0)
-    for key in plain:
-        if key[:1] == "$":
-            raise UsageError(
-                f"metadata has the key {show(key)}; a field that begins with $ cannot be filtered"
-            )
-    return plain
-
-
-def _plain_dict(values: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
-    plain = {}
-    for key, value in values.items():
-        if not isinstance(key, str):
-            raise UsageError(f"{where} has the key {show(key)}; keys are str")
-        if not key.isascii():
-            encode_utf8(key, f"{where}: a key")
-        # The commonest values first; everything else, and every error, is _plain's.
-        kind = type(value)
-        if (
-            (kind is str and value.isascii())
-            or (kind is int and MIN_INT_ID <= value <= MAX_INT_ID)
-            or (kind is float and value - value == 0.0)
-            or kind is bool
-            or value is None
-        ):
-            plain[key] = value
-        else:
-            plain[str(key)] = _plain(value, f"{where}[{key!r}]", depth + 1)
-    return plain
-
-
-def _plain(value: Any, where: str, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise UsageError(f"{where:.80}... is nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, np.datetime64):
-        micros = value.astype("datetime64[us]")
-        # numpy cuts what is finer and wraps around what is too far; NaT equals nothing.
-        if micros.astype(value.dtype) != value or not isinstance(micros.item(), datetime):
-            raise UsageError(f"{where} = {show(value)} is no microsecond of the years 1 to 9999")
-        value = micros.item()
-    # A timedelta64 in nanoseconds would become an int.
-    elif isinstance(value, np.generic) and not isinstance(value, np.timedelta64):
-        value = value.item()
-    if value is None or isinstance(value, bool | bytes):
-        return value
-    if isinstance(value, str):
-        encode_utf8(value, where)
-        return str(value)
-    if isinstance(value, int):
-        if not MIN_INT_ID <= value <= 2 * MAX_INT_ID + 1:
-            raise UsageError(f"{where} = {show(value)} does not fit 64 bits; use str or float")
-        return int(value)
-    if isinstance(value, float):
-        if not np.isfinite(value):
-            raise UsageError(f"{where} = {value} cannot be ordered; use None or leave it out")
-        return float(value)
-    if isinstance(value, datetime):
-        return _checked_datetime(value, where)
-    if isinstance(value, Mapping):
-        return _plain_dict(value, where, depth)
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
-    raise UsageError(
-        f"{where} is {type(value).__name__} {show(value)}; metadata holds None, bool, int, float,"
-        " str, bytes, datetime, and lists and dicts of these"
-    )
-
-
-def _checked_datetime(value: datetime, where: str) -> datetime:
-    """Refuse a datetime whose instant in UTC, or whose offset, could not be read back."""
-    try:
-        packed = _pack_other(value)
-        _unpack_other(packed.code, packed.data)
-    except (ValueError, TypeError, OverflowError, struct.error) as error:
-        raise UsageError(f"{where} = {show(value)} cannot be stored: {error}") from None
-    return value
