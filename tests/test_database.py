@@ -829,8 +829,21 @@ def test_closing_while_other_threads_search_ends_their_searches(path, rng):
     assert ends == [ClosedError] * 4
 
 
-@pytest.mark.parametrize("thread", ["none", "reads", "writes", "holds a snapshot", "searches"])
-@pytest.mark.parametrize("handle", ["open", "snapshot", "transaction", "scan"])
+@pytest.mark.parametrize(
+    ("thread", "handle"),
+    [
+        ("none", "open"),
+        ("none", "transaction"),
+        ("none", "scan"),
+        ("reads", "open"),
+        ("reads", "transaction"),
+        ("writes", "open"),
+        ("writes", "snapshot"),
+        ("holds a snapshot", "open"),
+        ("searches", "open"),
+        ("searches", "snapshot"),
+    ],
+)
 def test_the_interpreter_exits_normally_whatever_is_open(run_python, path, thread, handle):
     run_python(
         """

@@ -18,6 +18,15 @@ from vecstore.errors import (
 )
 
 MAX_READERS = 1024
+# The last two come of links that lead nowhere, and of going on after the first error.
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.IncompatibleError,
+    lmdb.NotFoundError,
+    lmdb.BadTxnError,
+)
 
 
 class MapFullError(StoreFullError):
@@ -60,7 +69,7 @@ def translate(error: BaseException, action: str) -> StoreError:
         return LockedError(message)
     if isinstance(error, lmdb.VersionMismatchError | lmdb.InvalidError):
         return FormatError(f"{message}; it is not a file of vecstore's engine (LMDB 0.9)")
-    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.PanicError):
+    if isinstance(error, _DAMAGE):
         return CorruptionError(f"{message}; restore a backup")
     return StoreError(message)
 

@@ -1,0 +1,339 @@
+"""Bit rot: whatever is flipped or cut off, the answer is an error or a problem, never a crash.
+
+The files are opened by processes of their own, many per process, so that a crash fails one test
+instead of the run. LMDB trusts its own pages and may end the process where they are damaged, so
+`check` looks at them without LMDB, and what it finds there is not used here (docs/caveats.md).
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import textwrap
+import zlib
+
+import numpy as np
+import pytest
+
+import vecstore
+from vecstore import CorruptionError, FormatError, layout
+from vecstore.store import Store
+
+PAGE = 4096
+
+# Reads whatever can be read of each file named on stdin; one line of answer per file.
+READER = """
+    import json, sys
+    import numpy as np
+    import vecstore
+
+    def read(path):
+        try:
+            db = vecstore.open(path, read_only=True)
+        except (vecstore.CorruptionError, vecstore.FormatError) as error:
+            return {"open": type(error).__name__}
+        found = {"check": [str(problem) for problem in db.check()], "errors": [], "content": None}
+        if any(problem.startswith("file: ") for problem in found["check"]):
+            # LMDB ends the process when it meets what cannot be.
+            db.close()
+            return found
+        content = []
+        for name in ("cosine", "l2"):
+            for work in (
+                lambda c: [repr((r.id, r.text, r.metadata, r.vector.tolist())) for r in
+                           c.scan(include=("text", "metadata", "vector"))],
+                lambda c: [repr(hit.id) for hit in c.search(np.ones(8), k=5)],
+                lambda c: [repr(hit.id) for hit in c.search(np.ones(8), k=5, where={"n": 7})],
+                lambda c: [repr(record and record.id) for record in c.get(list(range(150)))],
+                lambda c: [repr(c.count()), repr(c.stats())],
+            ):
+                try:
+                    content.append(work(db.collection(name)))
+                except vecstore.VecstoreError as error:
+                    found["errors"].append(type(error).__name__)
+        found["content"] = hash(json.dumps(content))
+        db.close()
+        return found
+
+    for line in sys.stdin:
+        print(json.dumps(read(line.rstrip())), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A file with a bit of everything, and with free pages."""
+    path = tmp_path_factory.mktemp("sound") / "sound.vecstore"
+    rng = np.random.default_rng(3)
+    with vecstore.open(path) as db:
+        for metric in ("cosine", "l2"):
+            points = db.collection(metric, dim=8, metric=metric)
+            points.add(
+                vectors=rng.normal(size=(150, 8)),
+                ids=list(range(150)),
+                texts=[f"text {i} " * 3 for i in range(150)],
+                metadata=[{"n": i, "s": "x" * i} for i in range(150)],
+            )
+            points.delete(list(range(20, 40)))
+            points.upsert(vectors=rng.normal(size=(10, 8)), ids=list(range(10)))
+        db.collection("empty", dim=4)
+    return path
+
+
+class Patient:
+    """Damages copies of a file, and asks another process what it finds in them."""
+
+    def __init__(self, sound, folder):
+        self.data, self.folder = sound.read_bytes(), folder
+        self.pages = len(self.data) // PAGE
+
+    def ask(self, copies):
+        paths = []
+        for number, data in enumerate(copies):
+            paths.append(self.folder / f"{number}.vecstore")
+            paths[-1].write_bytes(data)
+        process = subprocess.run(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(READER)],
+            input="".join(f"{path}\n" for path in paths),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+            check=False,
+        )
+        answers = [json.loads(line) for line in process.stdout.splitlines()]
+        where = paths[len(answers)].name if len(answers) < len(paths) else ""
+        assert process.returncode == 0, f"{where}: {process.returncode} {process.stderr}"
+        return answers
+
+    def flipped(self, at, bit=0):
+        data = bytearray(self.data)
+        data[at] ^= 1 << bit
+        return bytes(data)
+
+
+@pytest.fixture
+def patient(sound, tmp_path):
+    return Patient(sound, tmp_path)
+
+
+def assert_noticed_or_harmless(answer, healthy):
+    """Damage that changes what users see must not go unnoticed."""
+    if "open" in answer or answer["check"]:
+        return
+    assert answer["errors"] == []
+    assert answer["content"] == healthy["content"]
+
+
+def test_the_sound_file_is_sound(patient):
+    (answer,) = patient.ask([patient.data])
+
+    assert answer["check"] == answer["errors"] == []
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_flipped_bits_are_noticed_or_change_nothing(patient, seed):
+    rng = random.Random(seed)
+    places = [(rng.randrange(len(patient.data)), rng.randrange(8)) for _ in range(100)]
+    healthy, *answers = patient.ask(
+        [patient.data, *(patient.flipped(at, bit) for at, bit in places)]
+    )
+
+    for answer in answers:
+        assert_noticed_or_harmless(answer, healthy)
+    assert any(answer.get("check") for answer in answers)
+
+
+def test_flipped_bits_at_the_beginning_of_every_page_are_noticed_or_change_nothing(patient):
+    rng = random.Random(9)
+    places = [page * PAGE + rng.randrange(64) for page in range(patient.pages) for _ in range(2)]
+    healthy, *answers = patient.ask([patient.data, *(patient.flipped(at, 2) for at in places)])
+
+    for answer in answers:
+        assert_noticed_or_harmless(answer, healthy)
+
+
+def test_every_bit_of_the_header_pages_may_flip(patient):
+    places = [page * PAGE + at for page in (0, 1) for at in range(16, 16 + 136)]
+    rng = random.Random(5)
+    copies = [patient.flipped(at, rng.randrange(8)) for at in places]
+    healthy, *answers = patient.ask([patient.data, *copies])
+
+    # A header that looks older is passed over for the other one: the state before the last commit.
+    for answer in answers:
+        assert "open" in answer or answer["check"] or answer["errors"] == []
+    assert healthy["check"] == []
+
+
+def test_pages_of_zeros_or_noise_are_noticed_or_change_nothing(patient):
+    rng = random.Random(1)
+    copies = []
+    for page in range(patient.pages):
+        for fill in (bytes(PAGE), rng.randbytes(PAGE), b"\xff" * PAGE):
+            data = bytearray(patient.data)
+            data[page * PAGE : (page + 1) * PAGE] = fill
+            copies.append(bytes(data))
+    healthy, *answers = patient.ask([patient.data, *copies])
+
+    for number, answer in enumerate(answers):
+        if number // 3 >= 2:
+            assert_noticed_or_harmless(answer, healthy)
+
+
+def test_swapped_pages_are_noticed_or_change_nothing(patient):
+    rng, copies = random.Random(2), []
+    for _ in range(40):
+        one, two = rng.sample(range(2, patient.pages), 2)
+        data = bytearray(patient.data)
+        first, second = slice(one * PAGE, one * PAGE + PAGE), slice(two * PAGE, two * PAGE + PAGE)
+        data[first], data[second] = data[second], data[first]
+        copies.append(bytes(data))
+    healthy, *answers = patient.ask([patient.data, *copies])
+
+    for answer in answers:
+        assert_noticed_or_harmless(answer, healthy)
+
+
+def test_files_cut_at_every_page_are_refused_or_lack_nothing(patient):
+    copies = [patient.data[: page * PAGE] for page in range(1, patient.pages)]
+    healthy, *answers = patient.ask([patient.data, *copies])
+
+    for answer in answers:
+        assert_noticed_or_harmless(answer, healthy)
+    assert sum("open" in answer for answer in answers) > patient.pages // 2
+
+
+def test_files_cut_anywhere_are_refused_or_lack_nothing(patient):
+    rng = random.Random(4)
+    copies = [patient.data[: rng.randrange(len(patient.data))] for _ in range(40)]
+    healthy, *answers = patient.ask([patient.data, *copies])
+
+    for answer in answers:
+        assert_noticed_or_harmless(answer, healthy)
+
+
+def test_a_file_with_more_behind_it_is_as_good_as_before(patient):
+    healthy, *answers = patient.ask(
+        [patient.data, patient.data + bytes(PAGE), patient.data + b"\xff" * 100]
+    )
+
+    for answer in answers:
+        assert answer == healthy
+
+
+# Every kind of value: the flip is inside the value, so vecstore's own checksums must find it
+
+
+def values_of(path):
+    """A value of every database that has one: (database, key, value)."""
+    store = Store(path, read_only=True)
+    found = []
+    with store.snapshot() as snapshot:
+        for database in layout.DATABASES:
+            items = [(key, bytes(value)) for key, value in snapshot.items(database, b"")]
+            found += [(database, key, value) for key, value in items[:1] + items[-1:]]
+    store.close()
+    return found
+
+
+def covered(database, value):
+    """How many bytes of a value a checksum covers."""
+    if database in ("tiers", "live"):
+        return layout.HEADER.size + layout.unpack_header(value, "").length
+    return len(value)
+
+
+def test_a_flipped_bit_in_every_kind_of_value_is_found(sound, patient):
+    copies, names = [], []
+    rng = random.Random(6)
+    for database, key, value in values_of(sound):
+        # Pages that are free now may hold it too.
+        copies_of_it = [match.start() for match in re.finditer(re.escape(value), patient.data)]
+        assert copies_of_it
+        places = range(len(value)) if len(value) < 40 else rng.sample(range(len(value)), 12)
+        for place in places:
+            if place < covered(database, value):
+                data, bit = bytearray(patient.data), rng.randrange(8)
+                for at in copies_of_it:
+                    data[at + place] ^= 1 << bit
+                copies.append(bytes(data))
+                names.append(f"{database} {key.hex()} byte {place}")
+    answers = patient.ask(copies)
+
+    kinds = {name.split()[0] for name in names}
+    assert kinds == {"meta", "ids", "records", "tiers", "live"}
+    for name, answer in zip(names, answers, strict=True):
+        assert "open" in answer or answer["check"], name
+
+
+def test_damage_in_one_block_leaves_the_other_collections_usable(sound, tmp_path):
+    path = shutil.copy(sound, tmp_path / "copy.vecstore")
+    store = Store(path)
+    key = layout.block_key(1, 0)
+
+    def spoil(txn):
+        value = bytearray(txn.get("tiers", key))
+        value[4] ^= 1
+        txn.put("tiers", key, value)
+
+    store.write(spoil)
+    store.close()
+    with vecstore.open(path) as db:
+        with pytest.raises(CorruptionError, match="block 0 of collection 1"):
+            db.collection("cosine").search(np.ones(8))
+        assert len(db.collection("l2").search(np.ones(8), k=5)) == 5
+        assert db.collection("cosine").get(5).id == 5
+        assert [str(problem) for problem in db.check()] != []
+
+
+def test_a_flipped_bit_in_the_vectors_is_found_by_check_alone(sound, tmp_path):
+    path = shutil.copy(sound, tmp_path / "copy.vecstore")
+    store = Store(path)
+    key = layout.block_key(2, 0)
+
+    def spoil(txn):
+        value = bytearray(txn.get("tiers", key))
+        value[layout.HEADER.size + layout.COLUMNS_BYTES + 2] ^= 1
+        txn.put("tiers", key, value)
+
+    store.write(spoil)
+    store.close()
+    with vecstore.open(path) as db:
+        assert len(db.collection("l2").search(np.ones(8), k=5)) == 5
+        assert any("checksum" in str(problem) for problem in db.check())
+        with pytest.raises(CorruptionError, match="cannot backup"):
+            db.backup(tmp_path / "backup.vecstore")
+        with pytest.raises(CorruptionError, match="cannot compact"):
+            db.compact()
+
+
+def test_a_value_with_a_right_checksum_under_a_wrong_key_is_found(sound, tmp_path):
+    path = shutil.copy(sound, tmp_path / "copy.vecstore")
+    store = Store(path)
+    value = store.write(lambda txn: txn.get("tiers", layout.block_key(1, 0)))
+    store.write(lambda txn: txn.put("tiers", layout.block_key(2, 0), value))
+    store.close()
+    with vecstore.open(path) as db:
+        with pytest.raises(CorruptionError, match="belongs to another value"):
+            db.collection("l2").search(np.ones(8))
+        assert any("belongs to another value" in str(problem) for problem in db.check())
+
+
+@pytest.mark.parametrize("size", [2**40, 2**63])
+def test_a_file_that_claims_to_be_huge_is_refused(sound, tmp_path, size):
+    data = bytearray(sound.read_bytes())
+    for page in (0, 1):
+        struct.pack_into("<Q", data, page * PAGE + 136, size)
+    path = tmp_path / "copy.vecstore"
+    path.write_bytes(data)
+
+    with pytest.raises((CorruptionError, FormatError)):
+        vecstore.open(path)
+
+
+def test_the_checksum_is_the_crc32_of_zlib():
+    assert layout.pack_checked(b"abc")[:4] == zlib.crc32(b"abc").to_bytes(4, "little")
