@@ -17,8 +17,8 @@ def blocks(language: str) -> list[str]:
 def test_the_readme_has_exactly_two_set_up_commands():
     commands = blocks("sh")
 
-    assert 2 == len(commands)
-    assert all(1 == len(command.strip().splitlines()) for command in commands)
+    assert len(commands) == 2
+    assert all(len(command.strip().splitlines()) == 1 for command in commands)
     assert commands[0].strip().endswith("vecstore demo")
     assert commands[1].strip().endswith("pytest")
 
@@ -35,15 +35,16 @@ def test_the_readme_example_has_about_twenty_lines_and_runs(tmp_path):
         text=True,
         timeout=120,
     )
-    assert (0, "") == (result.returncode, result.stderr)
+    assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines[0].startswith("lmdb ")
-    assert "[2]" == lines[2]
-    assert lines[3].startswith("1 {") and lines[3].endswith("} []")
+    assert lines[2] == "[2]"
+    assert lines[3].startswith("1 {")
+    assert lines[3].endswith("} []")
 
 
 def test_every_page_that_the_readme_links_exists():
     links = re.findall(r"\]\(([^)#]+)\)", README)
 
     assert links
-    assert [] == [link for link in links if not (ROOT / link).exists()]
+    assert [link for link in links if not (ROOT / link).exists()] == []
