@@ -149,7 +149,7 @@ def ingest(bench: Bench) -> None:
     report.title(f"ingest: {count:,} x {DIM} float32 with 4 fields, batches of {BATCH:,}, in turns")
     data = bench.data(count)
     fast = [kind for kind in bench.rivals if kind.name != "Chroma"]
-    if Lance in fast:
+    if any(kind.name == Lance.name for kind in fast):
         fast.append(LanceSynced)
     _ingest(bench, data, [Vecstore, VecstoreUnsynced, *fast], rounds)
     slow = [kind for kind in bench.rivals if kind.name == "Chroma"]
