@@ -117,11 +117,12 @@ def _metadata(count: int) -> list[dict[str, Any]]:
 
 
 def exact(vectors: Vectors, queries: Vectors, k: int) -> NDArray[np.intp]:
-    """Places of the k nearest by cosine, (m, k), from float64 products; ties by place."""
+    """Places of the k nearest by cosine, (m, k), in float64; of equal ones the first."""
     found = np.empty((len(queries), k), np.intp)
     wide = vectors.astype(np.float64)
+    wide /= np.sqrt((wide**2).sum(axis=1, keepdims=True))
     for i, query in enumerate(queries.astype(np.float64)):
-        scores = wide @ query
-        best = np.argpartition(-scores, k)[: k + 1]
+        scores = (wide @ query) / np.sqrt(query @ query)
+        best = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
         found[i] = best[np.lexsort((best, -scores[best]))][:k]
     return found
