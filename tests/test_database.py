@@ -1256,6 +1256,14 @@ def test_a_backup_never_overwrites(db, points, tmp_path):
         db.backup(db.path)
 
 
+def test_a_backup_takes_away_what_a_killed_one_left(db, points, tmp_path):
+    (tmp_path / "copy.vecstore-part").write_bytes(b"half")
+    db.backup(tmp_path / "copy.vecstore")
+    assert not (tmp_path / "copy.vecstore-part").exists()
+    with vecstore.open(tmp_path / "copy.vecstore") as copy:
+        assert copy.check() == []
+
+
 @pytest.mark.parametrize("name", ["no/such/folder", "x" * 300, "\0"])
 def test_a_backup_that_cannot_be_written_leaves_nothing(db, points, tmp_path, name):
     before = {item.name for item in tmp_path.iterdir()}

@@ -482,6 +482,33 @@ def test_an_encoder_of_others_that_returns_garbage_stores_nothing(
     assert collection.count() == 0
 
 
+def test_an_encoder_of_others_that_raises_stores_nothing(memory: Database) -> None:
+    class Broken(HashEncoder):
+        def encode(self, texts: Any, kind: Any = "document") -> Any:
+            raise OSError("no such weights")
+
+    collection = memory.collection("c", encoder=Broken(dim=4))
+    with pytest.raises(EncoderError, match="no such weights") as caught:
+        collection.add("text")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert collection.count() == 0
+
+
+def test_what_was_checked_is_stored_though_the_caller_changes_it_meanwhile(
+    memory: Database,
+) -> None:
+    given = [{"n": i} for i in range(10)]
+
+    def spoil(texts: list[str]) -> Any:
+        for item in given:
+            item["n"] = float("nan")
+        return np.ones((len(texts), 4))
+
+    collection = memory.collection("c", encoder=FunctionEncoder(spoil, dim=4, name="spoil"))
+    collection.add([f"text {i}" for i in range(10)], metadata=given)
+    assert [record.metadata for record in collection.scan()] == [{"n": i} for i in range(10)]
+
+
 # What is stored comes back
 
 

@@ -262,14 +262,7 @@ class Database:
             raise AlreadyExistsError(f"{target} exists already; a backup never overwrites")
         with self._store.snapshot() as snapshot:
             _require_sound(check.check(snapshot), "backup")
-            part = target.with_name(f"{target.name}.part-{os.getpid()}")
-            size = self._store.copy(part, snapshot)
-        try:
-            part.rename(target)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise StoreError(f"cannot write {target}: {error}") from error
-        return size
+            return self._store.copy(target, snapshot)
 
     def compact(self, *, timeout: float | None = None) -> int:
         """Repack sparse blocks and rewrite the file without its free pages.

@@ -25,6 +25,7 @@ from vecstore.errors import (
     EncoderError,
     NotFoundError,
     UsageError,
+    VecstoreError,
     VectorError,
 )
 from vecstore.filters import Filter
@@ -197,7 +198,7 @@ def _check_metadata(metadata: Any, count: int) -> list[Metadata | None]:
     values = _match(metadata, count, "metadata")
     # For a few records the look by columns costs more than it spares.
     if count > 4 and is_plain(values):
-        return values
+        return [dict(value) for value in values]
     plain: list[Metadata | None] = []
     for i, value in enumerate(values):
         try:
@@ -331,7 +332,12 @@ def encode(spec: CollectionSpec, batch: Batch, encoder: EncoderSource) -> Batch:
 
 def embed(spec: CollectionSpec, texts: list[str], encoder: Encoder, kind: Any) -> Vectors:
     """Embed texts and check what the encoder returned, float32 (n, dim)."""
-    vectors = encoder.encode(texts, kind=kind)
+    try:
+        vectors = encoder.encode(texts, kind=kind)
+    except VecstoreError:
+        raise
+    except Exception as error:
+        raise EncoderError(f"encoder {encoder.name!r} failed: {error!r}") from error
     try:
         vectors = as_vectors(vectors, spec.dim, f"what encoder {encoder.name!r} returned")
         check_lengths(vectors, spec.metric, f"what encoder {encoder.name!r} returned for text")

@@ -30,10 +30,10 @@ def as_vectors(values: ArrayLike, dim: int, what: str = "vectors") -> Vectors:
     """
     array = _as_array(values, what)
     if array.ndim != 2:
-        raise VectorError(f"{what} have shape {array.shape}; expected (n, {dim})")
+        raise VectorError(f"{what}: shape {array.shape}; expected (n, {dim})")
     if array.shape[1] != dim:
         raise VectorError(
-            f"{what} have {array.shape[1]} numbers each, the collection has dim={dim}"
+            f"{what}: {array.shape[1]} numbers each, the collection has dim={dim}"
         )
     with _QUIET if array.dtype == np.float32 else np.errstate(over="ignore"):
         result = np.ascontiguousarray(array, dtype=np.float32)
@@ -118,13 +118,13 @@ def _as_array(values: ArrayLike, what: str) -> NDArray[Any]:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError) as error:
-        raise VectorError(f"{what} are not an array of numbers: {error}") from None
+        raise VectorError(f"{what}: not an array of numbers: {error}") from None
     if array.dtype == object or array.dtype.kind not in "fiub":
         raise VectorError(
-            f"{what} have dtype {array.dtype}; expected float32, or numbers that convert to it"
+            f"{what}: dtype {array.dtype}; expected float32, or numbers that convert to it"
         )
     if array.dtype.kind == "b":
-        raise VectorError(f"{what} are booleans; convert them to 0.0 and 1.0 if that is meant")
+        raise VectorError(f"{what}: booleans; convert them to 0.0 and 1.0 if that is meant")
     return array
 
 

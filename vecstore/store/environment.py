@@ -58,6 +58,20 @@ CLOSE_TIMEOUT = 5.0
 DAMAGE_TRIES = 5
 
 
+def _publish(part: Path, target: Path) -> None:
+    """Give a finished file its name, which must be free."""
+    try:
+        # Unlike a rename, a link never takes the place of a file that came up meanwhile.
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # This file system has no links.
+        if target.exists():
+            raise
+        part.rename(target)
+
+
 class Store:
     """One open file. Threads share it; a process opens a file once."""
 
@@ -469,10 +483,22 @@ class Store:
     def copy(self, target: Path, snapshot: Snapshot) -> int:
         """Write a compact copy of a snapshot to a new file, synced; return its bytes.
 
+        The copy gets its name when it is whole. One that was killed leaves `<target>-part`, which
+        the next one with that target takes away.
+
         Raises:
-            StoreError: The target exists, or cannot be written; it is removed again.
+            StoreError: The target exists, or cannot be written; nothing is left behind.
         """
-        return self._copy(target, snapshot.txn)
+        part = target.with_name(f"{target.name}-part")
+        remove(part)
+        size = self._copy(part, snapshot.txn)
+        try:
+            with translated(f"write {target}"):
+                _publish(part, target)
+        finally:
+            remove(part)
+        sync_folder(target.parent)
+        return size
 
     def _copy(self, target: Path, txn: Any) -> int:
         with translated(f"create {target}"):
