@@ -126,15 +126,41 @@ def test_much_is_repacked_in_slices(memory, rng, monkeypatch):
     assert SLICE_BLOCKS > 2
 
 
-def test_a_repacked_record_that_is_missing_is_damage(memory, points):
+def test_a_sparse_block_with_a_missing_record_stays_and_is_damage_to_repack(memory, points):
     entry = entry_of(memory)
     points.delete(list(range(SPARSE_ROWS - 1)))
     key = layout.record_key(entry.number, 40)
     value = memory.writing(lambda txn: (txn.get("records", key), txn.delete("records", key))[0])
 
+    assert points.delete([SPARSE_ROWS - 1]) == 1
     with pytest.raises(CorruptionError, match="order 40"):
-        points.delete([SPARSE_ROWS - 1])
+        repack(memory)
     memory.writing(lambda txn: txn.put("records", key, value))
+    assert repack(memory) == 1
+
+
+@pytest.mark.parametrize("block", [0, "open"])
+def test_no_write_gives_a_damaged_block_a_good_checksum(memory, points, rng, block):
+    """Block 0 is about to be repacked, the open block to be extended."""
+    fill(points, rng, 3, first=10_000)
+    entry, state = entry_of(memory), state_of(memory)
+    number = state.open_block if block == "open" else block
+    key = layout.block_key(entry.number, number)
+
+    def damage(txn):
+        value = bytearray(txn.get("tiers", key))
+        value[layout.HEADER.size + layout.COLUMNS_BYTES + 1] ^= 1
+        txn.put("tiers", key, value)
+
+    memory.writing(damage)
+    if block == "open":
+        with pytest.raises(CorruptionError, match=f"block {number}"):
+            fill(points, rng, 1, first=20_000)
+    else:
+        assert points.delete(list(range(SPARSE_ROWS))) == SPARSE_ROWS
+
+    assert any(f"block {number}" in problem.what for problem in memory.check())
+    memory.writing(damage)
 
 
 def test_rows_of_several_hundred_blocks_survive_churn(memory, rng):

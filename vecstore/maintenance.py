@@ -6,7 +6,10 @@ made, so a row that dies pays for moving at most one other; `repack` does all th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
 from vecstore import catalog, layout, rows
 from vecstore.catalog import Entry
@@ -28,7 +31,12 @@ def repack_touched(txn: Transaction, entry: Entry, state: State, writer: RowWrit
         if block != state.open_block and 0 < writer.word(block).bit_count() <= SPARSE_ROWS
     ]
     for block in sparse[:SLICE_BLOCKS]:
-        _empty(txn, entry, writer, block)
+        try:
+            load = _load(txn, entry, writer, block)
+        except CorruptionError:
+            # A damaged block stays where it is, for `check` to find; the write at hand goes on.
+            continue
+        _move(txn, writer, load)
 
 
 def repack(txn: Transaction, entry: Entry) -> bool:
@@ -43,7 +51,7 @@ def repack(txn: Transaction, entry: Entry) -> bool:
     sparse = [block for block in sparse if block != state.open_block]
     writer = RowWriter(txn, entry.number, state, entry.spec.dim)
     for block in sparse[:SLICE_BLOCKS]:
-        _empty(txn, entry, writer, block)
+        _move(txn, writer, _load(txn, entry, writer, block))
     writer.finish()
     more = len(sparse) > SLICE_BLOCKS
     if not more:
@@ -52,18 +60,35 @@ def repack(txn: Transaction, entry: Entry) -> bool:
     return more
 
 
-def _empty(txn: Transaction, entry: Entry, writer: RowWriter, block: int) -> None:
-    """Move the living rows of a block to new rows."""
-    found = rows.read_block(txn, entry.number, block, entry.spec.dim)
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What has to move out of a block: its living rows, and the values of their records by key."""
+
+    block: int
+    inside: NDArray[np.intp]
+    found: layout.Block
+    values: dict[bytes, bytes]
+
+
+def _load(txn: Transaction, entry: Entry, writer: RowWriter, block: int) -> _Load:
+    """Read and verify all that is in a sparse block; CorruptionError before anything changed."""
+    found = rows.read_block(txn, entry.number, block, entry.spec.dim, verify=True)
     inside = rows.members(np.array([writer.word(block)], np.uint64))
-    # Copies: the block's value is replaced under the views.
-    orders, norms = found.orders[inside].copy(), found.norms[inside].copy()
-    moved = writer.add(found.vectors[inside].copy(), norms, orders)
-    writer.kill(block * BLOCK_ROWS + inside)
-    for order, row in zip(orders.tolist(), moved.tolist(), strict=True):
+    values = {}
+    for order in found.orders[inside].tolist():
         key = layout.record_key(entry.number, order)
         value = txn.get("records", key)
         if value is None:
             raise CorruptionError(f"records: order {order} of block {block} is missing")
         layout.check_record(key, value)
+        values[key] = value
+    return _Load(block, inside, found, values)
+
+
+def _move(txn: Transaction, writer: RowWriter, load: _Load) -> None:
+    """Give the living rows of a block new rows."""
+    found, inside = load.found, load.inside
+    moved = writer.add(found.vectors[inside], found.norms[inside], found.orders[inside])
+    writer.kill(load.block * BLOCK_ROWS + inside)
+    for (key, value), row in zip(load.values.items(), moved.tolist(), strict=True):
         txn.put("records", key, layout.pack_record(key, row, value[layout.RECORD.size :]))

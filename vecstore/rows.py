@@ -179,11 +179,16 @@ def _read_run(reader: Reader, collection: int, state: State, block: int, dim: in
     return Run(np.array([block]), found.orders[None], found.norms[None], found.vectors[None])
 
 
-def read_block(reader: Reader, collection: int, block: int, dim: int) -> layout.Block:
-    """View one block; in a transaction, a copy of it."""
+def read_block(
+    reader: Reader, collection: int, block: int, dim: int, *, verify: bool = False
+) -> layout.Block:
+    """View one block; in a transaction, a copy of it. `verify` its checksum to write it anew."""
+    where = f"tiers: block {block} of collection {collection}"
     value = reader.get("tiers", layout.block_key(collection, block))
     if value is None:
-        raise CorruptionError(f"tiers: block {block} of collection {collection} is missing")
+        raise CorruptionError(f"{where} is missing")
+    if verify:
+        layout.verify_bulk(value, where)
     return layout.view_block(value, layout.check_block(value, collection, block, dim), dim)
 
 
@@ -327,6 +332,8 @@ class RowWriter:
             old = self._txn.get("tiers", key)
             if old is None or held != layout.check_block(old, self._collection, block, self._dim):
                 raise CorruptionError(f"tiers: block {block} does not hold {held} rows")
+            # The new value gets a checksum of its own, which must not hide damage to the old one.
+            layout.verify_bulk(old, f"tiers: block {block} of collection {self._collection}")
         value = layout.pack_block(
             self._collection, block, old, held, orders, norms, vectors, self._txn.page
         )

@@ -30,8 +30,8 @@ from vecstore.vectors import UNIT_SLACK, Vectors, lengths, original
 # Scores of one slice of queries take at most this many bytes.
 SCORES_BYTES = 64 << 20
 SETTLED_AT_ONCE = 4096
-# Blocks are joined to matrices of this size for BLAS, so that they fit a cache.
-BLAS_BYTES = 2 << 20
+# Rows are copied together to matrices of this size for BLAS.
+BLAS_BYTES = 16 << 20
 # With fewer allowed rows than this share of a run, they are copied out instead of scanned over.
 SPARSE = 0.25
 
@@ -105,17 +105,17 @@ class _Exact:
             Scores (m, allowed) that sort like the metric's, and bounds of their errors, of the
             same shape or one that broadcasts to it.
         """
-        scores = np.empty((len(sizes), len(self.rows)))
         norms = np.empty(len(self.rows))
-        queries = self.queries.astype(np.float32)
+        products = _Products(self.queries.astype(np.float32), len(self.rows))
         blocks = np.flatnonzero(mask.words)
         for run in rows.runs(self.reader, self.entry.number, self.state, self.dim, blocks):
             low, high = np.searchsorted(
                 self.rows, (run.blocks[0] * BLOCK_ROWS, (run.blocks[-1] + 1) * BLOCK_ROWS)
             )
-            _score_run(run, self.rows[low:high], queries, scores[:, low:high])
+            products.add(run, self.rows[low:high])
             if self.metric != "cosine":
                 norms[low:high] = _norms(run, self.rows[low:high])
+        scores = products.finish()
         # An inner product of d float32 terms is off by less than d * 2^-24 |x| |q| (Higham,
         # Accuracy and Stability of Numerical Algorithms, 3.1); twice that, for the conversions.
         unit = (self.dim + 8) * 2.0**-23
@@ -223,21 +223,77 @@ class _Exact:
         return hits
 
 
-def _score_run(
-    run: Run,
-    allowed: NDArray[np.intp],
-    queries: Vectors,
-    scores: NDArray[np.float64],
-) -> None:
-    """Write the inner products, (m, n), of queries (m, dim) and the n allowed rows of a run."""
+class _Products:
+    """The inner products, float64 (m, n), of queries (m, dim) and allowed rows, run by run.
+
+    One query is compared with each run where it lies: near the memory's speed, and without BLAS's
+    threads. Several are compared by BLAS, with rows copied together to large matrices: on a busy
+    machine each call costs the waiting of its threads for one another.
+    """
+
+    def __init__(self, queries: Vectors, count: int) -> None:
+        self._queries = queries
+        self._scores = np.empty((len(queries), count))
+        self._parts: list[Vectors] = []
+        self._held = 0
+        self._done = 0
+
+    def add(self, run: Run, allowed: NDArray[np.intp]) -> None:
+        """Take the allowed rows of the next run."""
+        if len(self._queries) == 1:
+            products = _one_query(run, allowed, self._queries[0])
+            self._scores[0, self._done : self._done + len(allowed)] = products
+            self._done += len(allowed)
+            return
+        held, dim = run.vectors.shape[1:]
+        step = max(1, BLAS_BYTES // (held * dim * 4))
+        for at in range(0, len(run.blocks), step):
+            self._take(_cut(run, slice(at, at + step), allowed))
+
+    def finish(self) -> NDArray[np.float64]:
+        """The products of all rows that were added."""
+        self._multiply()
+        return self._scores
+
+    def _take(self, part: Vectors) -> None:
+        self._parts.append(part)
+        self._held += len(part)
+        if self._held * part.shape[1] * 4 >= BLAS_BYTES:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        if self._held:
+            together = np.concatenate(self._parts)
+            products = self._queries @ together.T
+            self._scores[:, self._done : self._done + self._held] = products
+            self._done += self._held
+        self._parts, self._held = [], 0
+
+
+def _cut(run: Run, part: slice, allowed: NDArray[np.intp]) -> Vectors:
+    """The allowed rows, (n, dim), of some blocks of a run."""
+    blocks = run.blocks[part]
+    low, high = np.searchsorted(allowed, (blocks[0] * BLOCK_ROWS, (blocks[-1] + 1) * BLOCK_ROWS))
+    vectors: Vectors = run.vectors[part]
+    if high - low == vectors.shape[0] * vectors.shape[1]:
+        return vectors.reshape(-1, vectors.shape[2])
+    rows = allowed[low:high]
+    chosen: Vectors = vectors[np.searchsorted(blocks, rows >> 6), rows & 63]
+    return chosen
+
+
+def _one_query(run: Run, allowed: NDArray[np.intp], query: Vectors) -> Vectors:
+    """Inner products, float32 (n,), of one query (dim,) and the n allowed rows of a run."""
+    products: Vectors
     if len(allowed) == run.orders.size:
-        scores[:] = _products(run.vectors, queries)
-        return
+        products = np.vecdot(run.vectors, query).reshape(-1)
+        return products
     which, inside = np.searchsorted(run.blocks, allowed >> 6), allowed & 63
     if len(allowed) < SPARSE * run.orders.size:
-        scores[:] = _products(run.vectors[which, inside][None], queries)
+        products = np.vecdot(run.vectors[which, inside], query)
     else:
-        scores[:] = _products(run.vectors, queries)[:, which * run.orders.shape[1] + inside]
+        products = np.vecdot(run.vectors, query)[which, inside]
+    return products
 
 
 def _norms(run: Run, allowed: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -246,21 +302,6 @@ def _norms(run: Run, allowed: NDArray[np.intp]) -> NDArray[np.float64]:
         return run.norms.reshape(-1)
     norms: NDArray[np.float64] = run.norms[np.searchsorted(run.blocks, allowed >> 6), allowed & 63]
     return norms
-
-
-def _products(vectors: Vectors, queries: Vectors) -> Vectors:
-    """Inner products, float32 (m, b * rows), of queries (m, dim) and vectors (b, rows, dim)."""
-    blocks, held, dim = vectors.shape
-    if len(queries) == 1:
-        # Near the memory's speed, and without BLAS's threads, which stall on a busy machine.
-        dots: Vectors = np.vecdot(vectors, queries[0]).reshape(1, -1)
-        return dots
-    dots = np.empty((len(queries), blocks * held), np.float32)
-    step = max(1, BLAS_BYTES // (held * dim * 4))
-    for at in range(0, blocks, step):
-        part = np.ascontiguousarray(vectors[at : at + step]).reshape(-1, dim)
-        np.matmul(queries, part.T, out=dots[:, at * held : at * held + len(part)])
-    return dots
 
 
 def score(vectors: Vectors, query: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:

@@ -32,9 +32,7 @@ def as_vectors(values: ArrayLike, dim: int, what: str = "vectors") -> Vectors:
     if array.ndim != 2:
         raise VectorError(f"{what}: shape {array.shape}; expected (n, {dim})")
     if array.shape[1] != dim:
-        raise VectorError(
-            f"{what}: {array.shape[1]} numbers each, the collection has dim={dim}"
-        )
+        raise VectorError(f"{what}: {array.shape[1]} numbers each, the collection has dim={dim}")
     with _QUIET if array.dtype == np.float32 else np.errstate(over="ignore"):
         result = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(result).all():
