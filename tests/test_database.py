@@ -1103,6 +1103,84 @@ def test_a_transaction_belongs_to_its_thread(db, points):
         in_thread(lambda: points.add(vectors=[1, 0], timeout=0.01))
 
 
+def test_a_transaction_that_another_thread_ends_keeps_nothing(db, points):
+    transaction = db.transaction()
+    transaction.__enter__()
+    points.add(vectors=[1, 0], ids="lost")
+    with pytest.raises(StoreError, match="began in thread MainThread"):
+        in_thread(lambda: transaction.__exit__(None, None, None))
+    assert points.get("lost") is None
+    points.add(vectors=[1, 0], ids="d")
+    in_thread(lambda: points.add(vectors=[1, 0], ids="e"))
+    assert points.count() == 5
+
+
+def test_a_part_that_another_thread_ends_leaves_the_transaction_whole(db, points):
+    with db.transaction():
+        points.add(vectors=[1, 0], ids="d")
+        part = db.transaction()
+        part.__enter__()
+        points.add(vectors=[1, 0], ids="lost")
+        with pytest.raises(StoreError, match="must end there"):
+            in_thread(lambda: part.__exit__(None, None, None))
+        points.add(vectors=[1, 0], ids="e")
+    assert [record.id for record in points.scan()] == ["a", "b", "c", "d", "e"]
+
+
+def test_a_transaction_whose_thread_is_no_more_is_rolled_back_by_the_next(db, points):
+    transaction = db.transaction()
+    in_thread(transaction.__enter__)
+    with pytest.raises(LockedError):
+        points.add(vectors=[1, 0], ids="d", timeout=0.01)
+    with contextlib.suppress(StoreError):
+        transaction.__exit__(None, None, None)
+    points.add(vectors=[1, 0], ids="d", timeout=1)
+    assert points.count() == 4
+
+
+def test_a_transaction_collected_in_another_thread_does_not_crash(run_python, tmp_path):
+    # LMDB's lock belongs to the thread that took it, and the lock file must not be unmapped.
+    program = """
+        import sys, threading, vecstore
+
+        def leave(path):
+            db = vecstore.open(path)
+            held = [db.transaction()]
+            held[0].__enter__()
+            db.collection("c", dim=2).add(vectors=[1, 2])
+            thread = threading.Thread(target=held.clear)
+            thread.start()
+            thread.join()
+
+        leave(sys.argv[1] + "/left")
+        for name in "abc":
+            with vecstore.open(sys.argv[1] + "/" + name) as db:
+                db.collection("c", dim=2).add(vectors=[1, 2])
+                print(name)
+    """
+    assert run_python(program, tmp_path).split() == ["a", "b", "c"]
+
+
+def test_transactions_that_overlap_keep_nothing_and_leave_the_thread_usable(db, points):
+    def work(name):
+        with db.transaction():
+            points.add(vectors=[1, 0], ids=name)
+            yield
+
+    first, second, third = work("first"), work("second"), work("third")
+    for generator in (first, second, third):
+        next(generator)
+    with pytest.raises(StoreError, match="overlapped"):
+        next(first)
+    with pytest.raises(ClosedError, match="has ended"):
+        points.add(vectors=[1, 0], ids="inside")
+    second.close()
+    with pytest.raises(StoreError, match="overlapped"):
+        next(third)
+    points.add(vectors=[1, 0], ids="d")
+    assert [record.id for record in points.scan()] == ["a", "b", "c", "d"]
+
+
 def test_a_transaction_that_does_nothing_is_one(db, points):
     before = db.stats()
     with db.transaction():
@@ -1437,6 +1515,14 @@ def test_threads_go_on_while_another_compacts(db, rng):
 
 
 # Others
+
+
+def test_stats_inside_a_transaction_count_its_writes(db, points):
+    with db.transaction():
+        points.add(vectors=[1, 0], ids="d")
+        db.collection("new", dim=2)
+        found = db.stats()["collections"]
+    assert {name: stats["records"] for name, stats in found.items()} == {"new": 0, "points": 4}
 
 
 def test_stats_describe_the_file(db, points, path):

@@ -113,7 +113,8 @@ class Database:
 
     def stats(self) -> dict[str, Any]:
         """Return the file's path, format, sizes in bytes, and the stats of each collection."""
-        with self.snapshot() as view:
+        one_moment = self.snapshot() if self._current() is None else contextlib.nullcontext(self)
+        with one_moment as view:
             return {
                 "path": self.path,
                 "format": layout.FORMAT,
@@ -206,23 +207,38 @@ class Database:
             LockedError: Another thread or process kept the right to write for too long.
         """
         parent = self._current()
-        if parent is not None:
-            with self._within(self._store.begin_child(parent), parent):
-                yield self
+        if parent is None:
+            self._store.take_writer(timeout)
+            try:
+                txn = self._store.begin(timeout)
+            except BaseException:
+                self._store.leave_writer()
+                raise
         else:
-            with self._store.writer(timeout), self._within(self._store.begin(timeout), None):
-                yield self
+            txn = self._store.begin_child(parent)
+        with self._within(txn):
+            yield self
 
     @contextlib.contextmanager
-    def _within(self, txn: Transaction, parent: Transaction | None) -> Iterator[None]:
+    def _within(self, txn: Transaction) -> Iterator[None]:
         self._local.transaction = txn
         try:
             yield
+            if txn.ended or not (txn.elsewhere or self._current() is txn):
+                raise StoreError(
+                    "the transactions of a thread overlapped, as those of tasks or generators may:"
+                    " the last one begun must end first; nothing of this one is kept"
+                )
             with self._store.growing_later():
                 txn.commit()
         finally:
-            self._local.transaction = parent
-            txn.abort()
+            if txn.abort() and txn.parent is None:
+                self._store.leave_writer()
+            if getattr(self._local, "transaction", None) is txn:
+                outer = txn.parent
+                while outer is not None and outer.ended:
+                    outer = outer.parent
+                self._local.transaction = outer
 
     def snapshot(self) -> View:
         """Return a view of this moment: reads repeat while others write. Use it with `with`.
@@ -232,7 +248,11 @@ class Database:
         return View(self, self._store.snapshot())
 
     def _current(self) -> Transaction | None:
-        return getattr(self._local, "transaction", None)
+        txn: Transaction | None = getattr(self._local, "transaction", None)
+        while txn is not None and txn.stranded:
+            txn.abort()
+            txn = self._local.transaction = txn.parent
+        return txn
 
     # The whole file
 

@@ -99,6 +99,8 @@ class Store:
         self._file = -1
         self._writer = threading.Lock()
         self._writer_thread: str | None = None
+        # Transactions whose with statement ended in a wrong thread.
+        self.stranded: list[Transaction] = []
         self._grow = False
         self._start_map = start_map
         self.memory = os.fspath(path) == MEMORY
@@ -234,7 +236,7 @@ class Store:
     def _release(self) -> None:
         self._closed = True
         env, self._env = self._env, None
-        if env is not None and not self.forked:
+        if env is not None and not self.forked and not self.stranded:
             env.close()
         file, self._file = self._file, -1
         if file >= 0:
@@ -333,6 +335,8 @@ class Store:
 
     def begin_child(self, parent: Transaction) -> Transaction:
         """Begin a child transaction, which can be rolled back alone."""
+        if parent.ended:
+            raise ClosedError("the transaction around this one has ended")
         with translated("begin a transaction"):
             return Transaction(self, self._env.begin(write=True, parent=parent.txn), parent)
 
@@ -345,8 +349,7 @@ class Store:
             ReadOnlyError, LockedError, StoreFullError, and whatever `work` raises. In every
             case the file is as it was.
         """
-        self.take_writer(timeout)
-        try:
+        with self.writer(timeout):
             while True:
                 transaction = self.begin(timeout)
                 try:
@@ -357,8 +360,6 @@ class Store:
                     self._grow = True
                 finally:
                     transaction.abort()
-        finally:
-            self.leave_writer()
 
     def write_child(self, parent: Transaction, work: Callable[[Transaction], T]) -> T:
         """Run `work` in a child of `parent`; if it fails, only its own writes are rolled back."""
@@ -417,6 +418,8 @@ class Store:
             self._unlock_threads()
 
     def _lock_threads(self, timeout: float, purpose: str) -> None:
+        for transaction in list(self.stranded):
+            transaction.abort()
         if not self._writer.acquire(timeout=timeout):
             raise LockedError(
                 f"cannot {purpose}: thread {self._writer_thread} holds the transaction for more"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -13,7 +14,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore.errors import ClosedError, CorruptionError
+from vecstore.errors import ClosedError, CorruptionError, StoreError
 from vecstore.store.faults import translate, translated
 
 if TYPE_CHECKING:
@@ -182,8 +183,32 @@ class Transaction(Reader):
         super().__init__(store, txn, copies=True)
         self.parent = parent
         self.page = store.page
+        self.thread = threading.current_thread()
+        self._stranded = False
         self._replaced: set[tuple[bytes, int]] = set()
         self._wrote = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the transaction, or one that it is a part of, is over."""
+        return self._txn is None or (self.parent is not None and self.parent.ended)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another thread, which still lives, has to end the transaction.
+
+        LMDB's lock belongs to a thread. Let go in another, it is never free again, and the process
+        crashes once the lock file is unmapped.
+        """
+        owner = self.thread
+        return (
+            self._txn is not None and owner is not threading.current_thread() and owner.is_alive()
+        )
+
+    @property
+    def stranded(self) -> bool:
+        """Whether another thread was to end the transaction, or one that it is a part of."""
+        return self._stranded or (self.parent is not None and self.parent.stranded)
 
     def put(self, database: str, key: bytes, value: bytes | bytearray) -> None:
         """Write a value under a key."""
@@ -234,6 +259,11 @@ class Transaction(Reader):
     def commit(self) -> None:
         """Keep the writes: for a child in its parent, else on disk."""
         txn = self.txn
+        if self.elsewhere:
+            raise StoreError(
+                f"this transaction began in thread {self.thread.name} and must end there; nothing"
+                " of it is kept"
+            )
         try:
             version = int(txn.id())
             txn.commit()
@@ -250,8 +280,32 @@ class Transaction(Reader):
             # A transaction that changed nothing is not written, and its number is used again.
             self.store.tables.advance((self.store.epoch, version), self._replaced)
 
-    def abort(self) -> None:
-        """Forget the writes; calling it again does nothing."""
+    def abort(self) -> bool:
+        """Forget the writes; calling it again does nothing.
+
+        Returns:
+            Whether it is over. If not, it is over once its own thread, or after the end of that
+            thread any other, calls this.
+        """
+        stranded = self.store.stranded
+        if self.elsewhere and not self.store.forked:
+            if not self._stranded:
+                self._stranded = True
+                # Freed by the garbage collector, it would end in whatever thread that runs.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._txn))
+                if self.parent is None:
+                    stranded.append(self)
+            return False
+        late = self._stranded and self.parent is None
+        if late:
+            try:
+                stranded.remove(self)
+            except ValueError:
+                # Another thread was faster.
+                return True
         txn, self._txn = self._txn, None
         if txn is not None and not self.store.forked:
             txn.abort()
+        if late:
+            self.store.leave_writer()
+        return True
