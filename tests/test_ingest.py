@@ -5,7 +5,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from enum import IntEnum, StrEnum
+from enum import Enum, IntEnum, StrEnum
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from vecstore import (
     Collection,
     Database,
     EncoderError,
+    F,
     NotFoundError,
     UsageError,
     VectorError,
@@ -492,6 +493,33 @@ def test_an_encoder_of_others_that_raises_stores_nothing(memory: Database) -> No
         collection.add("text")
     assert isinstance(caught.value.__cause__, OSError)
     assert collection.count() == 0
+
+
+def test_an_encoder_of_others_that_extends_its_list_stores_nothing(memory: Database) -> None:
+    class Greedy(HashEncoder):
+        def encode(self, texts: Any, kind: Any = "document") -> Any:
+            texts.append("more")
+            return super().encode(texts, kind=kind)
+
+    collection = memory.collection("c", encoder=Greedy(dim=4))
+    with pytest.raises(EncoderError, match="returned 2 vectors for 1 texts"):
+        collection.add("text")
+    assert collection.count() == 0
+
+
+class Colour(str, Enum):  # noqa: UP042  # its str() is not its value
+    RED = "red"
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_an_enum_of_strings_is_stored_as_its_value(memory: Database, count: int) -> None:
+    collection = memory.collection("c", dim=2)
+    collection.add(vectors=[1, 0], ids=[Colour.RED], metadata=[{"colour": Colour.RED}])
+    filler: Any = [{"colour": Colour.RED}] * count
+    collection.add(vectors=[[1, 0]] * count, metadata=filler)
+    assert collection.get(["red"])[0] is not None
+    assert collection.count({"colour": "red"}) == count + 1
+    assert collection.count(F("$id") == Colour.RED) == 1
 
 
 def test_what_was_checked_is_stored_though_the_caller_changes_it_meanwhile(

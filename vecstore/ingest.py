@@ -333,7 +333,8 @@ def encode(spec: CollectionSpec, batch: Batch, encoder: EncoderSource) -> Batch:
 def embed(spec: CollectionSpec, texts: list[str], encoder: Encoder, kind: Any) -> Vectors:
     """Embed texts and check what the encoder returned, float32 (n, dim)."""
     try:
-        vectors = encoder.encode(texts, kind=kind)
+        # A copy: encoders may sort or extend their list.
+        vectors = encoder.encode(list(texts), kind=kind)
     except VecstoreError:
         raise
     except Exception as error:

@@ -107,7 +107,8 @@ def _plain(value: Any, where: str, depth: int) -> Any:
         return value
     if isinstance(value, str):
         encode_utf8(value, where)
-        return str(value)
+        # str() would call the __str__ of an Enum.
+        return str.__str__(value)
     if isinstance(value, int):
         if not MIN_INT_ID <= value <= 2 * MAX_INT_ID + 1:
             raise UsageError(f"{where} = {show(value)} does not fit 64 bits; use str or float")

@@ -108,7 +108,8 @@ def check_id(value: object) -> Id:
                 f"an id has at most {MAX_ID_BYTES} bytes of UTF-8, {value[:40]!r}... has {size};"
                 " use a digest of it as the id"
             )
-        return str(value)
+        # str() would call the __str__ of an Enum.
+        return str.__str__(value)
     if isinstance(value, bool):
         raise UsageError(f"an id is a str or an int, got the bool {value!r}")
     try:
