@@ -58,13 +58,19 @@ def open(
     return Database(Store(path, read_only=read_only, durable=durable, timeout=timeout))
 
 
+class _Thread(threading.local):
+    """What a thread is in the middle of."""
+
+    transaction: Transaction | None = None
+
+
 class Database:
     """One open file; made by `vecstore.open`. Threads may share it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._encoders: dict[bytes, Encoder] = {}
-        self._local = threading.local()
+        self._local = _Thread()
 
     # What it is
 
@@ -232,13 +238,13 @@ class Database:
             with self._store.growing_later():
                 txn.commit()
         finally:
-            if txn.abort() and txn.parent is None:
-                self._store.leave_writer()
-            if getattr(self._local, "transaction", None) is txn:
+            if self._local.transaction is txn:
                 outer = txn.parent
                 while outer is not None and outer.ended:
                     outer = outer.parent
                 self._local.transaction = outer
+            if txn.abort() and txn.parent is None:
+                self._store.leave_writer()
 
     def snapshot(self) -> View:
         """Return a view of this moment: reads repeat while others write. Use it with `with`.
@@ -248,7 +254,7 @@ class Database:
         return View(self, self._store.snapshot())
 
     def _current(self) -> Transaction | None:
-        txn: Transaction | None = getattr(self._local, "transaction", None)
+        txn = self._local.transaction
         while txn is not None and txn.stranded:
             txn.abort()
             txn = self._local.transaction = txn.parent
