@@ -1,5 +1,6 @@
 """Every invariant of docs/layout.md, broken on purpose: check must say so."""
 
+import msgpack
 import numpy as np
 import pytest
 
@@ -77,6 +78,15 @@ def change_block(edit, number=0):
         txn.put("tiers", key, value)
 
     return work
+
+
+def change_other_norm(txn):
+    """The collection under l2 has one row."""
+    key = layout.block_key(2, 0)
+    value = bytearray(txn.get("tiers", key))
+    layout.view_block(value, 1, 2).norms[0] += 0.1
+    header = Header(1, 1, 1, 2, 0, 0, 0, 2)
+    txn.put("tiers", key, layout.seal_bulk(header, value, layout.block_bytes(1, 2)))
 
 
 def change_bits(edit):
@@ -253,6 +263,8 @@ BROKEN = {
         "block 0 holds a value that is not finite (7)",
     ),
     "an infinite norm": (change_block(set_item("norms", 10, np.inf)), "not finite (7)"),
+    "a norm of zero": (change_block(set_item("norms", 10, 0.0)), "unit length (7)"),
+    "a wrong norm under l2": (change_other_norm, "holds a wrong norm (7)"),
     "a vector not of unit length": (
         change_block(set_item("vectors", 10, 1.0)),
         "not of unit length (7)",
@@ -267,6 +279,14 @@ BROKEN = {
         "block 1",
     ),
     "a damaged bitmap": (change("live", layout.part_key(1, 0), flip(100)), "checksum"),
+    "a record of other things": (
+        put(
+            "records",
+            layout.record_key(1, 10),
+            layout.pack_record(layout.record_key(1, 10), 10, msgpack.packb([0, 5, "no dict"])),
+        ),
+        "not id, text and metadata",
+    ),
     "a damaged record": (change("records", layout.record_key(1, 10), flip(-1)), "damaged"),
     "damaged counters": (change("meta", layout.state_key(1), flip(10)), "checksum"),
     "a damaged spec": (change("meta", layout.spec_key(1), flip(10)), "checksum"),
@@ -332,3 +352,9 @@ def test_a_database_whose_collections_were_all_dropped_is_sound(memory):
 
 def test_a_problem_says_where_and_what():
     assert str(Problem("records", "damaged")) == "records: damaged"
+
+
+def test_counting_on_from_wrong_counters_is_damage(db):
+    db.writing(change_state(records=0))
+    with pytest.raises(CorruptionError, match="impossible"):
+        db.collection("points").delete([0])

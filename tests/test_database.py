@@ -1334,6 +1334,14 @@ def test_a_backup_never_overwrites(db, points, tmp_path):
         db.backup(db.path)
 
 
+@pytest.mark.parametrize("odd", [5, None, b"bytes", ["a"], 1.5])
+def test_what_is_no_path_is_refused(db, odd):
+    with pytest.raises(vecstore.UsageError, match="a path is a str"):
+        vecstore.open(odd)
+    with pytest.raises(vecstore.UsageError, match="a path is a str"):
+        db.backup(odd)
+
+
 def test_a_backup_takes_away_what_a_killed_one_left(db, points, tmp_path):
     (tmp_path / "copy.vecstore-part").write_bytes(b"half")
     db.backup(tmp_path / "copy.vecstore")

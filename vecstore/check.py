@@ -224,7 +224,10 @@ class _CollectionCheck:
         if not np.isfinite(found.vectors).all() or not np.isfinite(found.norms).all():
             self.report.add(self.where, f"block {block} holds a value that is not finite (7)")
         sizes = lengths(found.vectors)
-        if self.entry.spec.metric == "cosine" and (abs(sizes - 1) > 4 * UNIT_SLACK).any():
+        if self.entry.spec.metric != "cosine":
+            if (abs(found.norms - sizes) > 1e-9 * sizes).any():
+                self.report.add(self.where, f"block {block} holds a wrong norm (7)")
+        elif (abs(sizes - 1) > 4 * UNIT_SLACK).any() or (found.norms <= 0).any():
             self.report.add(self.where, f"block {block} holds a vector not of unit length (7)")
         for inside in range(held):
             row, order = block * BLOCK_ROWS + inside, int(found.orders[inside])

@@ -27,7 +27,15 @@ from vecstore.errors import (
     StoreError,
 )
 from vecstore.spec import CollectionSpec, Metric, check_name, show
-from vecstore.store import CLOSE_TIMEOUT, DEFAULT_TIMEOUT, Reader, Snapshot, Store, Transaction
+from vecstore.store import (
+    CLOSE_TIMEOUT,
+    DEFAULT_TIMEOUT,
+    Reader,
+    Snapshot,
+    Store,
+    Transaction,
+    path_name,
+)
 
 T = TypeVar("T")
 EncoderLike = Encoder | str | os.PathLike[str] | Callable[[list[str]], Any]
@@ -277,7 +285,7 @@ class Database:
             AlreadyExistsError: There is a file at `path`.
             CorruptionError: `check` found problems; nothing was written.
         """
-        target = Path(path)
+        target = Path(path_name(path))
         try:
             target.lstat()
         except FileNotFoundError:

@@ -56,6 +56,7 @@ NAIVE = -(2**31)
 _DATETIME = struct.Struct("<qi")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_TEXT, _METADATA = (str, type(None)), (dict, type(None))
 
 assert HEADER.size == 48
 assert STATE.size == 40
@@ -391,6 +392,9 @@ def unpack_body(value: bytes | memoryview) -> tuple[Id, str | None, dict[str, An
         identity, text, metadata = body
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise CorruptionError(f"records: a record cannot be read: {error}") from error
+    kinds = (type(identity), type(text), type(metadata))
+    if kinds[0] not in (str, int) or kinds[1] not in _TEXT or kinds[2] not in _METADATA:
+        raise CorruptionError(f"records: a record holds {kinds}, not id, text and metadata")
     return identity, text, metadata
 
 
@@ -445,7 +449,11 @@ class State:
     def pack(self) -> bytes:
         """Return the stored form."""
         counters = (self.records, self.next_order, self.generation, self.blocks)
-        return pack_checked(STATE.pack(*counters, self.open_block, self.open_rows, 0))
+        try:
+            return pack_checked(STATE.pack(*counters, self.open_block, self.open_rows, 0))
+        except struct.error:
+            # Counting on from counters that were wrong.
+            raise CorruptionError(f"meta: a collection's counters are impossible: {self}") from None
 
     @classmethod
     def unpack(cls, value: bytes | memoryview) -> State:

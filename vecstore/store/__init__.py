@@ -11,6 +11,7 @@ The only package that imports lmdb. Three rules of LMDB are enforced here and no
 
 from vecstore.store.environment import CLOSE_TIMEOUT, DEFAULT_TIMEOUT, START_MAP, Store
 from vecstore.store.faults import translated
+from vecstore.store.files import path_name
 from vecstore.store.gate import Gate
 from vecstore.store.transactions import Reader, Snapshot, Transaction
 
@@ -23,5 +24,6 @@ __all__ = [
     "Snapshot",
     "Store",
     "Transaction",
+    "path_name",
     "translated",
 ]

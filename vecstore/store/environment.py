@@ -37,6 +37,7 @@ from vecstore.store.files import (
     leave_writer_byte,
     memory_path,
     open_file,
+    path_name,
     real_path,
     remove,
     sync_folder,
@@ -103,7 +104,7 @@ class Store:
         self.stranded: list[Transaction] = []
         self._grow = False
         self._start_map = start_map
-        self.memory = os.fspath(path) == MEMORY
+        self.memory = path_name(path) == MEMORY
         if self.memory and read_only:
             raise UsageError("a ':memory:' database is new and empty; read_only=True has no use")
         self.path = memory_path() if self.memory else real_path(path)

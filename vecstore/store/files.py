@@ -23,6 +23,7 @@ from vecstore.errors import (
     LockedError,
     StoreError,
     StoreFullError,
+    UsageError,
 )
 from vecstore.store import registry
 from vecstore.store.faults import translate, translated
@@ -63,6 +64,14 @@ class Head:
         (map_size,) = struct.unpack_from("<Q", data, at + _MAP_SIZE_AT)
         last, transaction = struct.unpack_from("<QQ", data, at + _LAST_PAGE_AT)
         return cls(map_size, last + 1, transaction)
+
+
+def path_name(path: object) -> str:
+    """Return a path as a str; UsageError if it is none."""
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(name, str):
+        raise UsageError(f"a path is a str or a Path, got {type(path).__name__} {path!r:.60}")
+    return name
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
