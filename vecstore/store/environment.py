@@ -7,7 +7,7 @@ import ctypes
 import fcntl
 import os
 import stat
-import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,7 +44,7 @@ from vecstore.store.files import (
     take_writer_byte,
     verify,
 )
-from vecstore.store.gate import Gate, seconds
+from vecstore.store.gate import Gate, WriterLock, seconds
 from vecstore.store.tables import Tables
 from vecstore.store.transactions import Snapshot, Transaction
 
@@ -98,8 +98,8 @@ class Store:
         self._env: Any = None
         self._closed = False
         self._file = -1
-        self._writer = threading.Lock()
-        self._writer_thread: str | None = None
+        self._writer = WriterLock()
+        self._active: weakref.ref[Transaction] | None = None
         # Transactions whose with statement ended in a wrong thread.
         self.stranded: list[Transaction] = []
         self._grow = False
@@ -232,7 +232,7 @@ class Store:
             with self.gate.alone(timeout, "close"):
                 self._release()
         finally:
-            self._unlock_threads()
+            self._writer.leave()
 
     def _release(self) -> None:
         self._closed = True
@@ -300,14 +300,19 @@ class Store:
         timeout = seconds(timeout, self.timeout)
         self._make_room(timeout)
         try:
-            return Transaction(self, self._env.begin(write=True))
+            return self._begin_writing()
         except lmdb.MapResizedError:
             pass
         except lmdb.Error as error:
             raise translate(error, "begin a transaction") from error
         self._follow(timeout)
         with translated("begin a transaction"):
-            return Transaction(self, self._env.begin(write=True))
+            return self._begin_writing()
+
+    def _begin_writing(self) -> Transaction:
+        transaction = Transaction(self, self._env.begin(write=True))
+        self._active = weakref.ref(transaction)
+        return transaction
 
     def _make_room(self, timeout: float) -> None:
         """Enlarge the map if the last transaction did not fit; if nobody reads, in good time."""
@@ -407,7 +412,7 @@ class Store:
             self.check_open()
             take_writer_byte(self._file, timeout, self.path)
         except BaseException:
-            self._unlock_threads()
+            self._writer.leave()
             raise
 
     def leave_writer(self) -> None:
@@ -416,21 +421,20 @@ class Store:
             if self._file >= 0:
                 leave_writer_byte(self._file)
         finally:
-            self._unlock_threads()
+            self._writer.leave()
 
     def _lock_threads(self, timeout: float, purpose: str) -> None:
         for transaction in list(self.stranded):
             transaction.abort()
-        if not self._writer.acquire(timeout=timeout):
+        if not self._writer.take(timeout):
             raise LockedError(
-                f"cannot {purpose}: thread {self._writer_thread} holds the transaction for more"
+                f"cannot {purpose}: thread {self._writer.holder} holds the transaction for more"
                 f" than {timeout:g} s"
             )
-        self._writer_thread = threading.current_thread().name
-
-    def _unlock_threads(self) -> None:
-        self._writer_thread = None
-        self._writer.release()
+        active = None if self._active is None else self._active()
+        if active is not None and not active.ended:
+            self._writer.undo()
+            raise LockedError(f"cannot {purpose}: this thread is in the middle of a write")
 
     # The whole file
 

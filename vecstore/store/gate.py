@@ -10,6 +10,9 @@ from collections.abc import Iterator
 
 from vecstore.errors import LockedError, UsageError
 
+# How often a waiting thread looks whether the lock was replaced.
+_SLICE = 0.1
+
 
 class Gate:
     """A lock that many hold shared or one holds alone, and that knows its holders.
@@ -87,6 +90,45 @@ class Gate:
             f"{thread.name} ({now - since:.1f} s)" for thread, since in list(self._holders.values())
         ]
         return f"{len(holders)} open snapshots of threads {', '.join(holders[:8])}"
+
+
+class WriterLock:
+    """The right to write among threads, which no interrupt can lose.
+
+    Between being taken and being known as taken, any lock can meet a Ctrl-C and stay taken. So a
+    thread that comes again finds its own hold, and takes it over; and leaving gives back however
+    many holds there are.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.holder: str | None = None
+
+    def take(self, timeout: float) -> bool:
+        """Take the lock, also where this thread has it already; False if it stayed taken."""
+        deadline = time.monotonic() + timeout
+        while True:
+            lock = self._lock
+            left = max(0.0, deadline - time.monotonic())
+            if lock.acquire(timeout=min(left, _SLICE)):
+                if lock is self._lock:
+                    self.holder = threading.current_thread().name
+                    return True
+                lock.release()
+            elif left <= 0:
+                return False
+
+    def undo(self) -> None:
+        """Take back one `take` that found the lock held by this thread."""
+        self._lock.release()
+
+    def leave(self) -> None:
+        """Free the lock, also for a thread that holds it and is dead."""
+        lock, self.holder = self._lock, None
+        if not lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition does
+            self._lock = threading.RLock()
+        while lock._is_owned():  # type: ignore[attr-defined]
+            lock.release()
 
 
 def seconds(timeout: float | None, default: float) -> float:
