@@ -28,3 +28,22 @@ def test_what_cannot_be_printed_is_marked() -> None:
     )
 
     assert "one\ufffd[2Jtwo three \u4e2d\u00e9" in shown
+
+
+def test_long_texts_and_metadata_leave_room_for_scores_and_ids() -> None:
+    hits = [
+        Hit(id=f"id-{i}", score=0.5, distance=0.5, text="word " * 90, metadata={"key": "v" * 300})
+        for i in range(3)
+    ]
+
+    lines = str(Hits(hits, plan=PLAN, complete="exact")).splitlines()
+
+    assert len(lines) == 4
+    assert all(line.startswith(f"0.5000  id-{i}  word") for i, line in enumerate(lines[1:]))
+    assert all(line.count("\u2026") == 2 and len(line) <= 110 for line in lines[1:])
+
+
+def test_what_is_short_leaves_its_room_to_what_is_long() -> None:
+    shown = printed(Hit(id=1, score=0.5, distance=0.5, text="short", metadata={"k": "v" * 60}))
+
+    assert "short  {'k': '" + "v" * 60 + "'}" in shown

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+# Columns of a printed table, and letters of a value that are looked at for it.
+WIDTH = 110
+MAX_SHOWN = 400
+
 Complete = Literal["exact", "approximate", "exhausted"]
 
 
@@ -172,17 +176,42 @@ class Hits(Sequence[Hit]):
         from rich.table import Table
         from rich.text import Text
 
+        rows = [
+            [
+                one_line(str(value)[:MAX_SHOWN])
+                for value in (hit.id, hit.text or "", hit.metadata or "")
+            ]
+            for hit in self._hits
+        ]
         table = Table(box=None, pad_edge=False)
         table.add_column("score", justify="right")
         for name in ("id", "text", "metadata"):
-            table.add_column(name, overflow="ellipsis", no_wrap=True)
-        for hit in self._hits:
-            metadata = "" if hit.metadata is None else str(hit.metadata)
-            texts = (str(hit.id), hit.text or "", metadata)
-            table.add_row(f"{hit.score:.4f}", *(Text(one_line(text[:400])) for text in texts))
+            table.add_column(name)
+        widths = _widths(rows)
+        for hit, row in zip(self._hits, rows, strict=True):
+            cut = (_shorten(value, width) for value, width in zip(row, widths, strict=True))
+            table.add_row(f"{hit.score:.4f}", *map(Text, cut))
         out = io.StringIO()
-        Console(file=out, width=110, color_system=None).print(table)
+        # Wide enough that nothing is left for the table to cut: it would begin with the ids.
+        Console(file=out, width=4 * WIDTH, color_system=None).print(table)
         return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))
+
+
+def _widths(rows: list[list[str]]) -> tuple[int, int, int]:
+    """Share a line between ids, texts and metadata; texts get three fifths of what is scarce."""
+    ids, texts, metadata = (
+        max((len(row[column]) for row in rows), default=0) for column in range(3)
+    )
+    ids = min(ids, WIDTH // 3)
+    room = WIDTH - len("0.1234  ") - ids - len("    ")
+    if texts + metadata > room:
+        metadata = min(metadata, max(room * 2 // 5, room - texts))
+        texts = min(texts, room - metadata)
+    return ids, texts, metadata
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "\u2026"
 
 
 def one_line(value: object) -> str:
