@@ -1,0 +1,172 @@
+"""Axes against float64 linear algebra, and what a random rotation has to do to any vector."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vecstore.ann import rotation
+from vecstore.ann.rotation import DENSE
+
+
+def distance_from_orthogonal(matrix):
+    wide = matrix.astype(np.float64)
+    return np.abs(wide @ wide.T - np.eye(len(wide))).max()
+
+
+def stretched(rng, n, dim, offset=0.0):
+    """Rows that vary less from axis to axis, turned at random."""
+    axes = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    spread = 0.8 ** np.arange(dim)
+    rows = (rng.standard_normal((n, dim)) * spread) @ axes.T + offset
+    return rows.astype(np.float32), axes.T
+
+
+# principal
+
+
+def test_principal_directions_are_those_the_sample_was_stretched_along(rng):
+    sample, axes = stretched(rng, 20_000, 6)
+
+    basis = rotation.principal(sample)
+
+    assert basis.dtype == np.float32
+    np.testing.assert_allclose(np.abs(basis @ axes.T), np.eye(6), atol=0.1)
+
+
+@given(n=st.integers(1, 40), dim=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))
+def test_principal_directions_diagonalise_the_second_moments(n, dim, seed):
+    sample = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+
+    basis = rotation.principal(sample)
+
+    wide = sample.astype(np.float64)
+    found = basis @ (wide.T @ wide) @ basis.T
+    expected = np.linalg.eigvalsh(wide.T @ wide)[::-1]
+    np.testing.assert_allclose(found, np.diag(expected), atol=1e-5 * expected[0])
+    assert distance_from_orthogonal(basis) < 1e-5
+
+
+def test_principal_takes_the_mean_for_a_direction_unless_centred(rng):
+    offset = np.array([0.0, 30.0, 0.0], np.float32)
+    sample = rng.standard_normal((500, 3)).astype(np.float32) * [3, 1, 2] + offset
+    sample = sample.astype(np.float32)
+
+    assert np.abs(rotation.principal(sample)[0]).argmax() == 1
+    assert np.abs(rotation.principal(sample, centre=True)[0]).argmax() == 0
+
+
+def test_the_largest_component_of_a_direction_is_positive(rng):
+    basis = rotation.principal(stretched(rng, 300, 20)[0])
+
+    assert (basis.max(axis=1) == np.abs(basis).max(axis=1)).all()
+
+
+def test_principal_does_not_depend_on_the_order_of_many_rows(rng):
+    # More rows than are summed at once.
+    sample, _ = stretched(rng, rotation.SLICE_ROWS + 5, 4)
+
+    there, back = rotation.principal(sample), rotation.principal(sample[::-1].copy())
+
+    np.testing.assert_allclose(there, back, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        pytest.param(np.zeros((3, 4)), id="zeros"),
+        pytest.param(np.ones((3, 4)), id="equal rows"),
+        pytest.param(np.eye(4)[:1], id="one row"),
+        pytest.param(np.full((2, 4), 1e18), id="long"),
+        pytest.param(np.full((2, 4), 1e-30), id="short"),
+        pytest.param(np.ones((3, 1)), id="one dim"),
+    ],
+)
+@pytest.mark.parametrize("centre", [False, True])
+def test_principal_is_orthogonal_for_a_degenerate_sample(sample, centre):
+    basis = rotation.principal(sample.astype(np.float32), centre=centre)
+
+    assert distance_from_orthogonal(basis) < 1e-6
+
+
+# energy
+
+
+def test_energy_is_the_share_of_each_direction(rng):
+    sample = rng.standard_normal((50, 3)).astype(np.float32)
+
+    expected = (sample.astype(np.float64) ** 2).sum(axis=0)
+    np.testing.assert_allclose(
+        rotation.energy(sample, np.eye(3, dtype=np.float32)), expected / expected.sum()
+    )
+
+
+def test_energy_of_principal_directions_descends_to_a_total_of_one(rng):
+    sample, _ = stretched(rng, 400, 10)
+
+    found = rotation.energy(sample, rotation.principal(sample))
+
+    assert found.dtype == np.float64
+    assert (np.diff(found) <= 1e-12).all()
+    assert found.sum() == pytest.approx(1)
+
+
+def test_energy_of_a_prefix_is_that_of_the_same_directions(rng):
+    sample, _ = stretched(rng, 400, 10)
+    basis = rotation.principal(sample)
+
+    np.testing.assert_array_equal(
+        rotation.energy(sample, basis)[:4], rotation.energy(sample, basis[:4])
+    )
+
+
+def test_energy_of_zeros_is_zero():
+    assert rotation.energy(np.zeros((2, 3), np.float32), np.eye(3, dtype=np.float32)).sum() == 0
+
+
+# orthogonal
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 64, 384, DENSE, DENSE + 1, 1536])
+def test_a_random_rotation_is_orthogonal(dim):
+    matrix = rotation.orthogonal(dim, 5)
+
+    assert matrix.shape == (dim, dim)
+    assert matrix.dtype == np.float32
+    assert distance_from_orthogonal(matrix) < 1e-5
+
+
+@pytest.mark.parametrize("dim", [7, DENSE + 1])
+def test_a_random_rotation_follows_from_its_seed(dim):
+    np.testing.assert_array_equal(rotation.orthogonal(dim, 5), rotation.orthogonal(dim, 5))
+    assert (rotation.orthogonal(dim, 5) != rotation.orthogonal(dim, 6)).any()
+
+
+def test_a_random_rotation_prefers_no_direction():
+    # Without the signs of R's diagonal, Q's first component would always be negative.
+    matrices = np.stack([rotation.orthogonal(3, seed) for seed in range(2000)])
+
+    assert np.abs(matrices.mean(axis=0)).max() < 5 * np.sqrt(1 / 3 / 2000)
+    np.testing.assert_allclose((matrices**2).mean(axis=0), 1 / 3, atol=0.04)
+
+
+@pytest.mark.parametrize("dim", [600, DENSE + 1, 2500])
+def test_a_rotation_spreads_every_axis_over_all_dims(dim):
+    matrix = rotation.orthogonal(dim, 5).astype(np.float64) * np.sqrt(dim)
+
+    # A component of a direction that is uniformly distributed is nearly a standard normal one.
+    assert np.abs(matrix).max() < 7
+    np.testing.assert_allclose((matrix**4).mean(axis=0), 3, atol=1.5)
+    np.testing.assert_allclose((matrix**4).mean(axis=1), 3, atol=1.5)
+
+
+def test_a_rotation_of_blocks_keeps_no_trace_of_a_run_of_dims(rng):
+    dim = 2500
+    matrix = rotation.orthogonal(dim, 5)
+    run = np.zeros(dim, np.float32)
+    run[:300] = rng.standard_normal(300)
+
+    turned = (matrix @ run).astype(np.float64)
+
+    parts = np.array([np.square(part).sum() for part in np.array_split(turned, 10)])
+    np.testing.assert_allclose(parts / parts.sum(), 0.1, atol=0.04)

@@ -1,0 +1,1 @@
+"""Approximate nearest neighbours: rotation, k-means, codes, lists and calibration."""
