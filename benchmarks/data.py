@@ -67,7 +67,7 @@ def load(folder: Path | None, count: int, queries: int) -> Data:
         np.ascontiguousarray(_unit(vectors)),
         np.ascontiguousarray(_unit(asked)),
         [f"doc-{i:07d}" for i in range(count)],
-        _metadata(count),
+        metadata(count),
     )
 
 
@@ -105,7 +105,7 @@ def _unit(vectors: Vectors) -> Vectors:
     return units.astype(np.float32)
 
 
-def _metadata(count: int) -> list[dict[str, Any]]:
+def metadata(count: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(SEED + 1)
     sections = rng.integers(len(SECTIONS), size=count).tolist()
     years = rng.integers(1990, 2025, size=count).tolist()

@@ -15,9 +15,9 @@ from typing import Any
 import lmdb
 import msgpack
 import numpy as np
-from compare import Lance, LanceSynced, Numpy, Store, Vecstore, VecstoreUnsynced
 from data import DIM, Data, exact
 from measure import Report, alternate, child, disk_bytes, paired, percentile, scratch, written
+from rivals import Lance, LanceSynced, Numpy, Store, Vecstore, VecstoreUnsynced
 
 BATCH = 1000
 K = 10

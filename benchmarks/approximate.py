@@ -1,0 +1,407 @@
+"""Which engine answers most queries a second at equal recall? Sweeps, rounds in turns, curves.
+
+Each engine builds once into a folder that later runs use again, and answers in a process of its
+own, with one thread and on one core. A first pass over all its settings finds their recall; the
+settings that are on the way to the best are then timed in rounds, in turns with the other engines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from curves import draw
+from data import Vectors
+from datasets import Set
+from engines import Engine, Setting
+from measure import Report, alternate, disk_bytes, percentile
+from worker import SINGLE
+
+MS, US, MB = 1e3, 1e6, 1e-6
+LEVELS = (0.95, 0.98)
+# Of the settings that another one beats in both, those that come this near stay: the first pass is
+# one pass, and rounds may tell otherwise.
+_SLACK = 1.15
+# Settings outside say nothing about the levels; one neighbour on each side is kept all the same.
+_WINDOW = (0.88, 0.995)
+
+
+@dataclass(slots=True)
+class Point:
+    """What one setting gave."""
+
+    setting: Setting
+    k: int
+    recall: float
+    qps: float
+    p50: float = 0.0
+    p95: float = 0.0
+    p99: float = 0.0
+    answered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        cache: Where built indexes are kept.
+        depths: How many hits are asked for.
+        rounds: Rounds in turns.
+        seconds: The most that one setting takes in one round.
+        fresh: Fresh processes for the time of opening.
+        core: The core that every engine is held to, or None.
+        nice: Added to the niceness of builds.
+    """
+
+    cache: Path
+    depths: Sequence[int] = (10,)
+    rounds: int = 5
+    seconds: float = 2.0
+    fresh: int = 3
+    core: int | None = None
+    nice: int = 0
+
+
+class Worker:
+    """A process that has opened the index of one engine.
+
+    Attributes:
+        started: Seconds of the import, of opening and of the first query.
+    """
+
+    def __init__(self, kind: type[Engine], folder: Path, queries: Path, core: int | None) -> None:
+        self.name = kind.name
+        self._process = subprocess.Popen(
+            _command("serve", kind.name, folder, queries),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **SINGLE},
+            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+        )
+        self.started = self._read()
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        """Give an order and wait for the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Not terminated politely: some databases wait for threads that never end.
+        self._process.kill()
+        self._process.wait()
+
+
+def _command(what: str, *arguments: object) -> list[str]:
+    script = Path(__file__).with_name("worker.py")
+    return [sys.executable, str(script), what, *map(str, arguments)]
+
+
+# Building
+
+
+def slug(name: str) -> str:
+    """A name as a folder has it."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def built(kind: type[Engine], data: Set, plan: Plan) -> dict[str, Any]:
+    """Where the index of an engine is and what it took; it is built if it is not there yet."""
+    place = _place(data, plan) / slug(kind.name)
+    facts = place / "built.json"
+    if facts.exists():
+        return {**json.loads(facts.read_text()), "folder": place / "index"}
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "index").mkdir(parents=True)
+    source = _kept(data.base, _place(data, plan) / "base.f32.npy")
+    command = _command("build", kind.name, source, place / "index")
+    done = subprocess.run(
+        ["nice", "-n", str(plan.nice), *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **SINGLE},
+        check=False,
+    )
+    if done.returncode != 0 or not done.stdout:
+        raise RuntimeError(f"{kind.name} did not build: {done.stderr[-1500:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    found["disk"] = disk_bytes(place / "index")
+    facts.write_text(json.dumps(found))
+    return {**found, "folder": place / "index"}
+
+
+def _place(data: Set, plan: Plan) -> Path:
+    return plan.cache / f"{data.name.rpartition('-')[0]}-{len(data.base)}"
+
+
+def _kept(vectors: Vectors, path: Path) -> Path:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, vectors)
+    return path
+
+
+# Measuring
+
+
+@dataclass(slots=True)
+class Contender:
+    """One engine in a run."""
+
+    kind: type[Engine]
+    facts: dict[str, Any]
+    worker: Worker
+    points: list[Point] = field(default_factory=list)
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+def run(report: Report, kinds: Sequence[type[Engine]], data: Set, plan: Plan) -> list[Contender]:
+    """Build what is missing, then measure all in turns."""
+    count, dim = data.base.shape
+    report.title(f"{data.name}: {count:,} x {dim}, {len(data.queries):,} queries, one thread")
+    ready: list[tuple[type[Engine], dict[str, Any]]] = []
+    for kind in kinds:
+        try:
+            ready.append((kind, built(kind, data, plan)))
+        except RuntimeError as error:
+            report.line(str(error))
+            continue
+        report.line(f"{kind.name}: built in {ready[-1][1]['build_s']:.1f} s")
+    queries = _kept(data.queries, _place(data, plan) / f"{data.name}-{len(data.queries)}.npy")
+    with ExitStack() as stack:
+        contenders = []
+        for kind, facts in ready:
+            try:
+                worker = stack.enter_context(_opened(kind, facts, queries, plan))
+                contenders.append(Contender(kind, facts, worker))
+                _explore(contenders[-1], data, plan)
+            except RuntimeError as error:
+                report.line(f"left out: {error}")
+                contenders = [found for found in contenders if found.kind is not kind]
+        _rounds(contenders, plan)
+        for contender in contenders:
+            contender.memory = contender.worker.ask(memory=True)
+    return contenders
+
+
+def _opened(kind: type[Engine], facts: dict[str, Any], queries: Path, plan: Plan) -> Worker:
+    """A worker; how long fresh processes take is kept among the facts."""
+    starts = []
+    for _ in range(plan.fresh - 1):
+        with Worker(kind, facts["folder"], queries, plan.core) as worker:
+            starts.append(worker.started)
+    worker = Worker(kind, facts["folder"], queries, plan.core)
+    starts.append(worker.started)
+    for part in worker.started:
+        facts[part] = statistics.median(start[part] for start in starts)
+    return worker
+
+
+def _explore(contender: Contender, data: Set, plan: Plan) -> None:
+    """Find the recall of every setting, and keep those that are worth timing."""
+    for k in plan.depths:
+        found = []
+        for setting in contender.kind().settings():
+            answer = contender.worker.ask(
+                setting=setting, k=k, queries=len(data.queries), seconds=20.0, rows=True
+            )
+            taken, rows = answer["seconds"], answer["rows"]
+            found.append(Point(setting, k, data.recall(rows, k), len(taken) / sum(taken)))
+            found[-1].answered = len(taken)
+        contender.points += worth(found)
+
+
+def worth(points: Sequence[Point]) -> list[Point]:
+    """The points near the front and near the levels, by recall."""
+    front = [
+        point
+        for point in points
+        if not any(
+            other.recall >= point.recall and other.qps > _SLACK * point.qps for other in points
+        )
+    ]
+    front.sort(key=lambda point: point.recall)
+    inside = [i for i, point in enumerate(front) if _WINDOW[0] <= point.recall <= _WINDOW[1]]
+    if not inside:
+        below = sum(point.recall < _WINDOW[0] for point in front)
+        return front[max(0, below - 1) : below + 1]
+    return front[max(0, inside[0] - 1) : inside[-1] + 2]
+
+
+def _rounds(contenders: Sequence[Contender], plan: Plan) -> None:
+    """Time the points of all contenders in turns: the first point of each, then the second."""
+    order: dict[str, tuple[Contender, Point]] = {}
+    for number in range(max((len(found.points) for found in contenders), default=0)):
+        for found in contenders:
+            if number < len(found.points):
+                order[f"{found.kind.name} {number}"] = found, found.points[number]
+    latencies: dict[str, list[list[float]]] = {name: [] for name in order}
+
+    def once(name: str) -> float:
+        contender, point = order[name]
+        taken: list[float] = contender.worker.ask(
+            setting=point.setting, k=point.k, queries=10**9, seconds=plan.seconds, rows=False
+        )["seconds"]
+        latencies[name].append(taken)
+        return len(taken) / sum(taken)
+
+    rates = alternate(plan.rounds, {name: lambda name=name: once(name) for name in order})
+    for name, (_, point) in order.items():
+        point.qps = statistics.median(rates[name])
+        shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+        for part, share in shares.items():
+            middle = statistics.median(percentile(taken, share) for taken in latencies[name])
+            setattr(point, part, middle)
+
+
+# Reporting
+
+
+def at(points: Sequence[Point], level: float) -> float | None:
+    """Queries a second at a recall, or None where the points do not reach around it.
+
+    Interpolated between the two neighbouring points of the front, linear in the logarithm of the
+    speed. An engine that is better than asked at its fastest is given that speed, as it could not
+    use less recall to be faster.
+    """
+    front = _front(points)
+    if not front or front[-1].recall < level:
+        return None
+    above = next(i for i, point in enumerate(front) if point.recall >= level)
+    right = front[above]
+    if above == 0:
+        return right.qps
+    left = front[above - 1]
+    share = (level - left.recall) / (right.recall - left.recall)
+    return math.exp((1 - share) * math.log(left.qps) + share * math.log(right.qps))
+
+
+def _front(points: Sequence[Point]) -> list[Point]:
+    """The points that none beats in both recall and speed, by recall."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (-point.recall, -point.qps)):
+        if not front or point.qps > front[-1].qps:
+            front.append(point)
+    return front[::-1]
+
+
+def tell(report: Report, contenders: Sequence[Contender], data: Set, plan: Plan) -> None:
+    """Print the tables and write their JSON lines."""
+    context = {"set": data.name, "count": len(data.base), "dim": data.base.shape[1]}
+    for contender in contenders:
+        for point in contender.points:
+            report.figure(
+                "approximate point",
+                **context,
+                engine=contender.kind.name,
+                version=contender.facts["version"],
+                setting=point.setting,
+                k=point.k,
+                recall=point.recall,
+                qps=point.qps,
+                p50_us=point.p50 * US,
+                p95_us=point.p95 * US,
+                p99_us=point.p99 * US,
+                recall_over=point.answered,
+                rounds=plan.rounds,
+            )
+    for k in plan.depths:
+        _summary(report, contenders, context, k)
+
+
+def _summary(
+    report: Report, contenders: Sequence[Contender], context: dict[str, Any], k: int
+) -> None:
+    levels = "  ".join(f"q/s at {level}" for level in LEVELS)
+    report.line("")
+    report.line(
+        f"{'k = ' + str(k):<34} {levels}   p50/p95/p99 us at 0.95+   build s (cpu)"
+        "   disk MB   memory MB   open + first ms   setting (recall) at 0.95+"
+    )
+    rates = {
+        found.kind.name: [
+            at([point for point in found.points if point.k == k], level) for level in LEVELS
+        ]
+        for found in contenders
+    }
+    for found in sorted(contenders, key=lambda found: -(rates[found.kind.name][0] or 0)):
+        _row(report, found, rates[found.kind.name], context, k)
+
+
+def _row(
+    report: Report,
+    found: Contender,
+    rates: Sequence[float | None],
+    context: dict[str, Any],
+    k: int,
+) -> None:
+    facts, memory = found.facts, found.memory
+    front = _front([point for point in found.points if point.k == k])
+    shown = next((point for point in front if point.recall >= LEVELS[0]), front[-1])
+    speeds = "  ".join(f"{'-' if rate is None else format(rate, ',.0f'):>11}" for rate in rates)
+    setting = " ".join(f"{name} {value}" for name, value in shown.setting.items())
+    report.line(
+        f"{found.kind.name:<34} {speeds}   "
+        f"{shown.p50 * US:7.0f}/{shown.p95 * US:7.0f}/{shown.p99 * US:7.0f}   "
+        f"{facts['build_s']:6.1f} ({facts['build_cpu_s']:6.1f})   {facts['disk'] * MB:7.0f}   "
+        f"{memory['rss'] * MB:9.0f}   {facts['open_s'] * MS:7.1f} + {facts['first_s'] * MS:6.1f}   "
+        f"{setting} ({shown.recall:.4f})"
+    )
+    report.figure(
+        "approximate summary",
+        **context,
+        engine=found.kind.name,
+        version=facts["version"],
+        k=k,
+        **{f"qps_at_{level}": rate for level, rate in zip(LEVELS, rates, strict=True)},
+        build_s=facts["build_s"],
+        build_cpu_s=facts["build_cpu_s"],
+        disk_bytes=facts["disk"],
+        resident_bytes=memory["rss"],
+        resident_grown_bytes=memory["grown"],
+        import_ms=facts["import_s"] * MS,
+        open_ms=facts["open_s"] * MS,
+        first_ms=facts["first_s"] * MS,
+    )
+
+
+def picture(contenders: Sequence[Contender], data: Set, plan: Plan, path: Path) -> None:
+    """Draw the curves of the first depth."""
+    k = plan.depths[0]
+    curves = {}
+    for found in contenders:
+        front = _front([point for point in found.points if point.k == k])
+        curves[found.kind.name] = [(point.recall, point.qps) for point in front]
+    draw(curves, f"{data.name}, {len(data.base):,} x {data.base.shape[1]}, recall@{k}", path)

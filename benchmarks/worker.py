@@ -1,0 +1,140 @@
+"""How is one engine run? A process of its own that builds an index, or opens it and answers.
+
+One process per engine keeps their thread pools, allocators and memory apart. It reads one JSON
+object a line from its input and answers with one a line; what libraries print goes to the errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+# Before anything that makes threads is imported.
+_LIMITS = """
+    OMP_NUM_THREADS OPENBLAS_NUM_THREADS MKL_NUM_THREADS NUMBA_NUM_THREADS RAYON_NUM_THREADS
+    TOKIO_WORKER_THREADS LANCE_CPU_THREADS LANCE_IO_THREADS
+"""
+SINGLE = dict.fromkeys(_LIMITS.split(), "1")
+
+
+def build(name: str, source: str, folder: str) -> dict[str, Any]:
+    """Build an index from a matrix in a file; importing and reading are not counted."""
+    import importlib
+
+    import numpy as np
+    from engines import ENGINES
+
+    engine = ENGINES[name]()
+    vectors = np.load(source)
+    importlib.import_module(engine.package)
+    start, used = time.perf_counter(), time.process_time()
+    engine.build(vectors, Path(folder))
+    return {
+        "build_s": time.perf_counter() - start,
+        "build_cpu_s": time.process_time() - used,
+        "version": version(engine.package),
+    }
+
+
+def version(package: str) -> str:
+    """The version of whatever distribution holds a module."""
+    from importlib.metadata import packages_distributions
+    from importlib.metadata import version as of
+
+    return of(packages_distributions()[package][0])
+
+
+def serve(name: str, folder: str, source: str, orders: TextIO, answers: TextIO) -> None:
+    """Open an index, answer one query, say how long that took, then do what is ordered."""
+    import importlib
+
+    import numpy as np
+    from engines import ENGINES
+
+    queries = np.load(source)
+    engine = ENGINES[name]()
+    start = time.perf_counter()
+    importlib.import_module(engine.package)
+    imported, before = time.perf_counter(), resident()
+    engine.open(Path(folder))
+    opened = time.perf_counter()
+    engine.tune(engine.settings()[-1])
+    engine.search(queries[0], 10)
+    first = {
+        "import_s": imported - start,
+        "open_s": opened - imported,
+        "first_s": time.perf_counter() - opened,
+    }
+    answer(answers, first)
+    for line in orders:
+        order = json.loads(line)
+        if "memory" in order:
+            answer(answers, {"rss": resident(), "grown": resident() - before})
+        else:
+            answer(answers, measure(engine, queries, order))
+
+
+def measure(engine: Any, queries: Any, order: dict[str, Any]) -> dict[str, Any]:
+    """Time single queries until all are answered or the seconds are over."""
+    engine.tune(order["setting"])
+    k, asked = order["k"], order["queries"]
+    found, taken = [], []
+    for query in queries[:3]:
+        engine.search(query, k)
+    with quiet():
+        end = time.perf_counter() + order["seconds"]
+        for query in queries[:asked]:
+            start = time.perf_counter()
+            result = engine.search(query, k)
+            now = time.perf_counter()
+            taken.append(now - start)
+            if order["rows"]:
+                found.append(result)
+            if now > end:
+                break
+    return {"seconds": taken, "rows": [engine.rows(result) for result in found]}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No collection of garbage while the clock runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds, mapped files among them; Linux only."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def answer(answers: TextIO, value: dict[str, Any]) -> None:
+    """Write one line."""
+    answers.write(json.dumps(value) + "\n")
+    answers.flush()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do one of the two."""
+    os.environ.update(SINGLE)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    what, *rest = arguments
+    if what == "build":
+        answer(answers, build(*rest))
+    else:
+        serve(*rest, orders=sys.stdin, answers=answers)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
