@@ -1,11 +1,12 @@
 """The oracle: what a collection must answer, with plain dicts and float64 numpy, no cleverness.
 
-Scores are computed from the vectors as docs/architecture.md says they are stored: float32, and
-under cosine scaled to unit length unless they have it to within 1e-6.
+Scores are computed from the vectors as docs/layout.md says they are stored: under cosine scaled to
+unit length unless they have it to within 1e-6, then rounded to the collection's precision.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,14 +31,17 @@ class Row:
 class Model:
     """A collection as a dict: its order is the order of first storing."""
 
-    def __init__(self, dim: int, metric: str, embed: Embed | None = None) -> None:
+    def __init__(
+        self, dim: int, metric: str, embed: Embed | None = None, precision: str = "float32"
+    ) -> None:
         self.dim = dim
         self.metric = metric
         self.embed = embed
+        self.precision = precision
         self.rows: dict[Any, Row] = {}
 
     def copy(self) -> Model:
-        twin = Model(self.dim, self.metric, self.embed)
+        twin = Model(self.dim, self.metric, self.embed, self.precision)
         twin.rows = dict(self.rows)
         return twin
 
@@ -70,8 +74,18 @@ class Model:
         return [key for key in self.rows if condition.matches(self.record(key))]
 
     def record(self, key: Any) -> Record:
+        """The record as it comes back: with the vector that the stored form has kept."""
         row = self.rows[key]
-        return Record(id=key, text=row.text, metadata=row.metadata, vector=row.vector)
+        return Record(id=key, text=row.text, metadata=row.metadata, vector=self.kept(row.vector))
+
+    def kept(self, vector: np.ndarray) -> np.ndarray:
+        if self.precision == "float32":
+            return vector
+        stored = stored_form(vector[None], self.metric, self.precision)[0]
+        if self.metric != "cosine":
+            return stored.astype(np.float32)
+        size = length(vector)
+        return (stored * (1.0 if abs(size - 1) <= 1e-6 else size)).astype(np.float32)
 
     def rank(self, query: Any, where: Any = None, min_score: float | None = None):
         """(score, id) of every record that qualifies, best first, ties in the order of storing."""
@@ -79,7 +93,7 @@ class Model:
         if not keys:
             return []
         stored = np.array([self.rows[key].vector for key in keys])
-        found = scores(stored, np.asarray(query, np.float32), self.metric)
+        found = scores(stored, np.asarray(query, np.float32), self.metric, self.precision)
         ranked = sorted(zip(found, keys, strict=True), key=lambda pair: -pair[0])
         return [pair for pair in ranked if min_score is None or pair[0] >= min_score]
 
@@ -139,16 +153,42 @@ def length(vector: np.ndarray) -> float:
     return float(np.sqrt((vector.astype(np.float64) ** 2).sum()))
 
 
-def scores(vectors: np.ndarray, query: np.ndarray, metric: str) -> list[float]:
+def stored_form(vectors: np.ndarray, metric: str, precision: str) -> np.ndarray:
+    """The numbers that stand for float32 vectors (n, dim) in the file, as float64."""
+    wide = vectors.astype(np.float64)
+    if metric == "cosine":
+        norms = np.sqrt((wide**2).sum(axis=1))
+        scaled = (wide / norms[:, None]).astype(np.float32).astype(np.float64)
+        wide = np.where(np.abs(norms - 1)[:, None] <= 1e-6, wide, scaled)
+    if precision == "float16":
+        return wide.astype(np.float16).astype(np.float64)
+    if precision == "int8":
+        return np.array([int8_form(row) for row in wide]).reshape(wide.shape)
+    return wide
+
+
+def int8_form(vector: np.ndarray) -> np.ndarray:
+    """Multiples of a 127th of the largest number, rounded up to 17 bits."""
+    largest = float(np.abs(vector).max())
+    if largest == 0:
+        return vector
+    step = largest / 127
+    unit = 2.0 ** (math.frexp(step)[1] - 17)
+    step = max(float(np.float32(math.ceil(step / unit) * unit)), 2.0**-149)
+    # Ties in float32's quotients are ties here: a code times a step has few bits.
+    codes = np.rint((vector.astype(np.float32) / np.float32(step)).astype(np.float64))
+    return np.clip(codes, -127, 127) * step
+
+
+def scores(
+    vectors: np.ndarray, query: np.ndarray, metric: str, precision: str = "float32"
+) -> list[float]:
     """Scores of float32 vectors (n, dim) against a float32 query."""
-    wide, q = vectors.astype(np.float64), query.astype(np.float64)
+    wide, q = stored_form(vectors, metric, precision), query.astype(np.float64)
     if metric == "dot":
         return (wide * q).sum(axis=1).tolist()
     if metric == "l2":
         return (-np.sqrt(((wide - q) ** 2).sum(axis=1))).tolist()
-    norms = np.sqrt((wide**2).sum(axis=1))
-    scaled = (wide / norms[:, None]).astype(np.float32).astype(np.float64)
-    wide = np.where(np.abs(norms - 1)[:, None] <= 1e-6, wide, scaled)
     q = q / np.sqrt((q**2).sum())
     found = (wide * q).sum(axis=1) / np.sqrt((wide**2).sum(axis=1))
     return np.clip(found, -1.0, 1.0).tolist()

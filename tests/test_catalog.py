@@ -191,7 +191,15 @@ def test_a_name_that_leads_to_nothing_sensible_is_damage(store, value):
 
 @pytest.mark.parametrize(
     "change",
-    [{"uid": None}, {"dim": "three"}, {"dim": 1}, {"metric": "none"}, {"mrl": 5}, {"name": ""}],
+    [
+        {"uid": None},
+        {"dim": "three"},
+        {"dim": 1},
+        {"metric": "none"},
+        {"precision": 4},
+        {"mrl": 5},
+        {"name": ""},
+    ],
 )
 def test_a_spec_that_makes_no_sense_is_damage(store, change):
     entry = create(store)

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 import vecstore
-from vecstore import CorruptionError, Problem, layout
+from vecstore import CollectionSpec, CorruptionError, Problem, layout
 from vecstore.layout import BLOCK_ROWS, Header, State
 
 DIM = 4
+FORM = layout.form(CollectionSpec(name="c", dim=DIM))
+SMALL = layout.form(CollectionSpec(name="c", dim=2))
 
 
 @pytest.fixture
@@ -71,10 +73,10 @@ def change_block(edit, number=0):
     def work(txn):
         key = layout.block_key(NUMBER, number)
         value = bytearray(txn.get("tiers", key))
-        rows = layout.check_block(value, NUMBER, number, DIM)
-        edit(layout.view_block(value, rows, DIM))
+        rows = layout.check_block(value, NUMBER, number, FORM)
+        edit(layout.view_block(value, rows, FORM))
         header = Header(1, 1, rows, DIM, number * BLOCK_ROWS, 0, 0, NUMBER)
-        layout.seal_bulk(header, value, layout.block_bytes(rows, DIM))
+        layout.seal_bulk(header, value, FORM.block_bytes(rows))
         txn.put("tiers", key, value)
 
     return work
@@ -84,9 +86,9 @@ def change_other_norm(txn):
     """The collection under l2 has one row."""
     key = layout.block_key(2, 0)
     value = bytearray(txn.get("tiers", key))
-    layout.view_block(value, 1, 2).norms[0] += 0.1
+    layout.view_block(value, 1, SMALL).packed.norms[0] += 0.1
     header = Header(1, 1, 1, 2, 0, 0, 0, 2)
-    txn.put("tiers", key, layout.seal_bulk(header, value, layout.block_bytes(1, 2)))
+    txn.put("tiers", key, layout.seal_bulk(header, value, SMALL.block_bytes(1)))
 
 
 def change_bits(edit):
@@ -134,7 +136,8 @@ def set_bit(row):
 
 def set_item(name, where, value):
     def edit(block):
-        getattr(block, name)[where] = value
+        arrays = block if name == "orders" else block.packed
+        getattr(arrays, name)[where] = value
 
     return edit
 
@@ -143,7 +146,7 @@ def rewrite_block_as(number):
     def work(txn):
         value = bytearray(txn.get("tiers", layout.block_key(NUMBER, 0)))
         header = Header(1, 1, 64, DIM, number * BLOCK_ROWS, 0, 0, NUMBER)
-        layout.seal_bulk(header, value, layout.block_bytes(64, DIM))
+        layout.seal_bulk(header, value, FORM.block_bytes(64))
         txn.put("tiers", layout.block_key(NUMBER, number), value)
 
     return work
@@ -259,14 +262,14 @@ BROKEN = {
     "a strange key in tiers": (put("tiers", b"\0\0\0\1\0ab", b"x"), "is not expected (6)"),
     # 7: numbers
     "a vector with a NaN": (
-        change_block(set_item("vectors", (10, 1), np.nan)),
+        change_block(set_item("numbers", (10, 1), np.nan)),
         "block 0 holds a value that is not finite (7)",
     ),
     "an infinite norm": (change_block(set_item("norms", 10, np.inf)), "not finite (7)"),
     "a norm of zero": (change_block(set_item("norms", 10, 0.0)), "unit length (7)"),
     "a wrong norm under l2": (change_other_norm, "holds a wrong norm (7)"),
     "a vector not of unit length": (
-        change_block(set_item("vectors", 10, 1.0)),
+        change_block(set_item("numbers", 10, 1.0)),
         "not of unit length (7)",
     ),
     # 8: checksums
@@ -313,6 +316,41 @@ def test_check_in_a_transaction_finds_the_same(db, name):
         inside = db.check()
 
     assert inside == db.check()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize(
+    ("precision", "name", "value", "words"),
+    [
+        ("float16", "numbers", np.nan, "not finite (7)"),
+        ("float16", "numbers", np.inf, "not finite (7)"),
+        ("float16", "numbers", 0.9, "(7)"),
+        ("int8", "numbers", 0, "(7)"),
+        ("int8", "scales", np.nan, "not finite (7)"),
+        ("int8", "scales", 1.0, "(7)"),
+        ("int8", "norms", np.nan, "not finite (7)"),
+    ],
+)
+def test_check_finds_wrong_numbers_of_every_precision(
+    memory, rng, metric, precision, name, value, words
+):
+    collection = memory.collection("c", dim=DIM, metric=metric, precision=precision)
+    collection.add(vectors=rng.normal(size=(70, DIM)))
+    key, own = layout.block_key(NUMBER, 0), layout.form(collection.spec)
+    whole = []
+
+    def work(txn):
+        whole.append(txn.get("tiers", key))
+        copy = bytearray(whole[0])
+        getattr(layout.view_block(copy, 64, own).packed, name)[10] = value
+        header = Header(1, own.code, 64, DIM, 0, 0, 0, NUMBER)
+        txn.put("tiers", key, layout.seal_bulk(header, copy, own.block_bytes(64)))
+
+    found = break_by(memory, work)
+    memory.writing(put("tiers", key, whole[0]))
+
+    assert any(words in problem for problem in found), found
+    assert memory.check() == []
 
 
 @pytest.mark.parametrize("name", ["a damaged block", "a missing id"])

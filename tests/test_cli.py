@@ -451,9 +451,9 @@ def test_info_describes_the_file(run: Run, notes: str) -> None:
     lines = run("info", notes).output.splitlines()
 
     assert lines[0].startswith("notes.vecstore: format 1, ")
-    assert lines[1].split() == ["name", "records", "dim", "metric", "encoder"]
-    assert lines[2].split()[:4] == ["default", "3", "384", "cosine"]
-    assert lines[3].split() == ["points", "0", "3", "cosine"]
+    assert lines[1].split() == ["name", "records", "dim", "metric", "precision", "encoder"]
+    assert lines[2].split()[:5] == ["default", "3", "384", "cosine", "float32"]
+    assert lines[3].split() == ["points", "0", "3", "cosine", "float32"]
 
 
 def test_info_as_json(run: Run, points: str) -> None:
@@ -572,6 +572,21 @@ def test_dump_and_add_round_trip(run: Run) -> None:
 
     assert stored("b.vecstore", "texts") == stored("a.vecstore", "texts")
     assert run("dump", "b.vecstore").stdout_bytes == dumped
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_precision_is_declared_and_dumped_vectors_come_back(run: Run, precision: str) -> None:
+    vectors = np.random.default_rng(0).normal(size=(5, 4)).tolist()
+    file = write_jsonl("rows.jsonl", [{"id": i, "vector": v} for i, v in enumerate(vectors)])
+    declared = ("--dim", 4, "--metric", "l2", "--precision", precision)
+    run("add", "a.vecstore", file, *declared)
+    dumped = run("dump", "a.vecstore").output
+
+    run("add", "b.vecstore", "-", *declared, stdin=dumped)
+
+    assert run("dump", "b.vecstore").output == dumped
+    info = json.loads(run("info", "b.vecstore", "--json").output)
+    assert info["collections"]["default"]["precision"] == precision
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])

@@ -21,6 +21,7 @@ from vecstore import (
     SpecError,
     StoreError,
     UsageError,
+    VectorError,
 )
 from vecstore.collection import PAGE
 from vecstore.encoders import FunctionEncoder, HashEncoder
@@ -74,6 +75,7 @@ def test_whole_numbers_of_numpy_declare_too(memory: Database) -> None:
         ({"dim": 3, "metric": "foo"}, "metric='foo'"),
         ({"dim": 3, "metric": ""}, "metric=''"),
         ({"dim": 3, "metric": []}, r"metric=\[\]"),
+        ({"dim": 3, "precision": "f2"}, "precision='f2' is unknown"),
         ({"dim": 3, "mrl": 5}, "mrl=5"),
         ({"dim": 3, "mrl": "12"}, "mrl='12'"),
         ({"dim": 3, "mrl": (1.5, 2)}, r"mrl=\(1\.5, 2\)"),
@@ -99,6 +101,7 @@ def test_an_impossible_collection_is_not_made(
         ({"dim": 4}, SpecError, "'c' has dim=64, not 4"),
         ({"metric": "l2"}, SpecError, "'c' has metric='cosine', not 'l2'"),
         ({"mrl": (1, 2)}, SpecError, r"'c' has mrl=\(\), not \(1, 2\)"),
+        ({"precision": "int8"}, SpecError, "'c' has precision='float32', not 'int8'"),
         ({"encoder": HashEncoder(32)}, EncoderMismatchError, "'hash'.*not with 'hash'"),
         ({"encoder": HashEncoder(64, seed=1)}, EncoderMismatchError, "made with encoder 'hash'"),
         (
@@ -281,6 +284,61 @@ def test_stats_count_records_and_rows(memory: Database) -> None:
     stats = collection.stats()
     assert (stats["records"], stats["dead_rows"], stats["blocks"]) == (90, 10, 2)
     assert (stats["name"], stats["dim"], stats["vector_bytes"]) == ("c", 3, 90 * 12)
+
+
+# Precision
+
+
+@pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("float16", 2), ("int8", 1)])
+def test_a_precision_is_declared_kept_and_counted(
+    memory: Database, precision: Any, size: int
+) -> None:
+    collection = memory.collection("c", dim=3, precision=precision)
+    collection.add(vectors=np.eye(3))
+    assert collection.spec.precision == memory.collection("c").spec.precision == precision
+    assert memory.collection("c", dim=3, precision=precision).spec == collection.spec
+    assert collection.stats()["vector_bytes"] == 9 * size
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_a_record_whose_vector_is_given_again_keeps_its_row(
+    memory: Database, precision: Any, metric: Any
+) -> None:
+    vectors = np.random.default_rng(0).normal(size=(20, 7))
+    collection = memory.collection("c", dim=7, metric=metric, precision=precision)
+    collection.add(vectors=vectors, ids=range(20))
+    collection.upsert(vectors=vectors[::-1], ids=range(20)[::-1])
+    collection.update([3, 4], vector=vectors[3:5])
+    assert collection.stats()["dead_rows"] == 0
+    collection.update(3, vector=vectors[4])
+    assert collection.stats()["dead_rows"] == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_repacked_vectors_are_the_same_bits(memory: Database, precision: Any) -> None:
+    collection = memory.collection("c", dim=5, precision=precision)
+    collection.add(vectors=np.random.default_rng(1).normal(size=(200, 5)), ids=range(200))
+    before = {record.id: record.vector for record in collection.scan(include=("vector",))}
+    collection.delete([key for key in range(200) if key % 3])
+    memory.compact()
+    for record in collection.scan(include=("vector",)):
+        assert record.vector.tobytes() == before[record.id].tobytes()
+
+
+def test_texts_are_stored_in_the_precision_too(memory: Database) -> None:
+    collection = memory.collection("c", encoder=HashEncoder(), precision="int8")
+    collection.add(["red apples", "late trains"], ids=[1, 2])
+    assert collection.search("apples", 1).ids == [1]
+    assert collection.stats()["vector_bytes"] == 128
+
+
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_numbers_beyond_float16_are_refused(memory: Database, metric: Any) -> None:
+    collection = memory.collection("c", dim=2, metric=metric, precision="float16")
+    with pytest.raises(VectorError, match=r"vector 1 holds 1e\+06 at position 0; .*'float16'"):
+        collection.add(vectors=[[1, 2], [1e6, 0]])
+    assert collection.count() == 0
 
 
 # Getting

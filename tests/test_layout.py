@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vecstore import CorruptionError, UsageError, layout
+from vecstore import CollectionSpec, CorruptionError, UsageError, layout
 from vecstore.filters import parse
 from vecstore.hits import Record
 from vecstore.layout import BLOCK_ROWS, NO_BLOCK, PART_BYTES, Header, State
 from vecstore.metadata import is_plain, plain_metadata
-from vecstore.spec import MAX_ID_BYTES, MAX_INT_ID, MIN_INT_ID
+from vecstore.spec import MAX_ID_BYTES, MAX_INT_ID, MIN_INT_ID, PRECISIONS
+from vecstore.vectors import store_form
 
 PAGES = st.sampled_from([4096, 8192, 16384, 32768])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -30,6 +31,16 @@ VALUES = st.recursive(
 )
 METADATA = st.dictionaries(TEXT.map(lambda key: key.lstrip("$")), VALUES, max_size=6)
 IDS = TEXT | st.integers(MIN_INT_ID, MAX_INT_ID)
+FORMS = st.sampled_from(PRECISIONS)
+
+
+def form(dim: int = 4, precision: str = "float32") -> layout.Form:
+    return layout.form(CollectionSpec(name="c", dim=dim, precision=precision))
+
+
+def packed(rows: int, dim: int, precision: str = "float32", seed: int = 0) -> layout.Packed:
+    vectors = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+    return store_form(vectors, "cosine", precision)
 
 
 def flip(value: bytes, at: int, bit: int = 1) -> bytes:
@@ -45,8 +56,8 @@ def block(rows: int = 64, dim: int = 4, collection: int = 3, number: int = 5) ->
         None,
         0,
         np.arange(rows, dtype=np.uint64),
-        np.ones(rows),
-        np.arange(rows * dim, dtype=np.float32).reshape(rows, dim),
+        packed(rows, dim),
+        form(dim),
         4096,
     )
 
@@ -130,7 +141,7 @@ def test_a_bulk_value_is_verified(payload):
 @given(st.data())
 def test_a_flipped_bit_anywhere_in_a_bulk_value_is_found(data):
     value = block(rows=2)
-    end = 48 + layout.block_bytes(2, 4)
+    end = 48 + form().block_bytes(2)
     at, bit = data.draw(st.integers(0, end - 1)), data.draw(st.integers(0, 7))
 
     with pytest.raises(CorruptionError, match="here"):
@@ -162,56 +173,77 @@ def test_the_checksum_covers_the_header():
 # Blocks
 
 
-@given(st.integers(1, 64), st.integers(2, 40), PAGES, st.integers(0, 2**31))
-def test_a_block_gives_back_what_was_put_in(rows, dim, page, seed):
+def assert_same(found: layout.Packed, expected: layout.Packed) -> None:
+    assert (found.norms == expected.norms).all()
+    assert found.numbers.dtype == expected.numbers.dtype
+    assert (found.numbers == expected.numbers).all()
+    assert (found.scales is None) == (expected.scales is None)
+    if found.scales is not None:
+        assert (found.scales == expected.scales).all()
+
+
+@given(st.integers(1, 64), st.integers(2, 40), PAGES, st.integers(0, 2**31), FORMS)
+def test_a_block_gives_back_what_was_put_in(rows, dim, page, seed, precision):
     rng = np.random.default_rng(seed)
-    orders = rng.integers(0, 2**63, rows).astype(np.uint64)
-    norms, vectors = rng.random(rows), rng.random((rows, dim)).astype(np.float32)
-    value = layout.pack_block(9, 11, None, 0, orders, norms, vectors, page)
+    orders, own = rng.integers(0, 2**63, rows).astype(np.uint64), form(dim, precision)
+    expected = packed(rows, dim, precision, seed)
+    value = layout.pack_block(9, 11, None, 0, orders, expected, own, page)
 
-    assert layout.check_block(value, 9, 11, dim) == rows
+    assert layout.check_block(value, 9, 11, own) == rows
     layout.verify_bulk(value, "here")
-    found = layout.view_block(value, rows, dim)
+    found = layout.view_block(value, rows, own)
     assert (found.orders == orders).all()
-    assert (found.norms == norms).all()
-    assert (found.vectors == vectors).all()
+    assert_same(found.packed, expected)
 
 
-@given(st.integers(1, 63), st.data(), st.integers(2, 9))
-def test_a_block_that_grew_equals_one_made_at_once(held, data, dim):
+@given(st.integers(1, 63), st.data(), st.integers(2, 9), FORMS)
+def test_a_block_that_grew_equals_one_made_at_once(held, data, dim, precision):
     added = data.draw(st.integers(1, BLOCK_ROWS - held))
-    rng = np.random.default_rng(held)
-    orders = np.arange(held + added, dtype=np.uint64)
-    norms = rng.random(held + added)
-    vectors = rng.random((held + added, dim)).astype(np.float32)
-    old = layout.pack_block(1, 2, None, 0, orders[:held], norms[:held], vectors[:held], 4096)
+    orders, own = np.arange(held + added, dtype=np.uint64), form(dim, precision)
+    whole = packed(held + added, dim, precision)
+    first, rest = whole.take(slice(held)), whole.take(slice(held, None))
+    old = layout.pack_block(1, 2, None, 0, orders[:held], first, own, 4096)
 
-    grown = layout.pack_block(1, 2, old, held, orders[held:], norms[held:], vectors[held:], 4096)
+    grown = layout.pack_block(1, 2, old, held, orders[held:], rest, own, 4096)
 
-    assert grown == layout.pack_block(1, 2, None, 0, orders, norms, vectors, 4096)
+    assert grown == layout.pack_block(1, 2, None, 0, orders, whole, own, 4096)
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_block_of_another_form_is_damage(precision):
+    with pytest.raises(CorruptionError, match="belongs to another value"):
+        layout.check_block(block(), 3, 5, form(4, precision))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_column_of_a_block_begins_at_a_multiple_of_64(precision):
+    own = form(4, precision)
+
+    # The payload itself does, as a value of its own pages.
+    assert layout.ORDERS_BYTES % 64 == layout.COLUMNS_BYTES % 64 == own.vectors_at % 64 == 0
 
 
 @pytest.mark.parametrize(("collection", "number", "dim"), [(4, 5, 4), (3, 6, 4), (3, 5, 5)])
 def test_a_block_under_the_wrong_key_is_damage(collection, number, dim):
     with pytest.raises(CorruptionError, match="belongs to another value"):
-        layout.check_block(block(), collection, number, dim)
+        layout.check_block(block(), collection, number, form(dim))
 
 
 def test_a_bitmap_in_place_of_a_block_is_damage():
     part = layout.pack_part(3, 0, bytes(PART_BYTES), 4096)
 
     with pytest.raises(CorruptionError, match="belongs to another value"):
-        layout.check_block(part, 3, 0, 4)
+        layout.check_block(part, 3, 0, form())
 
 
 @pytest.mark.parametrize("rows", [0, 65, 63])
 def test_a_block_with_an_impossible_number_of_rows_is_damage(rows):
     value = bytearray(block())
-    length = layout.block_bytes(64, 4)
+    length = form().block_bytes(64)
     layout.seal_bulk(Header(1, 1, rows, 4, 5 * 64, 0, 0, 3), value, length)
 
     with pytest.raises(CorruptionError, match=f"{rows} rows"):
-        layout.check_block(value, 3, 5, 4)
+        layout.check_block(value, 3, 5, form())
 
 
 def test_a_vector_begins_at_a_multiple_of_16_behind_the_header():

@@ -5,13 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vecstore import CorruptionError, layout, rows
+from vecstore import CollectionSpec, CorruptionError, layout, rows
 from vecstore.layout import BLOCK_ROWS, NO_BLOCK, PART_ROWS, State
 from vecstore.rows import RowWriter
+from vecstore.spec import PRECISIONS
 from vecstore.store import Store
+from vecstore.vectors import store_form, widen
 
 DIM = 3
 NUMBER = 1
+FORMS = {
+    name: layout.form(CollectionSpec(name="c", dim=DIM, precision=name)) for name in PRECISIONS
+}
+FORM = FORMS["float32"]
 
 
 @pytest.fixture
@@ -24,24 +30,26 @@ def store():
 class Model:
     """A store's rows beside a plain dict of them: row -> (order, norm, vector)."""
 
-    def __init__(self, store, seed=0):
+    def __init__(self, store, seed=0, precision="float32"):
+        self.precision, self.form = precision, FORMS[precision]
         self.store, self.state, self.rows = store, State(), {}
         self.rng, self.order = np.random.default_rng(seed), 0
 
     def write(self, work):
         def run(txn):
-            writer = RowWriter(txn, NUMBER, self.state, DIM)
+            writer = RowWriter(txn, NUMBER, self.state, self.form)
             work(writer)
             writer.finish()
 
         self.store.write(run)
 
     def add(self, writer, count):
-        vectors = self.rng.random((count, DIM)).astype(np.float32)
-        norms = self.rng.random(count)
+        given = self.rng.normal(size=(count, DIM)).astype(np.float32)
+        packed = store_form(given, "l2", self.precision)
+        vectors, norms = widen(packed), packed.norms
         orders = np.arange(self.order, self.order + count, dtype=np.uint64)
         self.order += count
-        for at, row in enumerate(writer.add(vectors, norms, orders).tolist()):
+        for at, row in enumerate(writer.add(packed, orders).tolist()):
             assert row not in self.rows
             self.rows[row] = (int(orders[at]), norms[at], vectors[at])
 
@@ -56,14 +64,14 @@ class Model:
         assert alive.tolist() == sorted(self.rows)
         assert rows.count(words) == len(self.rows)
         for sequence in (alive, self.rng.permutation(alive)):
-            orders, norms, vectors = rows.gather(reader, NUMBER, self.state, DIM, sequence)
+            orders, norms, vectors = rows.gather(reader, NUMBER, self.state, self.form, sequence)
             for at, row in enumerate(sequence.tolist()):
                 order, norm, vector = self.rows[row]
                 assert (int(orders[at]), norms[at]) == (order, norm)
                 assert (vectors[at] == vector).all()
         blocks = np.flatnonzero(words)
         seen = set()
-        for run in rows.runs(reader, NUMBER, self.state, DIM, blocks):
+        for run in rows.runs(reader, NUMBER, self.state, self.form, blocks):
             assert run.vectors.shape == (*run.orders.shape, DIM)
             for where, row in np.ndenumerate(run.rows()):
                 if row in self.rows:
@@ -84,10 +92,10 @@ STEPS = st.lists(
 )
 
 
-@given(STEPS, st.integers(0, 2**32))
-def test_rows_are_what_was_added_and_not_killed(steps, seed):
+@given(STEPS, st.integers(0, 2**32), st.sampled_from(PRECISIONS))
+def test_rows_are_what_was_added_and_not_killed(steps, seed, precision):
     store = Store(":memory:")
-    model = Model(store, seed)
+    model = Model(store, seed, precision)
     for count, share, kill_first in steps:
 
         def work(writer, count=count, share=share, kill_first=kill_first):
@@ -178,7 +186,7 @@ def test_rows_of_several_parts_of_the_bitmap(store):
         assert rows.count(rows.live(snapshot, NUMBER, model.state)) == PART_ROWS + 80
     found = [row for row in model.rows if row > PART_ROWS - 80]
     with store.snapshot() as snapshot:
-        orders, _, _ = rows.gather(snapshot, NUMBER, model.state, DIM, np.array(found))
+        orders, _, _ = rows.gather(snapshot, NUMBER, model.state, FORM, np.array(found))
     assert orders.tolist() == [model.rows[row][0] for row in found]
 
 
@@ -199,37 +207,63 @@ def test_blocks_written_together_are_one_run(store):
     model.write(lambda writer: model.add(writer, 20 * BLOCK_ROWS))
 
     with store.snapshot() as snapshot:
-        found = list(rows.runs(snapshot, NUMBER, model.state, DIM, np.arange(20)))
+        found = list(rows.runs(snapshot, NUMBER, model.state, FORM, np.arange(20)))
     assert len(found) == 1
 
 
-def test_views_of_the_map_cannot_be_written_to(store):
-    model = Model(store)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_views_of_the_map_cannot_be_written_to(store, precision):
+    model = Model(store, precision=precision)
     model.write(lambda writer: model.add(writer, BLOCK_ROWS))
 
     with store.snapshot() as snapshot:
-        (run,) = rows.runs(snapshot, NUMBER, model.state, DIM, np.arange(1))
+        (run,) = rows.runs(snapshot, NUMBER, model.state, model.form, np.arange(1))
         with pytest.raises(ValueError, match="read-only"):
-            run.vectors[0, 0, 0] = 1.0
+            run.packed.numbers[0, 0, 0] = 1
         del run
 
 
-def test_gathered_rows_outlive_their_snapshot(store):
+def test_vectors_of_float32_are_not_copied(store):
     model = Model(store)
+    model.write(lambda writer: model.add(writer, BLOCK_ROWS))
+
+    with store.snapshot() as snapshot:
+        (run,) = rows.runs(snapshot, NUMBER, model.state, FORM, np.arange(1))
+        assert run.vectors is run.packed.numbers
+        del run
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_vectors_of_other_forms_are_widened(store, precision):
+    model = Model(store, precision=precision)
+    model.write(lambda writer: model.add(writer, BLOCK_ROWS))
+
+    with store.snapshot() as snapshot:
+        (run,) = rows.runs(snapshot, NUMBER, model.state, model.form, np.arange(1))
+        vectors = run.vectors
+        del run
+    assert vectors.dtype == np.float32
+    assert (vectors[0] == [model.rows[row][2] for row in range(BLOCK_ROWS)]).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_gathered_rows_outlive_their_snapshot(store, precision):
+    model = Model(store, precision=precision)
     model.write(lambda writer: model.add(writer, BLOCK_ROWS))
     with store.snapshot() as snapshot:
         orders, norms, vectors = rows.gather(
-            snapshot, NUMBER, model.state, DIM, np.array([3, 1], np.intp)
+            snapshot, NUMBER, model.state, model.form, np.array([3, 1], np.intp)
         )
 
     for array in (orders, norms, vectors):
-        assert array.base is None or array.base.base is None
-        assert array.flags.owndata or array.base.flags.owndata
+        while array.base is not None:
+            array = array.base
+        assert array.flags.owndata
 
 
 def test_no_rows_are_gathered_from_nothing(store):
     with store.snapshot() as snapshot:
-        orders, norms, vectors = rows.gather(snapshot, NUMBER, State(), DIM, np.empty(0, np.intp))
+        orders, norms, vectors = rows.gather(snapshot, NUMBER, State(), FORM, np.empty(0, np.intp))
 
     assert (len(orders), len(norms), vectors.shape) == (0, 0, (0, DIM))
 
@@ -284,7 +318,7 @@ def test_a_damaged_header_is_found_before_the_block_is_read(store, reader, at):
     damage(store, "tiers", layout.block_key(NUMBER, 0), change)
 
     def work(reader):
-        list(rows.runs(reader, NUMBER, model.state, DIM, np.arange(1)))
+        list(rows.runs(reader, NUMBER, model.state, FORM, np.arange(1)))
 
     with pytest.raises(CorruptionError, match="block 0"):
         READERS[reader](store, work)
@@ -297,7 +331,7 @@ def test_a_missing_block_is_found(store, reader):
     store.write(lambda txn: txn.delete("tiers", layout.block_key(NUMBER, 0)))
 
     def work(reader):
-        rows.gather(reader, NUMBER, model.state, DIM, np.arange(2))
+        rows.gather(reader, NUMBER, model.state, FORM, np.arange(2))
 
     with pytest.raises(CorruptionError, match=r"block 0.* is missing"):
         READERS[reader](store, work)
@@ -310,7 +344,7 @@ def test_a_block_with_fewer_rows_than_the_counters_say_is_found(store, reader):
     model.state.open_rows = 10
 
     def work(reader):
-        rows.gather(reader, NUMBER, model.state, DIM, np.array([9], np.intp))
+        rows.gather(reader, NUMBER, model.state, FORM, np.array([9], np.intp))
 
     with pytest.raises(CorruptionError, match=r"block 0.*9 rows"):
         READERS[reader](store, work)
@@ -321,7 +355,7 @@ def test_a_row_beyond_the_open_block_is_found(store):
     model.write(lambda writer: model.add(writer, 9))
 
     def work(snapshot):
-        rows.gather(snapshot, NUMBER, model.state, DIM, np.array([9], np.intp))
+        rows.gather(snapshot, NUMBER, model.state, FORM, np.array([9], np.intp))
 
     with pytest.raises(CorruptionError, match="beyond"):
         work_in_snapshot(store, work)

@@ -13,11 +13,13 @@ from reference import Model, exactly
 import vecstore
 from vecstore import FilterError, Hit, Hits, UsageError, VectorError
 from vecstore.encoders import HashEncoder
+from vecstore.spec import PRECISIONS
 
 METRICS = ("cosine", "dot", "l2")
 COUNTS = (0, 1, 2, 63, 64, 65, 127, 128, 129, 191, 300)
 
 metrics = st.sampled_from(METRICS)
+precisions = st.sampled_from(PRECISIONS)
 seeds = st.integers(0, 2**32 - 1)
 dims = st.sampled_from([2, 3, 5, 7, 17, 31, 65, 129, 333, 700]) | st.integers(2, 700)
 counts = st.sampled_from(COUNTS) | st.integers(0, 300)
@@ -69,16 +71,22 @@ def churn(
                 model.put(key, vector, metadata=values)
 
 
-@given(metrics, seeds, dims, counts, ks)
-@example("cosine", 1, 700, 129, 10)
-@example("l2", 2, 3, 65, 64)
-@example("dot", 3, 2, 128, 1)
+def make(db: Any, metric: str, dim: int, precision: str = "float32") -> tuple[Any, Model]:
+    """A collection and its model."""
+    collection = db.collection("c", dim=dim, metric=metric, precision=precision)
+    return collection, Model(dim, metric, precision=precision)
+
+
+@given(metrics, precisions, seeds, dims, counts, ks)
+@example("cosine", "float32", 1, 700, 129, 10)
+@example("l2", "float32", 2, 3, 65, 64)
+@example("dot", "float32", 3, 2, 128, 1)
 def test_the_hits_are_those_of_float64_numpy(
-    metric: str, seed: int, dim: int, n: int, k: int
+    metric: str, precision: str, seed: int, dim: int, n: int, k: int
 ) -> None:
     rng = np.random.default_rng(seed)
     with vecstore.open(":memory:") as db:
-        collection, model = db.collection("c", dim=dim, metric=metric), Model(dim, metric)
+        collection, model = make(db, metric, dim, precision)
         fill(collection, model, draw_vectors(rng, n, dim))
         queries = [*rng.normal(size=(2, dim)).astype(np.float32), np.ones(dim, np.float32)]
         if n:
@@ -88,13 +96,13 @@ def test_the_hits_are_those_of_float64_numpy(
         assert db.check() == []
 
 
-@given(metrics, seeds, st.integers(2, 40), st.integers(1, 200), ks)
+@given(metrics, precisions, seeds, st.integers(2, 40), st.integers(1, 200), ks)
 def test_the_hits_are_right_after_deletes_and_upserts(
-    metric: str, seed: int, dim: int, n: int, k: int
+    metric: str, precision: str, seed: int, dim: int, n: int, k: int
 ) -> None:
     rng = np.random.default_rng(seed)
     with vecstore.open(":memory:") as db:
-        collection, model = db.collection("c", dim=dim, metric=metric), Model(dim, metric)
+        collection, model = make(db, metric, dim, precision)
         fill(collection, model, draw_vectors(rng, n, dim))
         churn(rng, collection, model, dim)
         for query in rng.normal(size=(3, dim)):
@@ -102,12 +110,19 @@ def test_the_hits_are_right_after_deletes_and_upserts(
         assert db.check() == []
 
 
-@given(metrics, seeds, st.sampled_from([1e-38, 1e-30, 1e-22, 1e-19, 1e-10, 1.0, 1e10, 1e16]))
-def test_any_magnitude_is_compared_exactly(metric: str, seed: int, size: float) -> None:
+@given(
+    metrics,
+    st.sampled_from(["float32", "int8"]),
+    seeds,
+    st.sampled_from([1e-38, 1e-30, 1e-22, 1e-19, 1e-10, 1.0, 1e10, 1e16]),
+)
+def test_any_magnitude_is_compared_exactly(
+    metric: str, precision: str, seed: int, size: float
+) -> None:
     rng = np.random.default_rng(seed)
     dim = int(rng.integers(2, 40))
     with vecstore.open(":memory:") as db:
-        collection, model = db.collection("c", dim=dim, metric=metric), Model(dim, metric)
+        collection, model = make(db, metric, dim, precision)
         scale = size if seed % 2 else size * 10.0 ** rng.uniform(-3, 0, size=(150, 1))
         vectors = draw_vectors(rng, 150, dim) * scale
         fill(collection, model, vectors.astype(np.float32))
@@ -196,11 +211,12 @@ def test_filtered_hits_are_the_nearest_of_the_records_that_match(
 
 
 @pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("share", [0, 1, 2, 15, 16, 17, 64, 200, 299, 300])
-def test_k_hits_come_back_at_any_selectivity(metric: str, share: int) -> None:
+def test_k_hits_come_back_at_any_selectivity(metric: str, precision: str, share: int) -> None:
     rng = np.random.default_rng(share)
     with vecstore.open(":memory:") as db:
-        collection, model = db.collection("c", dim=9, metric=metric), Model(9, metric)
+        collection, model = make(db, metric, 9, precision)
         order = rng.permutation(300)
         metadata = [{"n": int(number)} for number in order]
         fill(collection, model, draw_vectors(rng, 300, 9), metadata)
@@ -310,19 +326,37 @@ def test_a_hits_own_score_as_the_least_score_keeps_the_hit() -> None:
 # Equal ways to ask the same
 
 
-@given(metrics, seeds, st.integers(2, 200), st.integers(0, 150), st.integers(1, 9))
+@given(metrics, precisions, seeds, st.integers(2, 200), st.integers(0, 150), st.integers(1, 9))
 def test_many_queries_get_the_answers_of_single_ones(
-    metric: str, seed: int, dim: int, n: int, m: int
+    metric: str, precision: str, seed: int, dim: int, n: int, m: int
 ) -> None:
     rng = np.random.default_rng(seed)
     with vecstore.open(":memory:") as db:
-        collection = db.collection("c", dim=dim, metric=metric)
+        collection, _ = make(db, metric, dim, precision)
         fill(collection, Model(dim, metric), draw_vectors(rng, n, dim))
         queries = rng.normal(size=(m, dim))
         options: dict[str, Any] = {"k": 7, "where": {"n": {"$lt": 100}}, "offset": 2}
         many = collection.search_many(queries, **options)
         assert many == [collection.search(query, **options) for query in queries]
         assert collection.search_many(queries.tolist(), **options) == many
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_scan_in_small_pieces_gives_the_same_answers(
+    monkeypatch: pytest.MonkeyPatch, metric: str, precision: str
+) -> None:
+    monkeypatch.setattr("vecstore.search.PIECE_BYTES", 3 * 64 * 5 * 4)
+    monkeypatch.setattr("vecstore.search.BLAS_BYTES", 3 * 64 * 5 * 4)
+    rng = np.random.default_rng(0)
+    with vecstore.open(":memory:") as db:
+        collection, model = make(db, metric, 5, precision)
+        fill(collection, model, draw_vectors(rng, 64 * 11 + 3, 5))
+        queries, where = rng.normal(size=(3, 5)), {"n": {"$lt": 500}}
+        for query, hits in zip(queries, collection.search_many(queries, 9), strict=True):
+            model.check(hits, query, 9)
+            model.check(collection.search(query, 9), query, 9)
+            model.check(collection.search(query, 9, where=where), query, 9, where=where)
 
 
 def test_more_queries_than_one_slice_holds_are_all_answered(
@@ -438,10 +472,11 @@ def owner(array: np.ndarray) -> Any:
 
 
 @pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("metric", METRICS)
-def test_hits_own_all_their_memory(metric: str, inside: bool) -> None:
+def test_hits_own_all_their_memory(metric: str, precision: str, inside: bool) -> None:
     db = vecstore.open(":memory:")
-    collection = db.collection("c", dim=3, metric=metric)
+    collection, _ = make(db, metric, 3, precision)
     vectors = np.random.default_rng(1).normal(size=(130, 3)).astype(np.float32)
     collection.add(vectors=vectors, ids=range(130), metadata=[{"b": b"bytes"}] * 130)
     everything = ("text", "metadata", "vector")
@@ -456,7 +491,9 @@ def test_hits_own_all_their_memory(metric: str, inside: bool) -> None:
         base = owner(found.vector)
         assert isinstance(base, np.ndarray)
         assert base.flags.owndata
-        np.testing.assert_allclose(found.vector, vectors[found.id], rtol=3e-7)
+        slack = {"float32": 3e-7, "float16": 5e-4, "int8": 4e-3}[precision]
+        largest = np.abs(vectors[found.id]).max()
+        np.testing.assert_allclose(found.vector, vectors[found.id], rtol=0, atol=slack * largest)
         assert found.metadata == {"b": b"bytes"}
     assert hits.scores.flags.owndata
 

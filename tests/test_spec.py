@@ -12,12 +12,25 @@ from vecstore.spec import MAX_ID_BYTES, check_id, check_name, is_id, show
     st.integers(2, 8192),
     st.sampled_from(["cosine", "dot", "l2"]),
     st.none() | st.text(max_size=5),
+    st.sampled_from(["float32", "float16", "int8"]),
 )
-def test_a_spec_survives_its_stored_form(name, dim, metric, encoder) -> None:
+def test_a_spec_survives_its_stored_form(name, dim, metric, encoder, precision) -> None:
     spec = CollectionSpec(
-        name=name, dim=dim, metric=metric, mrl=(1, dim), encoder=encoder, fingerprint=encoder
+        name=name,
+        dim=dim,
+        metric=metric,
+        mrl=(1, dim),
+        encoder=encoder,
+        fingerprint=encoder,
+        precision=precision,
     )
     assert CollectionSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_a_spec_stored_without_a_precision_is_of_float32() -> None:
+    values = CollectionSpec(name="c", dim=3, precision="int8").to_dict()
+    del values["precision"]
+    assert CollectionSpec.from_dict(values).precision == "float32"
 
 
 @pytest.mark.parametrize(
@@ -29,6 +42,8 @@ def test_a_spec_survives_its_stored_form(name, dim, metric, encoder) -> None:
         ({"metric": "euclid"}, "metric='euclid' is unknown; use one of cosine, dot, l2"),
         ({"metric": ""}, "metric='' is unknown"),
         ({"metric": []}, r"metric=\[\] is unknown"),
+        ({"precision": "double"}, "precision='double' is unknown; use one of float32, float16"),
+        ({"precision": []}, r"precision=\[\] is unknown"),
         ({"mrl": (2, 1)}, r"mrl=\(2, 1\)"),
         ({"mrl": (1, 1)}, r"mrl=\(1, 1\)"),
         ({"mrl": (0, 1)}, r"mrl=\(0, 1\)"),

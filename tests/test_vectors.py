@@ -5,7 +5,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vecstore import VectorError, vectors
-from vecstore.vectors import UNIT_SLACK, as_vector, as_vectors, lengths, original, store_form
+from vecstore.layout import Packed
+from vecstore.spec import PRECISIONS
+from vecstore.vectors import (
+    UNIT_SLACK,
+    as_vector,
+    as_vectors,
+    differ,
+    lengths,
+    original,
+    store_form,
+    unit_slack,
+    widen,
+)
 
 FINITE = st.floats(-(2.0**120), 2.0**120, width=32)
 MATRICES = hnp.arrays(np.float32, st.tuples(st.integers(1, 8), st.just(5)), elements=FINITE)
@@ -108,16 +120,16 @@ def test_lengths_are_those_of_float64(values):
 @given(MATRICES)
 def test_under_cosine_stored_vectors_have_unit_length(values):
     values = values[lengths(values) > 0]
-    stored, _ = store_form(values, "cosine")
+    stored = store_form(values, "cosine")
 
-    np.testing.assert_allclose(lengths(stored), 1.0, atol=2 * UNIT_SLACK)
+    np.testing.assert_allclose(lengths(stored.numbers), 1.0, atol=2 * UNIT_SLACK)
 
 
 @given(MATRICES)
 def test_under_cosine_the_original_comes_back_to_a_unit_in_the_last_place(values):
     values = values[lengths(values) > 0]
-    stored, norms = store_form(values, "cosine")
-    found = original(stored, norms, "cosine")
+    stored = store_form(values, "cosine")
+    found = original(stored, "cosine")
 
     assert found.dtype == np.float32
     # Numbers far smaller than their vector lose bits where float32 has no more exponents.
@@ -127,26 +139,26 @@ def test_under_cosine_the_original_comes_back_to_a_unit_in_the_last_place(values
 
 def test_under_cosine_the_largest_numbers_do_not_overflow():
     values = np.full((1, 7), np.finfo(np.float32).max)
-    stored, norms = store_form(values, "cosine")
+    stored = store_form(values, "cosine")
 
-    assert np.isfinite(original(stored, norms, "cosine")).all()
+    assert np.isfinite(original(stored, "cosine")).all()
 
 
 @given(MODERATE)
 def test_vectors_of_unit_length_come_back_bit_by_bit(values):
     values = values[lengths(values) > 0]
     unit = (values / lengths(values)[:, None]).astype(np.float32)
-    stored, norms = store_form(unit, "cosine")
+    stored = store_form(unit, "cosine")
 
-    assert original(stored, norms, "cosine").tobytes() == unit.tobytes()
+    assert original(stored, "cosine").tobytes() == unit.tobytes()
 
 
 @given(MODERATE, st.sampled_from(["dot", "l2"]))
 def test_under_other_metrics_vectors_come_back_bit_by_bit(values, metric):
-    stored, norms = store_form(values, metric)
+    stored = store_form(values, metric)
 
-    assert original(stored, norms, metric).tobytes() == values.tobytes()
-    assert (norms == lengths(values)).all()
+    assert original(stored, metric).tobytes() == values.tobytes()
+    assert (stored.norms == lengths(values)).all()
 
 
 def test_the_users_array_is_not_changed():
@@ -164,10 +176,10 @@ def test_a_zero_vector_is_refused_under_cosine_with_its_place():
 
 @pytest.mark.parametrize("metric", ["dot", "l2"])
 def test_a_zero_vector_is_a_vector_under_other_metrics(metric):
-    stored, norms = store_form(np.zeros((1, 2), np.float32), metric)
+    stored = store_form(np.zeros((1, 2), np.float32), metric)
 
-    assert (stored == 0).all()
-    assert norms.tolist() == [0.0]
+    assert (stored.numbers == 0).all()
+    assert stored.norms.tolist() == [0.0]
 
 
 @pytest.mark.parametrize("metric", ["dot", "l2"])
@@ -177,13 +189,113 @@ def test_a_vector_too_long_to_compare_is_refused(metric):
 
 
 def test_the_smallest_number_of_float32_has_a_direction():
-    stored, norms = store_form(np.array([[1e-45, 0]], np.float32), "cosine")
+    stored = store_form(np.array([[1e-45, 0]], np.float32), "cosine")
 
-    assert stored.tolist() == [[1.0, 0.0]]
-    assert norms[0] > 0
+    assert stored.numbers.tolist() == [[1.0, 0.0]]
+    assert stored.norms[0] > 0
 
 
 def test_the_longest_vectors_have_a_finite_inner_product():
     values = np.full((1, 4), vectors.LONGEST / 2, np.float32)
 
     assert np.isfinite(np.einsum("ij,ij->i", values, values)).all()
+
+
+# Other forms than float32
+
+
+def test_every_float16_is_widened_exactly():
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)].reshape(-1, 8)
+    found = widen(Packed(np.ones(len(every)), every))
+
+    assert found.tobytes() == every.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+@pytest.mark.parametrize("value", [65504, -65504])
+def test_the_largest_float16_is_stored(metric, value):
+    stored = store_form(np.array([[value, 1]], np.float32), metric, "float16")
+
+    assert original(stored, metric).tolist() == [[value, 1]]
+
+
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+@pytest.mark.parametrize("value", [65505, -1e9])
+def test_a_number_beyond_float16_is_named(metric, value):
+    values = np.array([[1, 2], [3, value]], np.float32)
+
+    with pytest.raises(VectorError, match=r"vector 1 holds .* at position 1; .*65504: scale"):
+        store_form(values, metric, "float16")
+
+
+def test_under_cosine_float16_takes_vectors_of_any_length():
+    stored = store_form(np.array([[3e20, 4e20]], np.float32), "cosine", "float16")
+
+    np.testing.assert_allclose(original(stored, "cosine"), [[3e20, 4e20]], rtol=1e-3)
+
+
+@given(MODERATE, st.sampled_from(["dot", "l2"]))
+def test_int8_is_off_by_half_a_step_at_most(values, metric):
+    stored = store_form(values, metric, "int8")
+    largest = np.abs(values).max(axis=1, keepdims=True)
+
+    assert (np.abs(original(stored, metric) - values) <= largest / 127 * 0.501 + 1e-45).all()
+    assert np.abs(stored.numbers.astype(int)).max() <= 127
+
+
+@given(MODERATE)
+def test_a_step_times_a_code_is_exact_in_float32(values):
+    stored = store_form(values, "l2", "int8")
+    exact = stored.numbers.astype(np.float64) * stored.scales.astype(np.float64)[:, None]
+
+    assert (widen(stored) == exact).all()
+
+
+@given(MODERATE.filter(lambda values: np.abs(values[np.nonzero(values)]).min(initial=1) > 1e-30))
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_came_back_is_stored_as_it_was(precision, values):
+    values = np.clip(values, -65504, 65504)
+    stored = store_form(values, "l2", precision)
+
+    assert not differ(store_form(original(stored, "l2"), "l2", precision), stored).any()
+
+
+def test_a_zero_vector_has_a_scale_of_zero():
+    stored = store_form(np.zeros((2, 3), np.float32), "l2", "int8")
+
+    assert stored.scales.tolist() == [0, 0]
+    assert original(stored, "l2").tolist() == [[0, 0, 0]] * 2
+
+
+@pytest.mark.parametrize("size", [1e-45, 3e-44, 1e-40, 1e-38])
+def test_the_smallest_numbers_survive_int8(size):
+    values = np.array([[size, -size], [size, 0]], np.float32)
+    stored = store_form(values, "l2", "int8")
+
+    assert (np.abs(original(stored, "l2") - values) <= np.abs(values).max() / 100).all()
+
+
+@given(MATRICES, st.sampled_from(PRECISIONS))
+def test_lengths_of_stored_unit_vectors_are_within_their_slack(values, precision):
+    values = values[lengths(values) > 0]
+    stored = store_form(values, "cosine", precision)
+
+    assert (np.abs(lengths(widen(stored)) - 1) <= unit_slack(stored)).all()
+
+
+@given(MODERATE, st.sampled_from(["dot", "l2"]), st.sampled_from(PRECISIONS))
+def test_norms_are_the_lengths_of_what_is_stored(values, metric, precision):
+    stored = store_form(np.clip(values, -65504, 65504), metric, precision)
+
+    assert (stored.norms == lengths(original(stored, metric))).all()
+
+
+def test_vectors_that_differ_in_scale_or_length_alone_differ():
+    values = np.array([[1, 2], [2, 4], [1, 2]], np.float32)
+    one, other = store_form(values[:2], "l2", "int8"), store_form(values[[2, 0]], "l2", "int8")
+    assert (one.numbers == other.numbers).all()
+
+    assert differ(one, other).tolist() == [False, True]
+    one, other = (store_form(values[rows], "cosine") for rows in ([0, 1], [2, 0]))
+    assert differ(one, other).tolist() == [False, True]

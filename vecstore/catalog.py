@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from vecstore import layout
 from vecstore.errors import AlreadyExistsError, CorruptionError, NotFoundError
-from vecstore.layout import State
+from vecstore.layout import Form, State
 from vecstore.spec import CollectionSpec, check_name
 from vecstore.store import Reader, Transaction
 
@@ -29,6 +29,11 @@ class Entry:
     number: int
     uid: bytes
     spec: CollectionSpec
+
+    @property
+    def form(self) -> Form:
+        """How its vectors are stored."""
+        return layout.form(self.spec)
 
 
 def names(reader: Reader) -> list[str]:

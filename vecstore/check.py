@@ -14,10 +14,10 @@ import numpy as np
 from vecstore import catalog, layout, records, rows
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError, NotFoundError, StoreError
-from vecstore.layout import BLOCK_ROWS, State
+from vecstore.layout import BLOCK_ROWS, Packed, State
 from vecstore.rows import PART_WORDS, Words
 from vecstore.store import Reader
-from vecstore.vectors import UNIT_SLACK, lengths
+from vecstore.vectors import lengths, unit_slack, widen
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,21 +214,14 @@ class _CollectionCheck:
             self.report.add(self.where, f"block {block} {state} (6)")
 
     def _check_block(self, block: int, value: memoryview, word: int) -> None:
-        dim, state = self.entry.spec.dim, self.state
-        held = layout.check_block(value, self.number, block, dim)
+        form, state = self.entry.form, self.state
+        held = layout.check_block(value, self.number, block, form)
         if held != (state.open_rows if block == state.open_block else BLOCK_ROWS):
             self.report.add(self.where, f"block {block} holds {held} rows (6)")
         if word >> held:
             self.report.add(self.where, f"block {block}: rows beyond its {held} live (6)")
-        found = layout.view_block(value, held, dim)
-        if not np.isfinite(found.vectors).all() or not np.isfinite(found.norms).all():
-            self.report.add(self.where, f"block {block} holds a value that is not finite (7)")
-        sizes = lengths(found.vectors)
-        if self.entry.spec.metric != "cosine":
-            if (abs(found.norms - sizes) > 1e-9 * sizes).any():
-                self.report.add(self.where, f"block {block} holds a wrong norm (7)")
-        elif (abs(sizes - 1) > 4 * UNIT_SLACK).any() or (found.norms <= 0).any():
-            self.report.add(self.where, f"block {block} holds a vector not of unit length (7)")
+        found = layout.view_block(value, held, form)
+        self._check_numbers(block, found.packed)
         for inside in range(held):
             row, order = block * BLOCK_ROWS + inside, int(found.orders[inside])
             if word >> inside & 1 and self.orders.get(row) != order:
@@ -236,3 +229,16 @@ class _CollectionCheck:
                     self.where,
                     f"row {row} says order {order}, its record {self.orders.get(row)} (4)",
                 )
+
+    def _check_numbers(self, block: int, packed: Packed) -> None:
+        """Vectors and norms are finite and fit each other (7)."""
+        numbers = [packed.numbers, packed.norms]
+        numbers += [] if packed.scales is None else [packed.scales]
+        if not all(np.isfinite(values).all() for values in numbers):
+            self.report.add(self.where, f"block {block} holds a value that is not finite (7)")
+        sizes = lengths(widen(packed))
+        if self.entry.spec.metric != "cosine":
+            if (abs(packed.norms - sizes) > 1e-9 * sizes).any():
+                self.report.add(self.where, f"block {block} holds a wrong norm (7)")
+        elif (abs(sizes - 1) > unit_slack(packed)).any() or (packed.norms <= 0).any():
+            self.report.add(self.where, f"block {block} holds a vector not of unit length (7)")

@@ -29,6 +29,7 @@ from vecstore.errors import (
     VecstoreError,
 )
 from vecstore.hits import one_line
+from vecstore.spec import METRICS, PRECISIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,7 +134,7 @@ def info(database: str, as_json: bool) -> None:
         return
     size = stats["file_bytes"] / 1e6
     click.echo(one_line(f"{database}: format {stats['format']}, {size:,.1f} MB"))
-    names = ("name", "records", "dim", "metric", "encoder")
+    names = ("name", "records", "dim", "metric", "precision", "encoder")
     rows = [[one[name] for name in names] for one in stats["collections"].values()]
     out = _console()
     out.print(_table(names, rows, out.width))
@@ -163,7 +164,8 @@ def info(database: str, as_json: bool) -> None:
 )
 @click.option("--upsert", is_flag=True, help="Replace records whose ids exist.")
 @click.option("--dim", type=int, help="Make a collection of vectors of this dimension.")
-@click.option("--metric", type=click.Choice(["cosine", "dot", "l2"]), help="Of a new collection.")
+@click.option("--metric", type=click.Choice(METRICS), help="Of a new collection.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Of a new collection.")
 @_encoder
 def add(
     database: str,

@@ -112,7 +112,7 @@ class Collection:
             "records": state.records,
             "dead_rows": held - state.records,
             "blocks": blocks,
-            "vector_bytes": state.records * entry.spec.dim * 4,
+            "vector_bytes": state.records * entry.form.row_bytes,
         }
 
     # Writing
@@ -142,7 +142,7 @@ class Collection:
             UsageError, VectorError, EncoderError, StoreError: Nothing was stored.
         """
         batch = ingest.prepare(self._declared, texts, vectors, ids, metadata)
-        if batch.vectors is None:
+        if batch.packed is None:
             # Embedding is slow: find out first whether the ids are free.
             with self._source.reading() as reader:
                 ingest.check_new(reader, self._entry(reader), batch.ids)
@@ -182,7 +182,7 @@ class Collection:
             NotFoundError: An id does not exist; nothing was changed.
         """
         batch = ingest.prepare_update(self._declared, ids, text, vector, metadata)
-        if batch.vectors is None and any(item is not None for item in batch.texts):
+        if batch.packed is None and any(item is not None for item in batch.texts):
             with self._source.reading() as reader:
                 ingest.check_known(reader, self._entry(reader), batch.ids)
         self._store(ingest.update, batch, timeout)
@@ -476,8 +476,8 @@ def _records(
     if "vector" in wanted and found:
         state = catalog.state(reader, entry.number)
         places = np.array([item.row for item in found], np.intp)
-        _, norms, stored = rows.gather(reader, entry.number, state, entry.spec.dim, places)
-        vectors = original(stored, norms, entry.spec.metric)
+        stored = rows.gather_packed(reader, entry.number, state, entry.form, places)
+        vectors = original(stored.packed, entry.spec.metric)
     return [
         Record(
             id=item.id,

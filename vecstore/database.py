@@ -26,7 +26,7 @@ from vecstore.errors import (
     SpecError,
     StoreError,
 )
-from vecstore.spec import CollectionSpec, Metric, check_name, show
+from vecstore.spec import CollectionSpec, Metric, Precision, check_name, show
 from vecstore.store import (
     CLOSE_TIMEOUT,
     DEFAULT_TIMEOUT,
@@ -147,6 +147,7 @@ class Database:
         metric: Metric | None = None,
         encoder: EncoderLike | None = None,
         mrl: Sequence[int] | None = None,
+        precision: Precision | None = None,
         timeout: float | None = None,
     ) -> Collection:
         """Return the collection of this name, made if it does not exist.
@@ -161,6 +162,9 @@ class Database:
             metric: "cosine" (the default), "dot" or "l2".
             encoder: An `Encoder`, a folder with an ONNX model, or a callable.
             mrl: Prefix lengths that bare vectors were trained for (Matryoshka).
+            precision: How vectors are stored: "float32" (the default), "float16" (half the space,
+                11 bits of each number) or "int8" (a quarter, a scale and 8 bits of each number).
+                What is stored is the truth that exact search and `get` go by.
             timeout: Seconds to wait for the right to write.
 
         Raises:
@@ -176,11 +180,11 @@ class Database:
             if entry is None and self.read_only:
                 raise catalog.missing(reader, name)
         if entry is None:
-            spec = _new_spec(name, dim, metric, given, sizes)
+            spec = _new_spec(name, dim, metric, given, sizes, precision)
             entry = self.writing(
                 lambda txn: catalog.find(txn, name) or catalog.create(txn, spec), timeout
             )
-        _compare(entry.spec, dim, metric, given, sizes)
+        _compare(entry.spec, dim, metric, given, sizes, precision)
         if given is not None:
             self._encoders[entry.uid] = given
         return Collection(self, entry)
@@ -412,13 +416,19 @@ def _new_spec(
     metric: Metric | None,
     encoder: Encoder | None,
     mrl: tuple[int, ...] | None,
+    precision: Precision | None,
 ) -> CollectionSpec:
     metric = "cosine" if metric is None else metric
+    precision = "float32" if precision is None else precision
     if encoder is None and dim is None:
         encoder = encoders.resolve(None)
     if encoder is None:
         return CollectionSpec(
-            name=name, dim=_check_dim(dim), metric=metric, mrl=() if mrl is None else mrl
+            name=name,
+            dim=_check_dim(dim),
+            metric=metric,
+            mrl=() if mrl is None else mrl,
+            precision=precision,
         )
     if dim not in (None, encoder.dim):
         raise SpecError(
@@ -435,6 +445,7 @@ def _new_spec(
         mrl=(_check_mrl(encoder.mrl) or ()) if mrl is None else mrl,
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,
+        precision=precision,
     )
 
 
@@ -466,9 +477,10 @@ def _compare(
     metric: Metric | None,
     encoder: Encoder | None,
     mrl: tuple[int, ...] | None,
+    precision: Precision | None,
 ) -> None:
     """Raise SpecError where what was asked for is not what the collection has."""
-    asked = {"dim": dim, "metric": metric, "mrl": mrl}
+    asked = {"dim": dim, "metric": metric, "mrl": mrl, "precision": precision}
     for name, value in asked.items():
         stored = getattr(spec, name)
         if value is not None and value != stored:

@@ -29,13 +29,13 @@ from vecstore.errors import (
     VectorError,
 )
 from vecstore.filters import Filter
-from vecstore.layout import State
+from vecstore.layout import Packed, State
 from vecstore.metadata import is_plain, plain_metadata
 from vecstore.records import Stored
 from vecstore.rows import RowWriter
 from vecstore.spec import MAX_ID_BYTES, CollectionSpec, Id, check_id, encode_utf8, is_id, show
 from vecstore.store import Reader, Transaction
-from vecstore.vectors import Vectors, as_vectors, check_lengths, store_form
+from vecstore.vectors import Vectors, as_vectors, check_lengths, differ, store_form
 
 Metadata = dict[str, Any]
 
@@ -55,16 +55,14 @@ class Batch:
         ids: str or int, distinct.
         texts: str or None.
         metadata: Plain values, or None for a record without.
-        vectors: float32 (m, dim) in stored form, or None until the texts are encoded.
-        norms: float64 (m,): the original lengths; None as long as `vectors` is.
+        packed: m vectors in stored form, or None until the texts are encoded.
         places: Which records the vectors belong to, (m,) ascending; all of them but in an update.
     """
 
     ids: list[Id]
     texts: list[str | None]
     metadata: list[Metadata | None]
-    vectors: Vectors | None
-    norms: NDArray[np.float64] | None
+    packed: Packed | None
     places: NDArray[np.intp]
 
 
@@ -93,23 +91,22 @@ def prepare(
     count = len(array) if array is not None else len(listed or ())
     if count == 0:
         raise UsageError("nothing to store: the batch is empty")
-    stored = norms = None
+    packed = None
     if array is not None:
-        stored, norms = store_form(as_vectors(array, spec.dim), spec.metric)
+        packed = store_form(as_vectors(array, spec.dim), spec.metric, spec.precision)
     checked = _check_texts(listed, count)
-    if stored is None and spec.encoder is None:
+    if packed is None and spec.encoder is None:
         raise UsageError(
             f"collection {spec.name!r} holds bare vectors (dim={spec.dim}) and has no encoder:"
             " give vectors=, or make it without dim="
         )
-    if stored is None and None in checked:
+    if packed is None and None in checked:
         raise UsageError(f"texts[{checked.index(None)}] is None and there is no vector for it")
     return Batch(
         _check_ids(ids, count),
         checked,
         _check_metadata(metadata, count),
-        stored,
-        norms,
+        packed,
         np.arange(count),
     )
 
@@ -254,11 +251,11 @@ def prepare_update(
     if any(value is None for value in listed):
         raise UsageError("an id to update is None")
     checked = _check_texts(texts, count)
-    stored = norms = None
+    packed = None
     if array is not None:
-        stored, norms = store_form(as_vectors(array, spec.dim), spec.metric)
-        if len(stored) != count:
-            raise UsageError(f"vectors has {len(stored)} entries for {count} records")
+        packed = store_form(as_vectors(array, spec.dim), spec.metric, spec.precision)
+        if len(packed) != count:
+            raise UsageError(f"vectors has {len(packed)} entries for {count} records")
     elif texts is not None and spec.encoder is None:
         raise UsageError(
             f"collection {spec.name!r} has no encoder: give the vector of the new text too"
@@ -267,8 +264,7 @@ def prepare_update(
         _check_ids(listed, count),
         checked,
         _check_metadata(metadata, count),
-        stored,
-        norms,
+        packed,
         np.arange(count),
     )
 
@@ -320,14 +316,15 @@ def groups(items: Iterable[Mapping[str, Any]], size: int) -> Iterator[Group]:
 
 def encode(spec: CollectionSpec, batch: Batch, encoder: EncoderSource) -> Batch:
     """Return the batch with vectors for its texts, unless it came with vectors or has no text."""
-    if batch.vectors is not None:
+    if batch.packed is not None:
         return batch
     pairs = [(i, text) for i, text in enumerate(batch.texts) if text is not None]
     if not pairs:
         return batch
     texts = [text for _, text in pairs]
-    vectors, norms = store_form(embed(spec, texts, encoder(), "document"), spec.metric)
-    return replace(batch, vectors=vectors, norms=norms, places=np.array([i for i, _ in pairs]))
+    vectors = embed(spec, texts, encoder(), "document")
+    packed = store_form(vectors, spec.metric, spec.precision)
+    return replace(batch, packed=packed, places=np.array([i for i, _ in pairs]))
 
 
 def embed(spec: CollectionSpec, texts: list[str], encoder: Encoder, kind: Any) -> Vectors:
@@ -372,7 +369,7 @@ def add(txn: Transaction, entry: Entry, batch: Batch) -> None:
     """Store records whose ids are all new."""
     keys = check_new(txn, entry, batch.ids)
     state = catalog.state(txn, entry.number)
-    writer = RowWriter(txn, entry.number, state, entry.spec.dim)
+    writer = RowWriter(txn, entry.number, state, entry.form)
     _insert(txn, entry, state, writer, batch, keys)
     writer.finish()
     catalog.save_state(txn, entry.number, state)
@@ -387,7 +384,7 @@ def upsert(txn: Transaction, entry: Entry, batch: Batch) -> None:
         for value, key in zip(batch.ids, keys, strict=True)
     ]
     state = catalog.state(txn, entry.number)
-    writer = RowWriter(txn, entry.number, state, entry.spec.dim)
+    writer = RowWriter(txn, entry.number, state, entry.form)
     old = [(i, record) for i, record in enumerate(found) if record is not None]
     if old:
         places = [i for i, _ in old]
@@ -419,7 +416,7 @@ def update(txn: Transaction, entry: Entry, batch: Batch) -> None:
     found = (records.get(txn, entry.number, value) for value in batch.ids)
     old = [record for record in found if record is not None]
     state = catalog.state(txn, entry.number)
-    writer = RowWriter(txn, entry.number, state, entry.spec.dim)
+    writer = RowWriter(txn, entry.number, state, entry.form)
     merged = replace(
         batch,
         texts=[
@@ -451,7 +448,7 @@ def delete(txn: Transaction, entry: Entry, ids: list[Id] | None, where: Filter |
     ]
     if not doomed:
         return 0
-    writer = RowWriter(txn, entry.number, state, entry.spec.dim)
+    writer = RowWriter(txn, entry.number, state, entry.form)
     for value, order, _ in doomed:
         txn.delete("ids", layout.id_key(entry.number, value))
         txn.delete("records", layout.record_key(entry.number, order))
@@ -476,11 +473,10 @@ def _insert(
     keys: list[bytes],
 ) -> None:
     """Store new records, whose ids have these keys: vectors, then records and ids."""
-    assert batch.vectors is not None
-    assert batch.norms is not None
+    assert batch.packed is not None
     count, first = len(batch.ids), state.next_order
     orders = np.arange(first, first + count, dtype=np.uint64)
-    placed = writer.add(batch.vectors, batch.norms, orders).tolist()
+    placed = writer.add(batch.packed, orders).tolist()
     items = layout.pack_records(entry.number, first, placed, batch.ids, batch.texts, batch.metadata)
     txn.put_many("records", items)
     values = map(layout.ORDER.pack, range(first, first + count))
@@ -500,13 +496,13 @@ def _replace(
 ) -> None:
     """Write records anew in their old places; one whose vector changed gets a new row."""
     places = [record.row for record in old]
-    if batch.vectors is not None and batch.norms is not None:
+    if batch.packed is not None:
         current = np.array(places, np.intp)
         given = current[batch.places]
-        orders, norms, stored = rows.gather(txn, entry.number, state, entry.spec.dim, given)
-        changed = (stored != batch.vectors).any(axis=1) | (norms != batch.norms)
+        found = rows.gather_packed(txn, entry.number, state, entry.form, given)
+        changed = differ(found.packed, batch.packed)
         if changed.any():
-            moved = writer.add(batch.vectors[changed], batch.norms[changed], orders[changed])
+            moved = writer.add(batch.packed.take(changed), found.orders[changed])
             writer.kill(given[changed])
             current[batch.places[changed]] = moved
             places = current.tolist()
@@ -524,7 +520,6 @@ def _pick(batch: Batch, places: list[int]) -> Batch:
         [batch.ids[i] for i in places],
         [batch.texts[i] for i in places],
         [batch.metadata[i] for i in places],
-        None if batch.vectors is None else batch.vectors[places],
-        None if batch.norms is None else batch.norms[places],
+        None if batch.packed is None else batch.packed.take(places),
         np.arange(len(places)),
     )

@@ -7,6 +7,7 @@ Nothing here touches a file: values become bytes and bytes become values.
 from __future__ import annotations
 
 import contextlib
+import functools
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore.errors import CorruptionError, UsageError
-from vecstore.spec import MIN_INT_ID, Id
+from vecstore.spec import MIN_INT_ID, CollectionSpec, Id
 
 MAGIC = "vecstore"
 FORMAT = 1
@@ -36,11 +37,12 @@ HEADER = struct.Struct("<4sBBHIIIQII12x")
 HEADER_MAGIC = b"vecs"
 HEADER_CRC = slice(28, 32)
 FULL_BLOCK, LIVE_PART = 1, 2
-FLOAT32, BITS = 1, 2
+FLOAT32, BITS, FLOAT16, INT8 = 1, 2, 3, 4
 FULL_TIER = 0
 
 ORDERS_BYTES = NORMS_BYTES = BLOCK_ROWS * 8
 COLUMNS_BYTES = ORDERS_BYTES + NORMS_BYTES
+SCALES_BYTES = BLOCK_ROWS * 4
 
 RECORD = struct.Struct("<II")
 STATE = struct.Struct("<QQQIIII")
@@ -209,12 +211,87 @@ def verify_bulk(value: bytes | memoryview, where: str) -> Header:
     return header
 
 
-# Blocks of the full tier: orders, norms, vectors
+# Blocks of the full tier: orders, norms, scales where there are any, vectors
 
 
-def block_bytes(rows: int, dim: int) -> int:
-    """Payload bytes of a block of the full tier that holds `rows` rows."""
-    return COLUMNS_BYTES + rows * dim * 4
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the vectors of a collection lie in its blocks; made by `form`.
+
+    Attributes:
+        dim: Numbers per vector.
+        code: FLOAT32, FLOAT16 or INT8.
+        dtype: The numpy dtype of the numbers.
+        width: Numbers of that dtype in a row.
+        vectors_at: Where the vectors begin in the payload.
+    """
+
+    dim: int
+    code: int
+    dtype: np.dtype[Any]
+    width: int
+    vectors_at: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one vector."""
+        return self.width * self.dtype.itemsize
+
+    def block_bytes(self, rows: int) -> int:
+        """Payload bytes of a block that holds `rows` rows."""
+        return self.vectors_at + rows * self.row_bytes
+
+
+_CODES = {"float32": (FLOAT32, "<f4"), "float16": (FLOAT16, "<f2"), "int8": (INT8, "i1")}
+
+
+def form(spec: CollectionSpec) -> Form:
+    """The form of a collection's vectors."""
+    return _form(spec.dim, spec.precision)
+
+
+@functools.lru_cache(maxsize=512)
+def _form(dim: int, precision: str) -> Form:
+    code, dtype = _CODES[precision]
+    at = COLUMNS_BYTES + (SCALES_BYTES if code == INT8 else 0)
+    return Form(dim, code, np.dtype(dtype), dim, at)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Vectors in their stored form; arrays of one length n.
+
+    Attributes:
+        norms: float64 (n,): lengths of the vectors, as docs/layout.md defines them.
+        numbers: float32, float16 or int8, (n, width).
+        scales: float32 (n,) for int8, whose numbers they multiply; else None.
+    """
+
+    norms: NDArray[np.float64]
+    numbers: NDArray[Any]
+    scales: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.norms)
+
+    def take(self, which: Any) -> Packed:
+        """Some of the vectors, by anything that indexes an array."""
+        scales = None if self.scales is None else self.scales[which]
+        return Packed(self.norms[which], self.numbers[which], scales)
+
+    def flat(self) -> Packed:
+        """Vectors of an array of any shape in one sequence."""
+        numbers = self.numbers.reshape(-1, self.numbers.shape[-1])
+        scales = None if self.scales is None else self.scales.reshape(-1)
+        return Packed(self.norms.reshape(-1), numbers, scales)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Views into the value of a block: orders, uint64 (rows,), and as many vectors."""
+
+    orders: NDArray[np.uint64]
+    packed: Packed
 
 
 def pack_block(
@@ -223,8 +300,8 @@ def pack_block(
     old: bytes | memoryview | None,
     held: int,
     orders: NDArray[np.uint64],
-    norms: NDArray[np.float64],
-    vectors: NDArray[np.float32],
+    packed: Packed,
+    form: Form,
     page: int,
 ) -> bytearray:
     """Make the value of a block of the full tier, from a former value and rows to append.
@@ -235,31 +312,30 @@ def pack_block(
         old: The former value, or None.
         held: Rows in the former value.
         orders: uint64, (n,).
-        norms: float64, (n,).
-        vectors: float32, (n, dim), C-contiguous.
+        packed: n vectors of the form.
+        form: The collection's.
         page: The file's page size.
     """
-    added, dim = vectors.shape
-    length = block_bytes(held + added, dim)
+    rows = held + len(orders)
+    length = form.block_bytes(rows)
     value = bytearray(max(HEADER.size + length, page // 2))
-    view = memoryview(value)
     if old is not None:
-        end = HEADER.size + block_bytes(held, dim)
-        view[:end] = memoryview(old)[:end]
-    at = HEADER.size
-    view[at + held * 8 : at + (held + added) * 8] = orders.astype("<u8", copy=False).tobytes()
-    at += ORDERS_BYTES
-    view[at + held * 8 : at + (held + added) * 8] = norms.astype("<f8", copy=False).tobytes()
-    at += NORMS_BYTES + held * dim * 4
-    view[at : at + vectors.nbytes] = vectors.astype("<f4", copy=False).reshape(-1).data.cast("B")
-    header = Header(FULL_BLOCK, FLOAT32, held + added, dim, block * BLOCK_ROWS, 0, 0, collection)
+        end = HEADER.size + form.block_bytes(held)
+        memoryview(value)[:end] = memoryview(old)[:end]
+    new = view_block(value, rows, form)
+    new.orders[held:] = orders
+    new.packed.norms[held:] = packed.norms
+    new.packed.numbers[held:] = packed.numbers
+    if new.packed.scales is not None:
+        new.packed.scales[held:] = packed.scales
+    header = Header(FULL_BLOCK, form.code, rows, form.dim, block * BLOCK_ROWS, 0, 0, collection)
     return seal_bulk(header, value, length)
 
 
-def check_block(value: bytes | memoryview, collection: int, block: int, dim: int) -> int:
+def check_block(value: bytes | memoryview, collection: int, block: int, form: Form) -> int:
     """Return the number of rows in a block of the full tier, having checked its header.
 
-    What passes here is safe to read: `rows` vectors of `dim` numbers lie inside the value.
+    What passes here is safe to read: `rows` vectors of the form lie inside the value.
 
     Raises:
         CorruptionError: The header is not that of this block.
@@ -268,34 +344,26 @@ def check_block(value: bytes | memoryview, collection: int, block: int, dim: int
     header = unpack_header(value, where)
     if (header.kind, header.dtype, header.width, header.first, header.collection) != (
         FULL_BLOCK,
-        FLOAT32,
-        dim,
+        form.code,
+        form.dim,
         block * BLOCK_ROWS,
         collection,
     ):
         raise CorruptionError(f"{where}: the header belongs to another value: {header}")
-    if not 0 < header.rows <= BLOCK_ROWS or header.length != block_bytes(header.rows, dim):
+    if not 0 < header.rows <= BLOCK_ROWS or header.length != form.block_bytes(header.rows):
         raise CorruptionError(f"{where}: {header.rows} rows in {header.length} bytes")
     return header.rows
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Views into the value of a block: orders (rows,), norms (rows,), vectors (rows, dim)."""
-
-    orders: NDArray[np.uint64]
-    norms: NDArray[np.float64]
-    vectors: NDArray[np.float32]
-
-
-def view_block(value: bytes | memoryview, rows: int, dim: int) -> Block:
+def view_block(value: bytes | bytearray | memoryview, rows: int, form: Form) -> Block:
     """View a block whose header `check_block` has passed; it lives no longer than `value`."""
-    at = HEADER.size
-    return Block(
-        np.frombuffer(value, "<u8", rows, at),
-        np.frombuffer(value, "<f8", rows, at + ORDERS_BYTES),
-        np.frombuffer(value, "<f4", rows * dim, at + COLUMNS_BYTES).reshape(rows, dim),
-    )
+    at, scales = HEADER.size, None
+    if form.code == INT8:
+        scales = np.frombuffer(value, "<f4", rows, at + COLUMNS_BYTES)
+    norms = np.frombuffer(value, "<f8", rows, at + ORDERS_BYTES)
+    numbers = np.frombuffer(value, form.dtype, rows * form.width, at + form.vectors_at)
+    packed = Packed(norms, numbers.reshape(rows, form.width), scales)
+    return Block(np.frombuffer(value, "<u8", rows, at), packed)
 
 
 # Bitmaps of living rows

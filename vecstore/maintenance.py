@@ -49,7 +49,7 @@ def repack(txn: Transaction, entry: Entry) -> bool:
     counts = np.bitwise_count(words)
     sparse = np.flatnonzero((counts > 0) & (counts <= SPARSE_ROWS)).tolist()
     sparse = [block for block in sparse if block != state.open_block]
-    writer = RowWriter(txn, entry.number, state, entry.spec.dim)
+    writer = RowWriter(txn, entry.number, state, entry.form)
     for block in sparse[:SLICE_BLOCKS]:
         _move(txn, writer, _load(txn, entry, writer, block))
     writer.finish()
@@ -72,7 +72,7 @@ class _Load:
 
 def _load(txn: Transaction, entry: Entry, writer: RowWriter, block: int) -> _Load:
     """Read and verify all that is in a sparse block; CorruptionError before anything changed."""
-    found = rows.read_block(txn, entry.number, block, entry.spec.dim, verify=True)
+    found = rows.read_block(txn, entry.number, block, entry.form, verify=True)
     inside = rows.members(np.array([writer.word(block)], np.uint64))
     values = {}
     for order in found.orders[inside].tolist():
@@ -88,7 +88,7 @@ def _load(txn: Transaction, entry: Entry, writer: RowWriter, block: int) -> _Loa
 def _move(txn: Transaction, writer: RowWriter, load: _Load) -> None:
     """Give the living rows of a block new rows."""
     found, inside = load.found, load.inside
-    moved = writer.add(found.vectors[inside], found.norms[inside], found.orders[inside])
+    moved = writer.add(found.packed.take(inside), found.orders[inside])
     writer.kill(load.block * BLOCK_ROWS + inside)
     for (key, value), row in zip(load.values.items(), moved.tolist(), strict=True):
         txn.put("records", key, layout.pack_record(key, row, value[layout.RECORD.size :]))

@@ -12,15 +12,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vecstore import layout
 from vecstore.errors import CorruptionError, StoreFullError
-from vecstore.layout import BLOCK_ROWS, NO_BLOCK, PART_ROWS, State
+from vecstore.layout import BLOCK_ROWS, NO_BLOCK, PART_ROWS, Block, Form, Packed, State
 from vecstore.store import Reader, Snapshot, Transaction
-from vecstore.vectors import Vectors
+from vecstore.vectors import Vectors, widen
 
 Words = NDArray[np.uint64]
 Rows = NDArray[np.intp]
@@ -83,21 +84,29 @@ class Run:
     Attributes:
         blocks: Block numbers, (b,).
         orders: uint64 (b, rows).
-        norms: float64 (b, rows).
-        vectors: float32 (b, rows, dim).
+        packed: The vectors in their stored form: norms (b, rows), numbers (b, rows, width).
     """
 
     blocks: Rows
     orders: NDArray[np.uint64]
-    norms: NDArray[np.float64]
-    vectors: NDArray[np.float32]
+    packed: Packed
+
+    @property
+    def norms(self) -> NDArray[np.float64]:
+        """The norms, float64 (b, rows)."""
+        return self.packed.norms
+
+    @property
+    def vectors(self) -> Vectors:
+        """The vectors, float32 (b, rows, dim): a view of float32, a copy of other forms."""
+        return widen(self.packed)
 
     def rows(self) -> Rows:
         """The rows of the run, (b, rows)."""
         return self.blocks[:, None] * BLOCK_ROWS + np.arange(self.orders.shape[1])
 
 
-def runs(reader: Reader, collection: int, state: State, dim: int, blocks: Rows) -> Iterator[Run]:
+def runs(reader: Reader, collection: int, state: State, form: Form, blocks: Rows) -> Iterator[Run]:
     """View blocks, as few runs as possible; a view lives no longer than the reader.
 
     In a snapshot, blocks that lie at equal distances in the map become one run of many blocks,
@@ -105,23 +114,24 @@ def runs(reader: Reader, collection: int, state: State, dim: int, blocks: Rows) 
     """
     if not isinstance(reader, Snapshot):
         for block in blocks.tolist():
-            yield _read_run(reader, collection, state, block, dim)
+            found = _read_held(reader, collection, state, block, form)
+            yield Run(np.array([block]), found.orders[None], found.packed.take(None))
         return
-    table = _table(reader, collection, state, dim, blocks)
+    table = _table(reader, collection, state, form, blocks)
     addresses = table[blocks].astype(np.int64)
     for start, stop in _strides(addresses, blocks, state.open_block):
         yield _map_run(
-            addresses[start:stop], blocks[start:stop], _rows_of(state, blocks[start]), dim
+            addresses[start:stop], blocks[start:stop], _rows_of(state, blocks[start]), form
         )
 
 
 def _table(
-    snapshot: Snapshot, collection: int, state: State, dim: int, blocks: Rows
+    snapshot: Snapshot, collection: int, state: State, form: Form, blocks: Rows
 ) -> NDArray[np.uint64]:
     """The address table of a collection, filled for some blocks."""
 
     def check(value: memoryview, block: int) -> None:
-        rows = layout.check_block(value, collection, block, dim)
+        rows = layout.check_block(value, collection, block, form)
         if rows != _rows_of(state, block):
             raise CorruptionError(
                 f"tiers: block {block} of collection {collection} has {rows} rows"
@@ -152,36 +162,41 @@ def _strides(
         start = stop
 
 
-def _map_run(addresses: NDArray[np.int64], blocks: Rows, rows: int, dim: int) -> Run:
+def _map_run(addresses: NDArray[np.int64], blocks: Rows, rows: int, form: Form) -> Run:
     stride = int(addresses[1] - addresses[0]) if len(addresses) > 1 else 0
     first = int(addresses[0])
-    length = int(addresses[-1]) - first + layout.HEADER.size + layout.block_bytes(rows, dim)
+    length = int(addresses[-1]) - first + layout.HEADER.size + form.block_bytes(rows)
     memory = memoryview((ctypes.c_char * length).from_address(first))
     at, b = layout.HEADER.size, len(addresses)
-    norms_at, vectors_at = at + layout.ORDERS_BYTES, at + layout.COLUMNS_BYTES
-    run = Run(
-        blocks,
-        np.ndarray((b, rows), "<u8", memory, at, (stride, 8)),
-        np.ndarray((b, rows), "<f8", memory, norms_at, (stride, 8)),
-        np.ndarray((b, rows, dim), "<f4", memory, vectors_at, (stride, dim * 4, 4)),
-    )
-    for view in (run.orders, run.norms, run.vectors):
+
+    def column(dtype: Any, place: int, *shape: int) -> NDArray[Any]:
+        size = np.dtype(dtype).itemsize
+        inner = (shape[1] * size, size) if len(shape) == 2 else (size,)
+        view = np.ndarray((b, *shape), dtype, memory, at + place, (stride, *inner))
         view.flags.writeable = False
-    return run
+        return view
+
+    packed = Packed(
+        column("<f8", layout.ORDERS_BYTES, rows),
+        column(form.dtype, form.vectors_at, rows, form.width),
+        column("<f4", layout.COLUMNS_BYTES, rows) if form.code == layout.INT8 else None,
+    )
+    return Run(blocks, column("<u8", 0, rows), packed)
 
 
-def _read_run(reader: Reader, collection: int, state: State, block: int, dim: int) -> Run:
-    found = read_block(reader, collection, block, dim)
+def _read_held(reader: Reader, collection: int, state: State, block: int, form: Form) -> Block:
+    """View one block, having checked that it holds what the counters say."""
+    found = read_block(reader, collection, block, form)
     if len(found.orders) != _rows_of(state, block):
         raise CorruptionError(
             f"tiers: block {block} of collection {collection} has {len(found.orders)} rows"
         )
-    return Run(np.array([block]), found.orders[None], found.norms[None], found.vectors[None])
+    return found
 
 
 def read_block(
-    reader: Reader, collection: int, block: int, dim: int, *, verify: bool = False
-) -> layout.Block:
+    reader: Reader, collection: int, block: int, form: Form, *, verify: bool = False
+) -> Block:
     """View one block; in a transaction, a copy of it. `verify` its checksum to write it anew."""
     where = f"tiers: block {block} of collection {collection}"
     value = reader.get("tiers", layout.block_key(collection, block))
@@ -189,53 +204,72 @@ def read_block(
         raise CorruptionError(f"{where} is missing")
     if verify:
         layout.verify_bulk(value, where)
-    return layout.view_block(value, layout.check_block(value, collection, block, dim), dim)
+    return layout.view_block(value, layout.check_block(value, collection, block, form), form)
 
 
 def gather(
-    reader: Reader, collection: int, state: State, dim: int, rows: Rows
+    reader: Reader, collection: int, state: State, form: Form, rows: Rows
 ) -> tuple[NDArray[np.uint64], NDArray[np.float64], Vectors]:
-    """Copy orders (n,), norms (n,) and stored vectors (n, dim) of some rows."""
+    """Copy orders (n,), norms (n,) and vectors, float32 (n, dim), of some rows."""
+    found = gather_packed(reader, collection, state, form, rows)
+    return found.orders, found.packed.norms, widen(found.packed)
+
+
+def gather_packed(reader: Reader, collection: int, state: State, form: Form, rows: Rows) -> Block:
+    """Copy orders (n,) and stored forms of some rows."""
     if isinstance(reader, Snapshot) and len(rows):
-        return _gather_mapped(reader, collection, state, dim, rows)
-    orders = np.empty(len(rows), np.uint64)
-    norms = np.empty(len(rows), np.float64)
-    vectors = np.empty((len(rows), dim), np.float32)
+        return _gather_mapped(reader, collection, state, form, rows)
+    n, scales = len(rows), None
+    if form.code == layout.INT8:
+        scales = np.empty(n, np.float32)
+    packed = Packed(np.empty(n), np.empty((n, form.width), form.dtype), scales)
+    orders = np.empty(n, np.uint64)
     for block in _distinct(rows >> 6).tolist():
         places = np.flatnonzero(rows >> 6 == block)
         inside = rows[places] & 63
-        found = _read_run(reader, collection, state, block, dim)
-        orders[places] = found.orders[0, inside]
-        norms[places] = found.norms[0, inside]
-        vectors[places] = found.vectors[0, inside]
-    return orders, norms, vectors
+        found = _read_held(reader, collection, state, block, form)
+        orders[places] = found.orders[inside]
+        packed.norms[places] = found.packed.norms[inside]
+        packed.numbers[places] = found.packed.numbers[inside]
+        if scales is not None and found.packed.scales is not None:
+            scales[places] = found.packed.scales[inside]
+    return Block(orders, packed)
 
 
 def _gather_mapped(
-    snapshot: Snapshot, collection: int, state: State, dim: int, rows: Rows
-) -> tuple[NDArray[np.uint64], NDArray[np.float64], Vectors]:
+    snapshot: Snapshot, collection: int, state: State, form: Form, rows: Rows
+) -> Block:
     """Copy rows out of one window over the map that spans all their blocks."""
     blocks, inside = rows >> 6, rows & 63
     if (inside[blocks == state.open_block] >= state.open_rows).any():
         raise CorruptionError(f"live: collection {collection} has a row beyond its open block")
-    table = _table(snapshot, collection, state, dim, _distinct(blocks))
+    table = _table(snapshot, collection, state, form, _distinct(blocks))
     starts = table[blocks].astype(np.int64) + layout.HEADER.size
     base = int(starts.min())
-    length = int(starts.max()) - base + layout.block_bytes(BLOCK_ROWS, dim)
+    length = int(starts.max()) - base + form.block_bytes(BLOCK_ROWS)
     if state.open_block in blocks:
         # That block may be the last one, and it is short.
-        ends = starts + layout.COLUMNS_BYTES + (inside + 1) * dim * 4
+        ends = starts + form.vectors_at + (inside + 1) * form.row_bytes
         length = int(ends.max()) - base
     window = memoryview((ctypes.c_char * length).from_address(base))
     starts -= base
-    orders = np.frombuffer(window, "<u8", length // 8)[starts // 8 + inside]
-    norms = np.frombuffer(window, "<f8", length // 8)[(starts + layout.ORDERS_BYTES) // 8 + inside]
-    numbers = np.frombuffer(window, "<f4", length // 4)
+
+    def column(dtype: Any, place: int) -> NDArray[Any]:
+        size = np.dtype(dtype).itemsize
+        whole = np.frombuffer(window, dtype, length // size)
+        picked: NDArray[Any] = whole[(starts + place) // size + inside]
+        return picked
+
+    numbers = np.frombuffer(window, form.dtype, length // form.dtype.itemsize)
     # Every position of the window as the beginning of a vector.
     vectors = np.lib.stride_tricks.as_strided(
-        numbers, (len(numbers) - dim + 1, dim), (4, 4), writeable=False
-    )[(starts + layout.COLUMNS_BYTES) // 4 + inside * dim]
-    return orders, norms, vectors
+        numbers,
+        (len(numbers) - form.width + 1, form.width),
+        (form.dtype.itemsize, form.dtype.itemsize),
+        writeable=False,
+    )[(starts + form.vectors_at) // form.dtype.itemsize + inside * form.width]
+    scales = column("<f4", layout.COLUMNS_BYTES) if form.code == layout.INT8 else None
+    return Block(column("<u8", 0), Packed(column("<f8", layout.ORDERS_BYTES), vectors, scales))
 
 
 def _distinct(values: Rows) -> Rows:
@@ -256,26 +290,26 @@ class RowWriter:
     the bitmaps. `state` is changed; saving it is the caller's.
     """
 
-    def __init__(self, txn: Transaction, collection: int, state: State, dim: int) -> None:
+    def __init__(self, txn: Transaction, collection: int, state: State, form: Form) -> None:
         self._txn = txn
         self._collection = collection
         self._state = state
-        self._dim = dim
+        self._form = form
         # Bit row & 7 of byte row >> 3: the little-endian words of the bitmap, seen as bytes.
         self._parts: dict[int, bytearray] = {}
         self._changed: set[int] = set()
         self._touched: set[int] = set()
         self._free: list[int] | None = None
 
-    def add(self, vectors: Vectors, norms: NDArray[np.float64], orders: NDArray[np.uint64]) -> Rows:
+    def add(self, packed: Packed, orders: NDArray[np.uint64]) -> Rows:
         """Store vectors in their stored form and return their new rows."""
-        state, rows, at = self._state, np.empty(len(vectors), np.intp), 0
-        while at < len(vectors):
+        state, rows, at = self._state, np.empty(len(packed), np.intp), 0
+        while at < len(packed):
             if state.open_block == NO_BLOCK:
                 state.open_block, state.open_rows = self._allot(), 0
-            take = min(BLOCK_ROWS - state.open_rows, len(vectors) - at)
+            take = min(BLOCK_ROWS - state.open_rows, len(packed) - at)
             part = slice(at, at + take)
-            self._extend(vectors[part], norms[part], orders[part])
+            self._extend(packed.take(part), orders[part])
             first = state.open_block * BLOCK_ROWS + state.open_rows
             rows[part] = np.arange(first, first + take)
             self._mark(state.open_block, (1 << take) - 1 << state.open_rows)
@@ -323,19 +357,17 @@ class RowWriter:
             self._txn.delete("live", layout.part_key(self._collection, part))
         self._state.blocks = blocks
 
-    def _extend(
-        self, vectors: Vectors, norms: NDArray[np.float64], orders: NDArray[np.uint64]
-    ) -> None:
+    def _extend(self, packed: Packed, orders: NDArray[np.uint64]) -> None:
         block, held, old = self._state.open_block, self._state.open_rows, None
         key = layout.block_key(self._collection, block)
         if held:
             old = self._txn.get("tiers", key)
-            if old is None or held != layout.check_block(old, self._collection, block, self._dim):
+            if old is None or held != layout.check_block(old, self._collection, block, self._form):
                 raise CorruptionError(f"tiers: block {block} does not hold {held} rows")
             # The new value gets a checksum of its own, which must not hide damage to the old one.
             layout.verify_bulk(old, f"tiers: block {block} of collection {self._collection}")
         value = layout.pack_block(
-            self._collection, block, old, held, orders, norms, vectors, self._txn.page
+            self._collection, block, old, held, orders, packed, self._form, self._txn.page
         )
         self._txn.put("tiers", key, value)
 

@@ -20,18 +20,22 @@ from vecstore.errors import CorruptionError
 from vecstore.fields import Mask
 from vecstore.filters import Filter
 from vecstore.hits import Hit, Hits, Plan
-from vecstore.layout import BLOCK_ROWS, State
+from vecstore.layout import BLOCK_ROWS, Packed, State
 from vecstore.planner import Recall
 from vecstore.rows import Run
 from vecstore.spec import Include, Metric
 from vecstore.store import Reader
-from vecstore.vectors import UNIT_SLACK, Vectors, lengths, original
+from vecstore.vectors import UNIT_SLACK, Vectors, lengths, original, widen
 
 # Scores of one slice of queries take at most this many bytes.
 SCORES_BYTES = 64 << 20
 SETTLED_AT_ONCE = 4096
 # Rows are copied together to matrices of this size for BLAS.
 BLAS_BYTES = 16 << 20
+# What is not compared where it lies is copied in pieces of this size, which stay in the cache.
+PIECE_BYTES = 256 << 10
+# Squares of numbers below this length are lost in float32.
+LOST = 1e-15
 # With fewer allowed rows than this share of a run, they are copied out instead of scanned over.
 SPARSE = 0.25
 
@@ -88,6 +92,8 @@ class _Exact:
         self.reader, self.entry, self.state = reader, entry, state
         self.metric: Metric = entry.spec.metric
         self.dim = entry.spec.dim
+        # Lengths of other forms than float32 are too far from 1 to be left out.
+        self.uneven = self.metric == "cosine" and entry.spec.precision != "float32"
         self.queries = queries.astype(np.float64)
         sizes = lengths(queries)
         if self.metric == "cosine":
@@ -106,9 +112,9 @@ class _Exact:
             same shape or one that broadcasts to it.
         """
         norms = np.empty(len(self.rows))
-        products = _Products(self.queries.astype(np.float32), len(self.rows))
+        products = _Products(self.queries.astype(np.float32), len(self.rows), sizes=self.uneven)
         blocks = np.flatnonzero(mask.words)
-        for run in rows.runs(self.reader, self.entry.number, self.state, self.dim, blocks):
+        for run in rows.runs(self.reader, self.entry.number, self.state, self.entry.form, blocks):
             low, high = np.searchsorted(
                 self.rows, (run.blocks[0] * BLOCK_ROWS, (run.blocks[-1] + 1) * BLOCK_ROWS)
             )
@@ -119,6 +125,8 @@ class _Exact:
         # An inner product of d float32 terms is off by less than d * 2^-24 |x| |q| (Higham,
         # Accuracy and Stability of Numerical Algorithms, 3.1); twice that, for the conversions.
         unit = (self.dim + 8) * 2.0**-23
+        if products.sizes is not None:
+            return scores, _divide(scores, products.sizes, unit)
         if self.metric == "cosine":
             return scores, np.full((len(sizes), 1), unit + 2 * UNIT_SLACK)
         # A product below float32's normal range may be lost whole.
@@ -182,7 +190,7 @@ class _Exact:
         for at in range(0, len(places), SETTLED_AT_ONCE):
             part = slice(at, at + SETTLED_AT_ONCE)
             orders[part], _, stored = rows.gather(
-                self.reader, self.entry.number, self.state, self.dim, self.rows[places[part]]
+                self.reader, self.entry.number, self.state, self.entry.form, self.rows[places[part]]
             )
             exact[part] = score(stored, self.queries[number], self.metric)
         return exact, orders
@@ -196,10 +204,10 @@ class _Exact:
     ) -> list[Hit]:
         vectors: Iterable[Any] = [None] * len(found)
         if "vector" in include:
-            _, norms, stored = rows.gather(
-                self.reader, self.entry.number, self.state, self.dim, found
+            stored = rows.gather_packed(
+                self.reader, self.entry.number, self.state, self.entry.form, found
             )
-            vectors = original(stored, norms, self.metric)
+            vectors = original(stored.packed, self.metric)
         hits = []
         for value, order, row, vector in zip(
             scores.tolist(), orders.tolist(), found.tolist(), vectors, strict=True
@@ -228,10 +236,12 @@ class _Products:
 
     One query is compared with each run where it lies: near the memory's speed, and without BLAS's
     threads. Several are compared by BLAS, with rows copied together to large matrices: on a busy
-    machine each call costs the waiting of its threads for one another.
+    machine each call costs the waiting of its threads for one another. What has to be widened, or
+    to be measured, is copied in any case.
     """
 
-    def __init__(self, queries: Vectors, count: int) -> None:
+    def __init__(self, queries: Vectors, count: int, *, sizes: bool) -> None:
+        self.sizes = np.empty(count) if sizes else None
         self._queries = queries
         self._scores = np.empty((len(queries), count))
         self._parts: list[Vectors] = []
@@ -240,22 +250,30 @@ class _Products:
 
     def add(self, run: Run, allowed: NDArray[np.intp]) -> None:
         """Take the allowed rows of the next run."""
-        if len(self._queries) == 1:
+        one, numbers = len(self._queries) == 1, run.packed.numbers
+        if one and numbers.dtype == np.float32 and self.sizes is None:
             products = _one_query(run, allowed, self._queries[0])
             self._scores[0, self._done : self._done + len(allowed)] = products
             self._done += len(allowed)
             return
-        held, dim = run.vectors.shape[1:]
-        step = max(1, BLAS_BYTES // (held * dim * 4))
+        held, width = numbers.shape[1:]
+        step = max(1, (PIECE_BYTES if one else BLAS_BYTES) // (held * width * 4))
         for at in range(0, len(run.blocks), step):
-            self._take(_cut(run, slice(at, at + step), allowed))
+            self._take(widen(_cut(run, slice(at, at + step), allowed)), at_once=one)
 
     def finish(self) -> NDArray[np.float64]:
         """The products of all rows that were added."""
         self._multiply()
         return self._scores
 
-    def _take(self, part: Vectors) -> None:
+    def _take(self, part: Vectors, *, at_once: bool) -> None:
+        if self.sizes is not None:
+            first = self._done + self._held
+            self.sizes[first : first + len(part)] = np.sqrt(np.vecdot(part, part))
+        if at_once:
+            self._scores[0, self._done : self._done + len(part)] = np.vecdot(part, self._queries[0])
+            self._done += len(part)
+            return
         self._parts.append(part)
         self._held += len(part)
         if self._held * part.shape[1] * 4 >= BLAS_BYTES:
@@ -270,16 +288,25 @@ class _Products:
         self._parts, self._held = [], 0
 
 
-def _cut(run: Run, part: slice, allowed: NDArray[np.intp]) -> Vectors:
-    """The allowed rows, (n, dim), of some blocks of a run."""
-    blocks = run.blocks[part]
+def _divide(
+    scores: NDArray[np.float64], sizes: NDArray[np.float64], unit: float
+) -> NDArray[np.float64]:
+    """Divide products (m, n) by the lengths of rows (n,) in place; return the errors' bounds."""
+    sound = sizes > LOST
+    scores /= np.where(sound, sizes, np.inf)
+    # The length is off by half as much as the product, relative to it.
+    bounds = np.where(sound, 2 * unit, 1.0 + 2 * unit)
+    return np.broadcast_to(bounds, scores.shape)
+
+
+def _cut(run: Run, part: slice, allowed: NDArray[np.intp]) -> Packed:
+    """The allowed rows, n of them, of some blocks of a run."""
+    blocks, packed = run.blocks[part], run.packed.take(part)
     low, high = np.searchsorted(allowed, (blocks[0] * BLOCK_ROWS, (blocks[-1] + 1) * BLOCK_ROWS))
-    vectors: Vectors = run.vectors[part]
-    if high - low == vectors.shape[0] * vectors.shape[1]:
-        return vectors.reshape(-1, vectors.shape[2])
-    rows = allowed[low:high]
-    chosen: Vectors = vectors[np.searchsorted(blocks, rows >> 6), rows & 63]
-    return chosen
+    if high - low == packed.norms.size:
+        return packed.flat()
+    chosen = allowed[low:high]
+    return packed.take((np.searchsorted(blocks, chosen >> 6), chosen & 63))
 
 
 def _one_query(run: Run, allowed: NDArray[np.intp], query: Vectors) -> Vectors:
@@ -308,7 +335,7 @@ def score(vectors: Vectors, query: NDArray[np.float64], metric: Metric) -> NDArr
     """Exact scores, float64 (n,), of stored vectors (n, dim) against one query (dim,).
 
     Under cosine the query has unit length. Larger is better: the cosine, the inner product, or
-    minus the Euclidean distance.
+    minus the Euclidean distance. A vector of zeros has a cosine of 0 with every other.
     """
     wide = vectors.astype(np.float64)
     scores: NDArray[np.float64]
@@ -317,5 +344,6 @@ def score(vectors: Vectors, query: NDArray[np.float64], metric: Metric) -> NDArr
     else:
         scores = (wide * query).sum(axis=1)
     if metric == "cosine":
-        scores = np.clip(scores / np.sqrt((wide**2).sum(axis=1)), -1.0, 1.0)
+        sizes = np.sqrt((wide**2).sum(axis=1))
+        scores = np.clip(scores / np.where(sizes > 0, sizes, 1.0), -1.0, 1.0)
     return scores

@@ -10,10 +10,12 @@ from typing import Any, Literal, get_args
 from vecstore.errors import SpecError, UsageError
 
 Metric = Literal["cosine", "dot", "l2"]
+Precision = Literal["float32", "float16", "int8"]
 Id = str | int
 Include = Literal["text", "metadata", "vector"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MIN_DIM, MAX_DIM = 2, 8192
 MAX_NAME_BYTES = 255
 # LMDB's key limit of 511 bytes, less the collection's number and the id's type tag.
@@ -32,6 +34,7 @@ class CollectionSpec:
         mrl: Prefix lengths that the vectors' encoder was trained for (Matryoshka), ascending.
         encoder: Name of the text encoder, or None for a collection of bare vectors.
         fingerprint: Digest of the encoder's model and settings, or None.
+        precision: "float32", "float16" or "int8": in what form vectors are stored.
     """
 
     name: str
@@ -40,6 +43,7 @@ class CollectionSpec:
     mrl: tuple[int, ...] = ()
     encoder: str | None = None
     fingerprint: str | None = None
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -47,6 +51,9 @@ class CollectionSpec:
             raise SpecError(f"dim={show(self.dim)} is outside {MIN_DIM}..{MAX_DIM}")
         if self.metric not in METRICS:
             raise SpecError(f"metric={self.metric!r} is unknown; use one of {', '.join(METRICS)}")
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise SpecError(f"precision={self.precision!r} is unknown; use one of {known}")
         sizes = self.mrl
         whole = all(type(size) is int and 0 < size <= self.dim for size in sizes)
         if not whole or list(sizes) != sorted(set(sizes)):
@@ -63,6 +70,7 @@ class CollectionSpec:
             "mrl": list(self.mrl),
             "encoder": self.encoder,
             "fingerprint": self.fingerprint,
+            "precision": self.precision,
         }
 
     @classmethod
@@ -75,6 +83,8 @@ class CollectionSpec:
             mrl=tuple(values["mrl"]),
             encoder=values["encoder"],
             fingerprint=values["fingerprint"],
+            # Collections made before there was a choice have none.
+            precision=values.get("precision", "float32"),
         )
 
 

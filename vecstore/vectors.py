@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vecstore.errors import VectorError
-from vecstore.spec import Metric
+from vecstore.layout import Packed
+from vecstore.spec import Metric, Precision
 
 Vectors = NDArray[np.float32]
 
@@ -18,6 +21,11 @@ LONGEST = 1e18
 # A vector this close to unit length is stored as it is: scores divide by its true length anyway.
 UNIT_SLACK = 1e-6
 WIDENED_AT_ONCE = 64
+LARGEST_FLOAT16 = 65504.0
+LARGEST_INT8 = 127
+# With so few bits in a scale, its product with a code of 7 bits is exact in float32's 24.
+SCALE_BITS = 17
+SMALLEST_SCALE = np.float32(2.0**-149)
 _QUIET = contextlib.nullcontext()
 
 
@@ -51,27 +59,95 @@ def as_vector(values: ArrayLike, dim: int, what: str = "the vector") -> Vectors:
     return vector
 
 
-def store_form(vectors: Vectors, metric: Metric) -> tuple[Vectors, NDArray[np.float64]]:
-    """Return vectors as they are stored, and their original lengths.
+def store_form(vectors: Vectors, metric: Metric, precision: Precision = "float32") -> Packed:
+    """Return vectors, float32 (n, dim), as they are stored.
 
-    Under cosine the stored vectors have unit length: `stored * norms[:, None]` gives the
-    originals. Under dot and l2 they are stored as they are.
+    Under cosine they are scaled to unit length, and `norms` are the original lengths. Under dot
+    and l2 they are stored as they are, and `norms` are the lengths of what is stored.
 
     Returns:
-        float32 (n, dim), which may be `vectors` itself, and float64 (n,).
+        Whose numbers may be `vectors` itself.
 
     Raises:
-        VectorError: Zero length under cosine, or a length over 1e18 under dot and l2.
+        VectorError: Zero length under cosine, a length over 1e18 under dot and l2, or a number
+            that float16 cannot hold.
     """
     norms = check_lengths(vectors, metric, "vector")
-    if metric != "cosine":
-        return vectors, norms
-    far = np.abs(norms - 1.0) > UNIT_SLACK
-    if not far.any():
-        return vectors, np.ones_like(norms)
-    norms[~far] = 1.0
-    # Dividing by 1.0 keeps the bits.
-    return (vectors / norms[:, None]).astype(np.float32), norms
+    if metric == "cosine":
+        far = np.abs(norms - 1.0) > UNIT_SLACK
+        norms[~far] = 1.0
+        if far.any():
+            # Dividing by 1.0 keeps the bits.
+            vectors = (vectors / norms[:, None]).astype(np.float32)
+    if precision == "float32":
+        return Packed(norms, vectors)
+    packed = _narrow_half(vectors, norms) if precision == "float16" else _narrow(vectors, norms)
+    return packed if metric == "cosine" else replace(packed, norms=lengths(widen(packed)))
+
+
+def _narrow_half(vectors: Vectors, norms: NDArray[np.float64]) -> Packed:
+    far = np.abs(vectors) > LARGEST_FLOAT16
+    if far.any():
+        row, column = np.argwhere(far)[0].tolist()
+        raise VectorError(
+            f"vector {row} holds {vectors[row, column]:g} at position {column}; precision"
+            f" 'float16' holds numbers up to {LARGEST_FLOAT16:g}: scale the vectors down, or make"
+            " the collection with precision 'float32'"
+        )
+    return Packed(norms, vectors.astype(np.float16))
+
+
+def _narrow(vectors: Vectors, norms: NDArray[np.float64]) -> Packed:
+    """Codes of -127 to 127 and a scale per vector, rounded up so that code * scale is exact."""
+    largest = np.abs(vectors).max(axis=1).astype(np.float64)
+    mantissas, exponents = np.frexp(largest / LARGEST_INT8)
+    scales = np.ldexp(np.ceil(np.ldexp(mantissas, SCALE_BITS)), exponents - SCALE_BITS)
+    narrow = np.maximum(scales.astype(np.float32), SMALLEST_SCALE)
+    codes = vectors / narrow[:, None]
+    np.rint(codes, out=codes)
+    # A scale below float32's normal range may have been rounded down.
+    np.clip(codes, -LARGEST_INT8, LARGEST_INT8, out=codes)
+    narrow[largest == 0] = 0
+    return Packed(norms, codes.astype(np.int8), narrow)
+
+
+def widen(packed: Packed) -> Vectors:
+    """Return stored numbers as float32 of their shape, exactly; float32 itself without a copy."""
+    numbers = packed.numbers
+    if numbers.dtype == np.float16:
+        # Four times faster than astype: the bits of a float16 in their places in a float32, whose
+        # exponent then is too small by 112, also for subnormal numbers.
+        bits = numbers.view(np.int16).astype(np.int32).view(np.uint32)
+        bits <<= np.uint32(13)
+        bits &= np.uint32(0x8FFFFFFF)
+        wide = bits.view(np.float32)
+        wide *= np.float32(2.0**112)
+        return wide
+    vectors: Vectors = numbers.astype(np.float32, copy=False)
+    if packed.scales is not None:
+        vectors *= packed.scales[..., None]
+    return vectors
+
+
+def differ(one: Packed, other: Packed) -> NDArray[np.bool_]:
+    """Which of two vectors each are not the same in their stored form, (n,)."""
+    found: NDArray[np.bool_] = (one.numbers != other.numbers).any(axis=1)
+    found |= one.norms != other.norms
+    if one.scales is not None and other.scales is not None:
+        found |= one.scales != other.scales
+    return found
+
+
+def unit_slack(packed: Packed) -> float | NDArray[np.float64]:
+    """How far from 1 the length of a stored vector may be, for one that had unit length."""
+    slack, root = 4 * UNIT_SLACK, math.sqrt(packed.numbers.shape[-1])
+    if packed.scales is not None:
+        # Each number is off by half a step at most; a little more, for the rounding of quotients.
+        steps: NDArray[np.float64] = packed.scales.astype(np.float64)
+        return slack + steps * (0.5001 * root)
+    if packed.numbers.dtype == np.float16:
+        return slack + 2.0**-11 + root * 2.0**-25
+    return slack
 
 
 def check_lengths(vectors: Vectors, metric: Metric, what: str) -> NDArray[np.float64]:
@@ -95,11 +171,12 @@ def check_lengths(vectors: Vectors, metric: Metric, what: str) -> NDArray[np.flo
     return norms
 
 
-def original(stored: Vectors, norms: NDArray[np.float64], metric: Metric) -> Vectors:
-    """Return the user's vectors again: the inverse of `store_form`, to float32's precision."""
+def original(packed: Packed, metric: Metric) -> Vectors:
+    """Return the user's vectors again, float32 (n, dim), as far as the stored form kept them."""
+    wide = widen(packed)
     if metric != "cosine":
-        return stored.copy()
-    return (stored * norms[..., None]).astype(np.float32)
+        return wide.copy() if wide is packed.numbers else wide
+    return (wide * packed.norms[..., None]).astype(np.float32)
 
 
 def lengths(vectors: Vectors) -> NDArray[np.float64]:

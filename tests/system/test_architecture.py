@@ -182,15 +182,23 @@ def test_kinds_and_dtypes_are_those_of_the_layout():
     text = {row[0]: row[3] for row in header}
 
     assert text["kind"] == f"{layout.FULL_BLOCK} full block, {layout.LIVE_PART} live part"
-    assert text["dtype"] == f"{layout.FLOAT32} float32, {layout.BITS} bits"
+    codes = {"float32": layout.FLOAT32, "bits": layout.BITS}
+    codes |= {"float16": layout.FLOAT16, "int8": layout.INT8}
+    assert text["dtype"] == ", ".join(f"{code} {name}" for name, code in codes.items())
 
 
 def test_the_columns_of_a_block_are_those_of_the_layout():
-    _, columns = rows_of("Bulk values")
+    _, columns, forms, *_ = rows_of("Bulk values")
 
-    assert [row[0] for row in columns] == ["orders", "norms", "vectors"]
-    assert [int(row[1]) for row in columns[:2]] == [layout.ORDERS_BYTES, layout.NORMS_BYTES]
-    assert layout.block_bytes(64, 10) == 512 + 512 + 4 * 10 * 64
+    assert [row[0] for row in columns] == ["orders", "norms", "scales", "vectors"]
+    sizes = [layout.ORDERS_BYTES, layout.NORMS_BYTES, layout.SCALES_BYTES]
+    assert [int(row[1].split()[0]) for row in columns[:3]] == sizes
+    assert tuple(row[0] for row in forms) == spec.PRECISIONS
+    for precision, dtype, at, row_bytes in forms:
+        found = layout.form(vecstore.CollectionSpec(name="c", dim=40, precision=precision))
+        assert found.dtype.str == {"int8": "|i1"}.get(precision, f"<{dtype}")
+        assert found.vectors_at == int(at)
+        assert found.block_bytes(64) - found.vectors_at == 64 * eval(row_bytes, {"dim": 40})
 
 
 def test_the_counters_are_those_of_the_layout():

@@ -39,7 +39,17 @@ ids = st.sampled_from([*range(40), *"abcdefgh", "1", "2", ""])
 vectors = st.integers(0, len(POOL) - 1).map(lambda number: POOL[number])
 texts = st.sampled_from(["red apples", "green apples", "a late train", "a train", "late apples"])
 values = st.none() | own.metadata
-names = st.sampled_from(["cosine", "dot", "l2", "texts"])
+# What the collections of bare vectors are made with.
+KINDS: dict[str, dict[str, Any]] = {
+    "cosine": {},
+    "dot": {"metric": "dot"},
+    "l2": {"metric": "l2"},
+    "half": {"precision": "float16"},
+    "half l2": {"precision": "float16", "metric": "l2"},
+    "bytes": {"precision": "int8"},
+    "bytes dot": {"precision": "int8", "metric": "dot"},
+}
+names = st.sampled_from([*KINDS, "texts"])
 batches = st.lists(
     st.tuples(ids, vectors, st.none() | texts, values),
     min_size=1,
@@ -55,7 +65,7 @@ def embed(text: str) -> np.ndarray:
 
 
 class Machine(RuleBasedStateMachine):
-    """One file with a collection for each metric and one for texts; models hold the truth."""
+    """One file with a collection of each kind and one for texts; models hold the truth."""
 
     snapshots: Bundle[Any] = Bundle("snapshots")
 
@@ -66,11 +76,15 @@ class Machine(RuleBasedStateMachine):
         self.db = vecstore.open(self.path, durable=False)
         self.open_views: list[vecstore.View] = []
         self.models: dict[str, Model] = {}
-        for metric in ("cosine", "dot", "l2"):
-            self.db.collection(metric, dim=DIM, metric=metric)
-            self.models[metric] = Model(DIM, metric)
+        for name in KINDS:
+            self.make(name)
         self.db.collection("texts", encoder=ENCODER)
         self.models["texts"] = Model(DIM, "cosine", embed)
+
+    def make(self, name: str) -> None:
+        collection = self.db.collection(name, dim=DIM, **KINDS[name])
+        spec = collection.spec
+        self.models[name] = Model(DIM, spec.metric, precision=spec.precision)
 
     def pick(self, name: str) -> tuple[vecstore.Collection, Model]:
         return self.db.collection(name), self.models[name]
@@ -100,7 +114,7 @@ class Machine(RuleBasedStateMachine):
     def store(self, name: str, batch: list[tuple], method: str) -> None:
         self.write(name, batch, method)
 
-    @rule(name=st.sampled_from(["cosine", "dot", "l2"]), bulk=bulks)
+    @rule(name=st.sampled_from([*KINDS]), bulk=bulks)
     def store_many(self, name: str, bulk: tuple[int, int]) -> None:
         first, count = bulk
         picked = [POOL[(first + number) % len(POOL)] for number in range(count)]
@@ -253,10 +267,10 @@ class Machine(RuleBasedStateMachine):
         with pytest.raises(NotFoundError):
             old.count()
         if model.embed is None:
-            self.db.collection(name, dim=DIM, metric=model.metric)
+            self.make(name)
         else:
             self.db.collection(name, encoder=ENCODER)
-        model.rows.clear()
+            model.rows.clear()
 
     @rule(name=names, query=vectors)
     def rename_and_back(self, name: str, query: np.ndarray) -> None:
