@@ -40,6 +40,15 @@ class Model:
         self.precision = precision
         self.rows: dict[Any, Row] = {}
 
+    @property
+    def dtype(self) -> type:
+        """What vectors come as: binary ones in bytes."""
+        return np.uint8 if self.metric == "hamming" else np.float32
+
+    def own(self, vectors: np.ndarray) -> np.ndarray:
+        """Arrays of any numbers as vectors of this collection: for a binary one, their signs."""
+        return np.packbits(np.asarray(vectors) > 0, axis=-1) if self.dtype is np.uint8 else vectors
+
     def copy(self) -> Model:
         twin = Model(self.dim, self.metric, self.embed, self.precision)
         twin.rows = dict(self.rows)
@@ -49,7 +58,7 @@ class Model:
         """Add or replace; a dict keeps the place of a key that it has."""
         if vector is None:
             vector = self.embed(text)
-        self.rows[key] = Row(np.asarray(vector, np.float32), text, metadata)
+        self.rows[key] = Row(np.asarray(vector, self.dtype), text, metadata)
 
     def change(self, key: Any, vector: Any = None, text: str | None = None, metadata: Any = None):
         """Update: merge metadata at the top level, embed a new text."""
@@ -58,7 +67,7 @@ class Model:
             vector = self.embed(text)
         self.rows[key] = replace(
             old,
-            vector=old.vector if vector is None else np.asarray(vector, np.float32),
+            vector=old.vector if vector is None else np.asarray(vector, self.dtype),
             text=old.text if text is None else text,
             metadata=old.metadata if metadata is None else {**(old.metadata or {}), **metadata},
         )
@@ -79,7 +88,7 @@ class Model:
         return Record(id=key, text=row.text, metadata=row.metadata, vector=self.kept(row.vector))
 
     def kept(self, vector: np.ndarray) -> np.ndarray:
-        if self.precision == "float32":
+        if self.precision in ("float32", "bits"):
             return vector
         stored = stored_form(vector[None], self.metric, self.precision)[0]
         if self.metric != "cosine":
@@ -93,7 +102,7 @@ class Model:
         if not keys:
             return []
         stored = np.array([self.rows[key].vector for key in keys])
-        found = scores(stored, np.asarray(query, np.float32), self.metric, self.precision)
+        found = scores(stored, np.asarray(query, self.dtype), self.metric, self.precision)
         ranked = sorted(zip(found, keys, strict=True), key=lambda pair: -pair[0])
         return [pair for pair in ranked if min_score is None or pair[0] >= min_score]
 
@@ -142,7 +151,7 @@ class Model:
 
     def slack(self, query: Any) -> float:
         """How far two float64 computations of one score may lie apart."""
-        if self.metric == "cosine":
+        if self.metric in ("cosine", "hamming"):
             return 1e-12
         longest = max((length(row.vector) for row in self.rows.values()), default=0.0)
         mine = length(np.asarray(query, np.float32))
@@ -183,7 +192,10 @@ def int8_form(vector: np.ndarray) -> np.ndarray:
 def scores(
     vectors: np.ndarray, query: np.ndarray, metric: str, precision: str = "float32"
 ) -> list[float]:
-    """Scores of float32 vectors (n, dim) against a float32 query."""
+    """Scores of float32 vectors (n, dim), or packed bits, against a query of their dtype."""
+    if metric == "hamming":
+        different = np.unpackbits(vectors, axis=1) != np.unpackbits(query)
+        return (-different.sum(axis=1, dtype=np.float64)).tolist()
     wide, q = stored_form(vectors, metric, precision), query.astype(np.float64)
     if metric == "dot":
         return (wide * q).sum(axis=1).tolist()
@@ -210,8 +222,14 @@ def same_record(found: Record | None, expected: Record | None, metric: str = "do
     if found is None or expected is None:
         return found is expected
     if found.vector is not None:
-        if found.vector.dtype != np.float32 or found.vector.shape != expected.vector.shape:
+        if found.vector.dtype != expected.vector.dtype:
             return False
+        if found.vector.shape != expected.vector.shape:
+            return False
+        if found.vector.dtype == np.uint8:
+            return found.vector.tobytes() == expected.vector.tobytes() and same_record(
+                replace(found, vector=None), expected
+            )
         spacing = np.spacing(np.abs(expected.vector)) * (2 if metric == "cosine" else 0)
         if not (np.abs(found.vector - expected.vector) <= spacing).all():
             return False

@@ -353,6 +353,39 @@ def test_check_finds_wrong_numbers_of_every_precision(
     assert memory.check() == []
 
 
+@pytest.mark.parametrize(("name", "place", "value"), [("numbers", (10, 0), 0), ("norms", 10, 1.0)])
+def test_check_finds_wrong_counts_of_bits(memory, name, place, value):
+    collection = memory.collection("c", dim=72, metric="hamming")
+    collection.add(vectors=np.full((70, 9), 3, np.uint8))
+    key, own = layout.block_key(NUMBER, 0), layout.form(collection.spec)
+
+    def work(txn):
+        copy = bytearray(txn.get("tiers", key))
+        getattr(layout.view_block(copy, 64, own).packed, name)[place] = value
+        header = Header(1, own.code, 64, 72, 0, 0, 0, NUMBER)
+        txn.put("tiers", key, layout.seal_bulk(header, copy, own.block_bytes(64)))
+
+    assert any("wrong count of bits (7)" in problem for problem in break_by(memory, work))
+    memory.drop("c")
+
+
+def test_check_finds_bits_beyond_the_last(memory):
+    collection = memory.collection("c", dim=72, metric="hamming")
+    collection.add(vectors=np.zeros((3, 9), np.uint8))
+    key, own = layout.block_key(NUMBER, 0), layout.form(collection.spec)
+
+    def work(txn):
+        copy = bytearray(txn.get("tiers", key))
+        packed = layout.view_block(copy, 3, own).packed
+        packed.numbers.view(np.uint8)[1, 9] = 1
+        packed.norms[1] = 1
+        header = Header(1, own.code, 3, 72, 0, 0, 0, NUMBER)
+        txn.put("tiers", key, layout.seal_bulk(header, copy, own.block_bytes(3)))
+
+    assert any("wrong count of bits (7)" in problem for problem in break_by(memory, work))
+    memory.drop("c")
+
+
 @pytest.mark.parametrize("name", ["a damaged block", "a missing id"])
 def test_backup_and_compact_refuse_what_check_finds(db, tmp_path, name):
     db.writing(BROKEN[name][0])

@@ -574,6 +574,22 @@ def test_dump_and_add_round_trip(run: Run) -> None:
     assert run("dump", "b.vecstore").stdout_bytes == dumped
 
 
+def test_binary_vectors_are_added_searched_and_dumped(run: Run) -> None:
+    file = write_jsonl("rows.jsonl", [{"id": i, "vector": [i, 255]} for i in range(4)])
+    declared = ("--dim", 16, "--metric", "hamming")
+    run("add", "a.vecstore", file, *declared)
+    dumped = run("dump", "a.vecstore").output
+    run("add", "b.vecstore", "-", *declared, stdin=dumped)
+    Path("rows.csv").write_text('id,vector\nx,"[3, 0]"\n')
+    run("add", "b.vecstore", "rows.csv")
+
+    assert dumped.splitlines()[3] == '{"id": 3, "vector": [3, 255]}'
+    assert run("dump", "b.vecstore").output == dumped + '{"id": "x", "vector": [3, 0]}\n'
+    found = json.loads(run("search", "b.vecstore", "[3, 255]", "--json", "-k", 1).output)
+    assert (found["hits"][0]["id"], found["hits"][0]["distance"]) == (3, 0.0)
+    assert "a JSON array of 2 bytes" in run("search", "b.vecstore", "text", status=1).stderr
+
+
 @pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_a_precision_is_declared_and_dumped_vectors_come_back(run: Run, precision: str) -> None:
     vectors = np.random.default_rng(0).normal(size=(5, 4)).tolist()

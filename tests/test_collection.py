@@ -76,6 +76,13 @@ def test_whole_numbers_of_numpy_declare_too(memory: Database) -> None:
         ({"dim": 3, "metric": ""}, "metric=''"),
         ({"dim": 3, "metric": []}, r"metric=\[\]"),
         ({"dim": 3, "precision": "f2"}, "precision='f2' is unknown"),
+        ({"dim": 3, "precision": "bits"}, "precision='bits' is unknown"),
+        ({"dim": 12, "metric": "hamming"}, "dim=12 counts bits"),
+        ({"dim": 8200, "metric": "hamming"}, "dim=8200 is outside"),
+        ({"dim": 16, "metric": "hamming", "precision": "int8"}, "'int8' does not apply"),
+        ({"dim": 16, "metric": "hamming", "precision": "float32"}, "'float32' does not apply"),
+        ({"metric": "hamming"}, "needs dim="),
+        ({"dim": 64, "metric": "hamming", "encoder": HashEncoder()}, "encoder 'hash' makes"),
         ({"dim": 3, "mrl": 5}, "mrl=5"),
         ({"dim": 3, "mrl": "12"}, "mrl='12'"),
         ({"dim": 3, "mrl": (1.5, 2)}, r"mrl=\(1\.5, 2\)"),
@@ -315,10 +322,15 @@ def test_a_record_whose_vector_is_given_again_keeps_its_row(
     assert collection.stats()["dead_rows"] == 1
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "bits"])
 def test_repacked_vectors_are_the_same_bits(memory: Database, precision: Any) -> None:
-    collection = memory.collection("c", dim=5, precision=precision)
-    collection.add(vectors=np.random.default_rng(1).normal(size=(200, 5)), ids=range(200))
+    vectors = np.random.default_rng(1).normal(size=(200, 8))
+    if precision == "bits":
+        collection = memory.collection("c", dim=8, metric="hamming")
+        collection.add(vectors=vectors > 0, ids=range(200))
+    else:
+        collection = memory.collection("c", dim=8, precision=precision)
+        collection.add(vectors=vectors, ids=range(200))
     before = {record.id: record.vector for record in collection.scan(include=("vector",))}
     collection.delete([key for key in range(200) if key % 3])
     memory.compact()
@@ -339,6 +351,42 @@ def test_numbers_beyond_float16_are_refused(memory: Database, metric: Any) -> No
     with pytest.raises(VectorError, match=r"vector 1 holds 1e\+06 at position 0; .*'float16'"):
         collection.add(vectors=[[1, 2], [1e6, 0]])
     assert collection.count() == 0
+
+
+# Binary vectors
+
+
+def test_a_binary_record_whose_vector_is_given_again_keeps_its_row(memory: Database) -> None:
+    collection = memory.collection("c", dim=16, metric="hamming")
+    assert memory.collection("c", dim=16, metric="hamming").spec == collection.spec
+    vectors = np.arange(40, dtype=np.uint8).reshape(20, 2)
+    collection.add(vectors=vectors, ids=range(20))
+    collection.upsert(vectors=np.unpackbits(vectors, axis=1).astype(bool), ids=range(20))
+    assert collection.stats()["dead_rows"] == 0
+    collection.update(3, vector=[7, 7])
+    assert collection.stats()["dead_rows"] == 1
+    assert collection.stats()["vector_bytes"] == 20 * 8
+
+
+def test_binary_records_are_streamed(memory: Database) -> None:
+    collection = memory.collection("c", dim=16, metric="hamming")
+    items = [{"id": 1, "vector": [1, 2]}, {"id": 2, "vector": np.array([3, 4], np.uint8)}]
+    assert collection.add_records(items, batch=1) == 2
+    assert collection.add_records(items, upsert=True) == 2
+    assert [record.vector.tolist() for record in collection.scan(include=("vector",))] == [
+        [1, 2],
+        [3, 4],
+    ]
+
+
+def test_texts_are_no_binary_vectors(memory: Database) -> None:
+    collection = memory.collection("c", dim=16, metric="hamming")
+    with pytest.raises(UsageError, match="has no encoder"):
+        collection.add("a text")
+    with pytest.raises(UsageError, match="has no encoder"):
+        collection.search("a text")
+    collection.add("a text beside", vectors=[1, 2], ids=1)
+    assert collection.search([1, 2])[0].text == "a text beside"
 
 
 # Getting

@@ -12,7 +12,7 @@ from vecstore.hits import Record
 from vecstore.layout import BLOCK_ROWS, NO_BLOCK, PART_BYTES, Header, State
 from vecstore.metadata import is_plain, plain_metadata
 from vecstore.spec import MAX_ID_BYTES, MAX_INT_ID, MIN_INT_ID, PRECISIONS
-from vecstore.vectors import store_form
+from vecstore.vectors import pack, store_form
 
 PAGES = st.sampled_from([4096, 8192, 16384, 32768])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -31,14 +31,23 @@ VALUES = st.recursive(
 )
 METADATA = st.dictionaries(TEXT.map(lambda key: key.lstrip("$")), VALUES, max_size=6)
 IDS = TEXT | st.integers(MIN_INT_ID, MAX_INT_ID)
-FORMS = st.sampled_from(PRECISIONS)
+FORMS = st.sampled_from([*PRECISIONS, "bits"])
+
+
+def spec_of(dim: int = 4, precision: str = "float32") -> CollectionSpec:
+    if precision == "bits":
+        return CollectionSpec(name="c", dim=8 * dim, metric="hamming")
+    return CollectionSpec(name="c", dim=dim, precision=precision)
 
 
 def form(dim: int = 4, precision: str = "float32") -> layout.Form:
-    return layout.form(CollectionSpec(name="c", dim=dim, precision=precision))
+    return layout.form(spec_of(dim, precision))
 
 
 def packed(rows: int, dim: int, precision: str = "float32", seed: int = 0) -> layout.Packed:
+    if precision == "bits":
+        bits = np.random.default_rng(seed).integers(0, 256, (rows, dim))
+        return pack(bits, spec_of(dim, precision))
     vectors = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
     return store_form(vectors, "cosine", precision)
 
@@ -209,13 +218,13 @@ def test_a_block_that_grew_equals_one_made_at_once(held, data, dim, precision):
     assert grown == layout.pack_block(1, 2, None, 0, orders, whole, own, 4096)
 
 
-@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize("precision", ["float16", "int8", "bits"])
 def test_a_block_of_another_form_is_damage(precision):
     with pytest.raises(CorruptionError, match="belongs to another value"):
         layout.check_block(block(), 3, 5, form(4, precision))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, "bits"])
 def test_every_column_of_a_block_begins_at_a_multiple_of_64(precision):
     own = form(4, precision)
 

@@ -10,13 +10,15 @@ from vecstore.layout import BLOCK_ROWS, NO_BLOCK, PART_ROWS, State
 from vecstore.rows import RowWriter
 from vecstore.spec import PRECISIONS
 from vecstore.store import Store
-from vecstore.vectors import store_form, widen
+from vecstore.vectors import pack, store_form, widen
 
 DIM = 3
 NUMBER = 1
 FORMS = {
     name: layout.form(CollectionSpec(name="c", dim=DIM, precision=name)) for name in PRECISIONS
 }
+BITS = CollectionSpec(name="c", dim=72, metric="hamming")
+FORMS["bits"] = layout.form(BITS)
 FORM = FORMS["float32"]
 
 
@@ -44,14 +46,22 @@ class Model:
         self.store.write(run)
 
     def add(self, writer, count):
-        given = self.rng.normal(size=(count, DIM)).astype(np.float32)
-        packed = store_form(given, "l2", self.precision)
-        vectors, norms = widen(packed), packed.norms
+        if self.precision == "bits":
+            packed = pack(self.rng.integers(0, 256, (count, 9)), BITS)
+            vectors = packed.numbers
+        else:
+            given = self.rng.normal(size=(count, DIM)).astype(np.float32)
+            packed = store_form(given, "l2", self.precision)
+            vectors = widen(packed)
+        norms = packed.norms
         orders = np.arange(self.order, self.order + count, dtype=np.uint64)
         self.order += count
         for at, row in enumerate(writer.add(packed, orders).tolist()):
             assert row not in self.rows
             self.rows[row] = (int(orders[at]), norms[at], vectors[at])
+
+    def seen(self, packed):
+        return packed.numbers if self.precision == "bits" else widen(packed)
 
     def kill(self, writer, doomed):
         writer.kill(np.array(doomed, np.intp))
@@ -64,7 +74,9 @@ class Model:
         assert alive.tolist() == sorted(self.rows)
         assert rows.count(words) == len(self.rows)
         for sequence in (alive, self.rng.permutation(alive)):
-            orders, norms, vectors = rows.gather(reader, NUMBER, self.state, self.form, sequence)
+            found = rows.gather_packed(reader, NUMBER, self.state, self.form, sequence)
+            orders, norms = found.orders, found.packed.norms
+            vectors = self.seen(found.packed)
             for at, row in enumerate(sequence.tolist()):
                 order, norm, vector = self.rows[row]
                 assert (int(orders[at]), norms[at]) == (order, norm)
@@ -72,12 +84,13 @@ class Model:
         blocks = np.flatnonzero(words)
         seen = set()
         for run in rows.runs(reader, NUMBER, self.state, self.form, blocks):
-            assert run.vectors.shape == (*run.orders.shape, DIM)
+            vectors = self.seen(run.packed)
+            assert vectors.shape == (*run.orders.shape, self.form.width)
             for where, row in np.ndenumerate(run.rows()):
                 if row in self.rows:
                     order, norm, vector = self.rows[int(row)]
                     assert (int(run.orders[where]), run.norms[where]) == (order, norm)
-                    assert (run.vectors[where] == vector).all()
+                    assert (vectors[where] == vector).all()
                     seen.add(int(row))
         assert seen == self.rows.keys()
 
@@ -92,7 +105,7 @@ STEPS = st.lists(
 )
 
 
-@given(STEPS, st.integers(0, 2**32), st.sampled_from(PRECISIONS))
+@given(STEPS, st.integers(0, 2**32), st.sampled_from([*FORMS]))
 def test_rows_are_what_was_added_and_not_killed(steps, seed, precision):
     store = Store(":memory:")
     model = Model(store, seed, precision)

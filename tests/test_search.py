@@ -185,6 +185,113 @@ def test_distances_are_the_metrics_own() -> None:
             assert hit.score == pytest.approx(1 - distance if metric == "cosine" else -distance)
 
 
+# Binary vectors
+
+
+def binary(db: Any, bits: int) -> tuple[Any, Model]:
+    collection = db.collection("c", dim=bits, metric="hamming")
+    return collection, Model(bits, "hamming", precision="bits")
+
+
+def draw_bits(rng: np.random.Generator, n: int, bits: int) -> np.ndarray:
+    """Packed bits with many equal distances."""
+    vectors = rng.integers(0, 256, (n, bits // 8)).astype(np.uint8)
+    if n:
+        vectors[rng.random(n) < 0.3] = vectors[0]
+        vectors[rng.random(n) < 0.1] = 0
+    return vectors
+
+
+@given(seeds, st.sampled_from([8, 16, 56, 64, 72, 256, 1000, 8192]), counts, ks)
+@example(1, 8192, 129, 10)
+def test_hits_of_binary_vectors_are_those_of_counted_bits(
+    seed: int, bits: int, n: int, k: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    with vecstore.open(":memory:") as db:
+        collection, model = binary(db, bits)
+        fill(collection, model, draw_bits(rng, n, bits))
+        queries = draw_bits(rng, 3, bits)
+        where = {"n": {"$lt": n // 2}}
+        for query, hits in zip(queries, collection.search_many(queries, k), strict=True):
+            model.check(hits, query, k)
+            model.check(collection.search(query, k), query, k)
+            model.check(collection.search(query, k, where=where), query, k, where=where)
+        assert db.check() == []
+
+
+@given(seeds, st.integers(1, 150), st.integers(1, 40))
+def test_pages_of_binary_vectors_make_up_one_large_search(seed: int, n: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    with vecstore.open(":memory:") as db:
+        collection, model = binary(db, 16)
+        fill(collection, model, draw_bits(rng, n, 16))
+        query = draw_bits(rng, 1, 16)[0]
+        whole, paged = collection.search(query, n), []
+        while len(page := collection.search(query, size, after=paged[-1] if paged else None)):
+            paged += page
+        assert tuple(paged) == tuple(whole)
+
+
+def test_the_least_score_is_a_radius_of_bits() -> None:
+    rng = np.random.default_rng(0)
+    with vecstore.open(":memory:") as db:
+        collection, model = binary(db, 64)
+        fill(collection, model, draw_bits(rng, 300, 64))
+        query = model.rows[0].vector
+        for radius in (0, 20, 30, 64):
+            hits = collection.search(query, 300, min_score=-radius)
+            model.check(hits, query, 300, min_score=-radius)
+            assert all(hit.distance <= radius for hit in hits)
+
+
+def test_binary_vectors_are_given_in_many_ways_and_come_back_packed() -> None:
+    rng = np.random.default_rng(0)
+    packed = draw_bits(rng, 5, 24)
+    flags = np.unpackbits(packed, axis=1).astype(bool)
+    ways = [packed, flags, packed.tolist(), flags.tolist(), packed.astype(">i8"), packed[:, ::1]]
+    with vecstore.open(":memory:") as db:
+        for number, way in enumerate(ways):
+            collection = db.collection(f"c{number}", dim=24, metric="hamming")
+            collection.add(vectors=way, ids=range(5))
+            found = collection.get(range(5), include=("vector",))
+            assert all(record.vector.dtype == np.uint8 for record in found)
+            assert (np.array([record.vector for record in found]) == packed).all()
+            hit = collection.search(way[2], 1, include=("vector",))[0]
+            assert (hit.score, hit.distance) == (0.0, 0.0)
+            assert (hit.vector == packed[2]).all()
+            assert collection.search_many(way, 2) == collection.search_many(packed, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.5, 1.0], "float64; binary vectors are packed: uint8 .*numpy.packbits"),
+        (np.ones(16, np.float32), "float32; binary vectors are packed"),
+        ([1, 2, 3], r"3 bytes each, the collection has dim=16: 2 bytes \(uint8\), or 16 booleans"),
+        ([True] * 15, "15 bits each, the collection has dim=16"),
+        (np.ones(16, int), "16 bytes each"),
+        ([1, 256], "row 0 holds 256 at position 1; packed bits are"),
+        ([-1, 0], "row 0 holds -1 at position 0"),
+        (["a", "b"], "<U1"),
+    ],
+)
+def test_what_are_no_bits_is_refused(values: Any, message: str) -> None:
+    with vecstore.open(":memory:") as db:
+        collection = db.collection("c", dim=16, metric="hamming")
+        collection.add(vectors=[[1, 2]], ids=["a"])
+        for call in (collection.search, lambda values: collection.search_many([values])):
+            with pytest.raises(VectorError, match=message):
+                call(values)
+        with pytest.raises(VectorError, match=message):
+            collection.add(vectors=[values])
+        with pytest.raises(VectorError, match=message):
+            collection.upsert(vectors=values, ids="a")
+        with pytest.raises(VectorError, match=r"shape \(1, 2\)"):
+            collection.search([[1, 2]])
+        assert collection.get("a", include=("vector",)).vector.tolist() == [1, 2]
+
+
 # Filters
 
 

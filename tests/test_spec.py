@@ -27,6 +27,12 @@ def test_a_spec_survives_its_stored_form(name, dim, metric, encoder, precision) 
     assert CollectionSpec.from_dict(spec.to_dict()) == spec
 
 
+def test_a_spec_of_binary_vectors_survives_its_stored_form() -> None:
+    spec = CollectionSpec(name="c", dim=8, metric="hamming")
+    assert spec.precision == "bits"
+    assert CollectionSpec.from_dict(spec.to_dict()) == spec
+
+
 def test_a_spec_stored_without_a_precision_is_of_float32() -> None:
     values = CollectionSpec(name="c", dim=3, precision="int8").to_dict()
     del values["precision"]
@@ -39,11 +45,16 @@ def test_a_spec_stored_without_a_precision_is_of_float32() -> None:
         ({"dim": 1}, r"dim=1 is outside 2\.\.8192"),
         ({"dim": 8193}, "dim=8193"),
         ({"dim": -(10**5000)}, "dim=<int too large to show>"),
-        ({"metric": "euclid"}, "metric='euclid' is unknown; use one of cosine, dot, l2"),
+        ({"metric": "euclid"}, "metric='euclid' is unknown; use one of cosine, dot, l2, hamming"),
         ({"metric": ""}, "metric='' is unknown"),
         ({"metric": []}, r"metric=\[\] is unknown"),
         ({"precision": "double"}, "precision='double' is unknown; use one of float32, float16"),
         ({"precision": []}, r"precision=\[\] is unknown"),
+        ({"precision": "bits"}, "precision='bits' is unknown"),
+        ({"metric": "hamming"}, "dim=3 counts bits under hamming, and must be a multiple of 8"),
+        ({"metric": "hamming", "dim": 8, "precision": "int8"}, "'int8' does not apply"),
+        ({"metric": "hamming", "dim": 8, "precision": []}, r"precision=\[\] does not apply"),
+        ({"metric": "hamming", "dim": 8, "encoder": "e"}, "encoder 'e' makes numbers"),
         ({"mrl": (2, 1)}, r"mrl=\(2, 1\)"),
         ({"mrl": (1, 1)}, r"mrl=\(1, 1\)"),
         ({"mrl": (0, 1)}, r"mrl=\(0, 1\)"),

@@ -17,7 +17,7 @@ from vecstore.errors import CorruptionError, NotFoundError, StoreError
 from vecstore.layout import BLOCK_ROWS, Packed, State
 from vecstore.rows import PART_WORDS, Words
 from vecstore.store import Reader
-from vecstore.vectors import lengths, unit_slack, widen
+from vecstore.vectors import count_bits, lengths, unit_slack, widen
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +236,11 @@ class _CollectionCheck:
         numbers += [] if packed.scales is None else [packed.scales]
         if not all(np.isfinite(values).all() for values in numbers):
             self.report.add(self.where, f"block {block} holds a value that is not finite (7)")
+        if self.entry.spec.metric == "hamming":
+            spare = packed.numbers.view(np.uint8)[:, self.entry.spec.dim // 8 :]
+            if (packed.norms != count_bits(packed.numbers)).any() or spare.any():
+                self.report.add(self.where, f"block {block} holds a wrong count of bits (7)")
+            return
         sizes = lengths(widen(packed))
         if self.entry.spec.metric != "cosine":
             if (abs(packed.norms - sizes) > 1e-9 * sizes).any():

@@ -429,9 +429,10 @@ def _vector(query: str, collection: Collection) -> Any:
     try:
         return formats.parse_json(query)
     except ValueError:
+        spec = collection.spec
+        of = f"{spec.dim // 8} bytes" if spec.metric == "hamming" else f"{spec.dim} numbers"
         raise UsageError(
-            f"collection {collection.name!r} has no encoder: QUERY is a JSON array of"
-            f" {collection.spec.dim} numbers"
+            f"collection {spec.name!r} has no encoder: QUERY is a JSON array of {of}"
         ) from None
 
 

@@ -25,7 +25,7 @@ from vecstore.records import Stored
 from vecstore.search import Request
 from vecstore.spec import CollectionSpec, Id, Include, check_id, is_id, show
 from vecstore.store import Reader, Transaction
-from vecstore.vectors import Vectors, as_vector, as_vectors, check_lengths, original
+from vecstore.vectors import Bits, Vectors, as_queries, as_query, check_lengths, unpack
 
 T = TypeVar("T")
 Where = Mapping[str, Any] | Filter | None
@@ -132,7 +132,8 @@ class Collection:
 
         Args:
             texts: What to embed and keep; needs an encoder, unless `vectors` are given too.
-            vectors: Numbers of shape (n, dim), or (dim,) for one record.
+            vectors: Numbers of shape (n, dim), or (dim,) for one record. Of a binary collection
+                packed bits, uint8 of shape (n, dim / 8), or booleans of shape (n, dim).
             ids: str or int of 64 bits; None makes ids that sort by time.
             metadata: Dicts of any JSON values, datetimes and bytes, or None.
             timeout: Seconds to wait for the right to write.
@@ -363,7 +364,8 @@ class Collection:
         satisfies `where`, and there are k of them whenever k records do.
 
         Args:
-            query: A text, or a vector of shape (dim,).
+            query: A text, or a vector of shape (dim,); of a binary collection uint8 of shape
+                (dim / 8,) or booleans of shape (dim,).
             k: How many hits.
             where: A filter: `{"year": {"$gte": 2020}}` or `F("year") >= 2020`.
             min_score: Leave out hits with a smaller score.
@@ -374,9 +376,9 @@ class Collection:
         """
         request = _request(k, where, min_score, offset, after, include, recall)
         if isinstance(query, str):
-            vectors = self._embed([query])
+            vectors: Vectors | Bits = self._embed([query])
         else:
-            vectors = as_vector(query, self._declared.dim, "the query")[None, :]
+            vectors = as_query(query, self._declared)
         return self._search(vectors, request)[0]
 
     def search_many(
@@ -393,7 +395,7 @@ class Collection:
         """Return one Hits per query, all from the same moment; options as in `search`.
 
         Args:
-            queries: Texts, or vectors of shape (m, dim).
+            queries: Texts, or vectors of shape (m, dim); of a binary collection as in `search`.
             k: How many hits each.
             where: A filter.
             min_score: Leave out hits with a smaller score.
@@ -405,11 +407,11 @@ class Collection:
         if isinstance(queries, str):
             raise UsageError("search_many takes several queries; for one text use search")
         if isinstance(queries, Sequence) and any(isinstance(query, str) for query in queries):
-            vectors = self._embed(list(queries))
+            vectors: Vectors | Bits = self._embed(list(queries))
         elif isinstance(queries, Sequence) and len(queries) == 0:
             return []
         else:
-            vectors = as_vectors(queries, self._declared.dim, "queries")
+            vectors = as_queries(queries, self._declared)
         return self._search(vectors, request)
 
     # Inside
@@ -449,8 +451,9 @@ class Collection:
                 raise UsageError(f"query {i} is {show(text)}: it must be a text that is not empty")
         return ingest.embed(self._declared, texts, self._encoder(), "query")
 
-    def _search(self, vectors: Vectors, request: Request) -> list[Hits]:
-        check_lengths(vectors, self._declared.metric, "query")
+    def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:
+        if self._declared.metric != "hamming":
+            check_lengths(vectors, self._declared.metric, "query")
         with self._source.reading() as reader:
             return search.run(reader, self._entry(reader), vectors, request)
 
@@ -477,7 +480,7 @@ def _records(
         state = catalog.state(reader, entry.number)
         places = np.array([item.row for item in found], np.intp)
         stored = rows.gather_packed(reader, entry.number, state, entry.form, places)
-        vectors = original(stored.packed, entry.spec.metric)
+        vectors = unpack(stored.packed, entry.spec)
     return [
         Record(
             id=item.id,

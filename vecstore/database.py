@@ -158,8 +158,9 @@ class Database:
 
         Args:
             name: At most 255 bytes of UTF-8.
-            dim: Numbers per vector, 2 to 8,192.
-            metric: "cosine" (the default), "dot" or "l2".
+            dim: Numbers per vector, 2 to 8,192; bits, a multiple of 8, under "hamming".
+            metric: "cosine" (the default), "dot", "l2", or "hamming" for binary vectors, which
+                are packed: uint8 of shape (n, dim / 8), as numpy.packbits makes them.
             encoder: An `Encoder`, a folder with an ONNX model, or a callable.
             mrl: Prefix lengths that bare vectors were trained for (Matryoshka).
             precision: How vectors are stored: "float32" (the default), "float16" (half the space,
@@ -419,6 +420,13 @@ def _new_spec(
     precision: Precision | None,
 ) -> CollectionSpec:
     metric = "cosine" if metric is None else metric
+    if metric == "hamming" and precision is not None:
+        raise SpecError(
+            f"precision={show(precision)} does not apply to metric 'hamming', which stores bits;"
+            " leave it out"
+        )
+    if metric == "hamming" and dim is None:
+        raise SpecError("metric 'hamming' needs dim=, the number of bits: no encoder makes bits")
     precision = "float32" if precision is None else precision
     if encoder is None and dim is None:
         encoder = encoders.resolve(None)

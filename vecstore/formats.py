@@ -291,8 +291,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list):
         return [to_json(item) for item in value]
     if hasattr(value, "tolist"):
-        # Nine digits tell any two float32 apart.
-        return [float(f"{number:.9g}") for number in value.tolist()]
+        # Bits are integers; of a float32, nine digits tell any two apart.
+        return [
+            number if isinstance(number, int) else float(f"{number:.9g}")
+            for number in value.tolist()
+        ]
     return value
 
 

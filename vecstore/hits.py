@@ -29,13 +29,14 @@ class Record:
     """One stored record.
 
     `text`, `metadata` and `vector` are None where they were not asked for or not stored;
-    `vector` is float32 of shape (dim,), as the user gave it.
+    `vector` is float32 of shape (dim,), as the user gave it, or uint8 of shape (dim / 8,) where
+    the collection holds binary vectors.
     """
 
     id: Id
     text: str | None = None
     metadata: dict[str, Any] | None = None
-    vector: NDArray[np.float32] | None = field(default=None, compare=False)
+    vector: NDArray[np.float32] | NDArray[np.uint8] | None = field(default=None, compare=False)
     order: int = field(default=-1, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,8 +49,9 @@ class Hit:
     """One answer of a search.
 
     `score` is larger for better answers, whatever the metric: the cosine similarity, the inner
-    product, or minus the Euclidean distance. `distance` is smaller for better answers:
-    1 - cosine, minus the inner product, or the Euclidean distance.
+    product, minus the Euclidean distance, or minus the number of differing bits. `distance` is
+    smaller for better answers: 1 - cosine, minus the inner product, the Euclidean distance, or the
+    number of differing bits.
     """
 
     id: Id
@@ -57,7 +59,7 @@ class Hit:
     distance: float
     text: str | None = None
     metadata: dict[str, Any] | None = None
-    vector: NDArray[np.float32] | None = field(default=None, compare=False)
+    vector: NDArray[np.float32] | NDArray[np.uint8] | None = field(default=None, compare=False)
     order: int = field(default=-1, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from vecstore.records import Stored
 from vecstore.rows import RowWriter
 from vecstore.spec import MAX_ID_BYTES, CollectionSpec, Id, check_id, encode_utf8, is_id, show
 from vecstore.store import Reader, Transaction
-from vecstore.vectors import Vectors, as_vectors, check_lengths, differ, store_form
+from vecstore.vectors import Vectors, as_vectors, check_lengths, differ, pack, store_form
 
 Metadata = dict[str, Any]
 
@@ -93,7 +93,7 @@ def prepare(
         raise UsageError("nothing to store: the batch is empty")
     packed = None
     if array is not None:
-        packed = store_form(as_vectors(array, spec.dim), spec.metric, spec.precision)
+        packed = pack(array, spec)
     checked = _check_texts(listed, count)
     if packed is None and spec.encoder is None:
         raise UsageError(
@@ -253,7 +253,7 @@ def prepare_update(
     checked = _check_texts(texts, count)
     packed = None
     if array is not None:
-        packed = store_form(as_vectors(array, spec.dim), spec.metric, spec.precision)
+        packed = pack(array, spec)
         if len(packed) != count:
             raise UsageError(f"vectors has {len(packed)} entries for {count} records")
     elif texts is not None and spec.encoder is None:

@@ -219,8 +219,8 @@ class Form:
     """How the vectors of a collection lie in its blocks; made by `form`.
 
     Attributes:
-        dim: Numbers per vector.
-        code: FLOAT32, FLOAT16 or INT8.
+        dim: Numbers, or bits, per vector.
+        code: FLOAT32, FLOAT16, INT8 or BITS.
         dtype: The numpy dtype of the numbers.
         width: Numbers of that dtype in a row.
         vectors_at: Where the vectors begin in the payload.
@@ -242,7 +242,12 @@ class Form:
         return self.vectors_at + rows * self.row_bytes
 
 
-_CODES = {"float32": (FLOAT32, "<f4"), "float16": (FLOAT16, "<f2"), "int8": (INT8, "i1")}
+_CODES = {
+    "float32": (FLOAT32, "<f4"),
+    "float16": (FLOAT16, "<f2"),
+    "int8": (INT8, "i1"),
+    "bits": (BITS, "<u8"),
+}
 
 
 def form(spec: CollectionSpec) -> Form:
@@ -254,7 +259,8 @@ def form(spec: CollectionSpec) -> Form:
 def _form(dim: int, precision: str) -> Form:
     code, dtype = _CODES[precision]
     at = COLUMNS_BYTES + (SCALES_BYTES if code == INT8 else 0)
-    return Form(dim, code, np.dtype(dtype), dim, at)
+    width = -(-dim // 64) if code == BITS else dim
+    return Form(dim, code, np.dtype(dtype), width, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +269,7 @@ class Packed:
 
     Attributes:
         norms: float64 (n,): lengths of the vectors, as docs/layout.md defines them.
-        numbers: float32, float16 or int8, (n, width).
+        numbers: float32, float16 or int8, (n, dim); of bits uint64 (n, words).
         scales: float32 (n,) for int8, whose numbers they multiply; else None.
     """
 
@@ -278,12 +284,6 @@ class Packed:
         """Some of the vectors, by anything that indexes an array."""
         scales = None if self.scales is None else self.scales[which]
         return Packed(self.norms[which], self.numbers[which], scales)
-
-    def flat(self) -> Packed:
-        """Vectors of an array of any shape in one sequence."""
-        numbers = self.numbers.reshape(-1, self.numbers.shape[-1])
-        scales = None if self.scales is None else self.scales.reshape(-1)
-        return Packed(self.norms.reshape(-1), numbers, scales)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ order of equal scores, does not depend on how the scan was blocked or on the BLA
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,16 @@ from vecstore.planner import Recall
 from vecstore.rows import Run
 from vecstore.spec import Include, Metric
 from vecstore.store import Reader
-from vecstore.vectors import UNIT_SLACK, Vectors, lengths, original, widen
+from vecstore.vectors import (
+    UNIT_SLACK,
+    Bits,
+    Vectors,
+    as_words,
+    count_bits,
+    lengths,
+    unpack,
+    widen,
+)
 
 # Scores of one slice of queries take at most this many bytes.
 SCORES_BYTES = 64 << 20
@@ -33,7 +42,7 @@ SETTLED_AT_ONCE = 4096
 # Rows are copied together to matrices of this size for BLAS.
 BLAS_BYTES = 16 << 20
 # What is not compared where it lies is copied in pieces of this size, which stay in the cache.
-PIECE_BYTES = 256 << 10
+PIECE_BYTES = 512 << 10
 # Squares of numbers below this length are lost in float32.
 LOST = 1e-15
 # With fewer allowed rows than this share of a run, they are copied out instead of scanned over.
@@ -63,8 +72,11 @@ class Request:
     recall: Recall
 
 
-def run(reader: Reader, entry: Entry, queries: Vectors, request: Request) -> list[Hits]:
-    """Answer queries, float32 (m, dim), inside one transaction."""
+def run(reader: Reader, entry: Entry, queries: Vectors | Bits, request: Request) -> list[Hits]:
+    """Answer queries inside one transaction.
+
+    They are float32 (m, dim), or uint8 (m, dim / 8) under hamming.
+    """
     state = catalog.state(reader, entry.number)
     mask = fields.resolve(reader, entry.number, state, request.where)
     plan = planner.plan(
@@ -76,9 +88,10 @@ def run(reader: Reader, entry: Entry, queries: Vectors, request: Request) -> lis
     if plan.method == "none":
         return [Hits([], plan=plan, complete="exhausted") for _ in queries]
     found: list[Hits] = []
+    exact = _ExactBits if entry.spec.metric == "hamming" else _Exact
     step = max(1, SCORES_BYTES // (8 * BLOCK_ROWS * state.blocks))
     for at in range(0, len(queries), step):
-        search = _Exact(reader, entry, state, mask, queries[at : at + step])
+        search = exact(reader, entry, state, mask, queries[at : at + step])
         found += [search.answer(i, request, plan) for i in range(len(search.queries))]
     return found
 
@@ -87,24 +100,29 @@ class _Exact:
     """The exact search of a few queries over the allowed rows."""
 
     def __init__(
-        self, reader: Reader, entry: Entry, state: State, mask: Mask, queries: Vectors
+        self, reader: Reader, entry: Entry, state: State, mask: Mask, queries: Vectors | Bits
     ) -> None:
         self.reader, self.entry, self.state = reader, entry, state
         self.metric: Metric = entry.spec.metric
         self.dim = entry.spec.dim
-        # Lengths of other forms than float32 are too far from 1 to be left out.
-        self.uneven = self.metric == "cosine" and entry.spec.precision != "float32"
-        self.queries = queries.astype(np.float64)
-        sizes = lengths(queries)
-        if self.metric == "cosine":
-            self.queries /= sizes[:, None]
-            sizes = np.ones_like(sizes)
+        self.blocks = np.flatnonzero(mask.words)
         self.rows = rows.members(mask.words)
-        self.scores, self.slack = self._scan(mask, sizes)
+        self.queries = self._prepare(queries)
+        self.scores, self.slack = self._scan()
 
-    def _scan(
-        self, mask: Mask, sizes: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _prepare(self, queries: Vectors | Bits) -> NDArray[Any]:
+        """The queries in float64, under cosine of unit length."""
+        wide = queries.astype(np.float64)
+        return wide / lengths(queries)[:, None] if self.metric == "cosine" else wide
+
+    def _runs(self) -> Iterator[tuple[Run, slice]]:
+        """The runs that hold the allowed rows, and which of `self.rows` each holds."""
+        form = self.entry.form
+        for run in rows.runs(self.reader, self.entry.number, self.state, form, self.blocks):
+            ends = (run.blocks[0] * BLOCK_ROWS, (run.blocks[-1] + 1) * BLOCK_ROWS)
+            yield run, slice(*np.searchsorted(self.rows, ends).tolist())
+
+    def _scan(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Score the allowed rows in float32.
 
         Returns:
@@ -112,15 +130,13 @@ class _Exact:
             same shape or one that broadcasts to it.
         """
         norms = np.empty(len(self.rows))
-        products = _Products(self.queries.astype(np.float32), len(self.rows), sizes=self.uneven)
-        blocks = np.flatnonzero(mask.words)
-        for run in rows.runs(self.reader, self.entry.number, self.state, self.entry.form, blocks):
-            low, high = np.searchsorted(
-                self.rows, (run.blocks[0] * BLOCK_ROWS, (run.blocks[-1] + 1) * BLOCK_ROWS)
-            )
-            products.add(run, self.rows[low:high])
+        # Lengths of other forms than float32 are too far from 1 to be left out.
+        uneven = self.metric == "cosine" and self.entry.spec.precision != "float32"
+        products = _Products(self.queries.astype(np.float32), len(self.rows), sizes=uneven)
+        for run, part in self._runs():
+            products.add(run, self.rows[part])
             if self.metric != "cosine":
-                norms[low:high] = _norms(run, self.rows[low:high])
+                norms[part] = _norms(run, self.rows[part])
         scores = products.finish()
         # An inner product of d float32 terms is off by less than d * 2^-24 |x| |q| (Higham,
         # Accuracy and Stability of Numerical Algorithms, 3.1); twice that, for the conversions.
@@ -128,7 +144,8 @@ class _Exact:
         if products.sizes is not None:
             return scores, _divide(scores, products.sizes, unit)
         if self.metric == "cosine":
-            return scores, np.full((len(sizes), 1), unit + 2 * UNIT_SLACK)
+            return scores, np.full((len(scores), 1), unit + 2 * UNIT_SLACK)
+        sizes = np.sqrt((self.queries**2).sum(axis=1))
         # A product below float32's normal range may be lost whole.
         slack = unit * sizes[:, None] * norms[None, :] + self.dim * 2.0**-125
         if self.metric == "l2":
@@ -189,11 +206,15 @@ class _Exact:
         exact, orders = np.empty(len(places)), np.empty(len(places), np.uint64)
         for at in range(0, len(places), SETTLED_AT_ONCE):
             part = slice(at, at + SETTLED_AT_ONCE)
-            orders[part], _, stored = rows.gather(
+            found = rows.gather_packed(
                 self.reader, self.entry.number, self.state, self.entry.form, self.rows[places[part]]
             )
-            exact[part] = score(stored, self.queries[number], self.metric)
+            orders[part], exact[part] = found.orders, self._score(found.packed, number)
         return exact, orders
+
+    def _score(self, packed: Packed, number: int) -> NDArray[np.float64]:
+        """Exact scores, float64 (n,), of stored vectors against one of the queries."""
+        return score(widen(packed), self.queries[number], self.metric)
 
     def _hydrate(
         self,
@@ -207,7 +228,7 @@ class _Exact:
             stored = rows.gather_packed(
                 self.reader, self.entry.number, self.state, self.entry.form, found
             )
-            vectors = original(stored.packed, self.metric)
+            vectors = unpack(stored.packed, self.entry.spec)
         hits = []
         for value, order, row, vector in zip(
             scores.tolist(), orders.tolist(), found.tolist(), vectors, strict=True
@@ -229,6 +250,32 @@ class _Exact:
                 )
             )
         return hits
+
+
+class _ExactBits(_Exact):
+    """The exact search of a few queries over binary vectors: counts of bits need no settling."""
+
+    def _prepare(self, queries: Vectors | Bits) -> NDArray[Any]:
+        """The queries in whole words, uint64 (m, words)."""
+        return as_words(queries.astype(np.uint8, copy=False))
+
+    def _scan(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Score the allowed rows, with bounds of zero."""
+        scores = np.empty((len(self.queries), len(self.rows)))
+        for run, part in self._runs():
+            held, words = run.packed.numbers.shape[1:]
+            step, at = max(1, PIECE_BYTES // (held * words * 8)), part.start
+            for first in range(0, len(run.blocks), step):
+                piece = _cut(run, slice(first, first + step), self.rows[part]).numbers
+                piece = piece.reshape(-1, words)
+                for number, query in enumerate(self.queries):
+                    scores[number, at : at + len(piece)] = count_bits(piece ^ query)
+                at += len(piece)
+        return 0.0 - scores, np.zeros((len(scores), 1))
+
+    def _score(self, packed: Packed, number: int) -> NDArray[np.float64]:
+        """Minus the counts of differing bits."""
+        return 0.0 - count_bits(packed.numbers ^ self.queries[number]).astype(np.float64)
 
 
 class _Products:
@@ -259,7 +306,8 @@ class _Products:
         held, width = numbers.shape[1:]
         step = max(1, (PIECE_BYTES if one else BLAS_BYTES) // (held * width * 4))
         for at in range(0, len(run.blocks), step):
-            self._take(widen(_cut(run, slice(at, at + step), allowed)), at_once=one)
+            part = widen(_cut(run, slice(at, at + step), allowed))
+            self._take(part.reshape(-1, width), at_once=one)
 
     def finish(self) -> NDArray[np.float64]:
         """The products of all rows that were added."""
@@ -300,11 +348,11 @@ def _divide(
 
 
 def _cut(run: Run, part: slice, allowed: NDArray[np.intp]) -> Packed:
-    """The allowed rows, n of them, of some blocks of a run."""
+    """The allowed rows of some blocks of a run: (n,), or (b, rows) where all are allowed."""
     blocks, packed = run.blocks[part], run.packed.take(part)
     low, high = np.searchsorted(allowed, (blocks[0] * BLOCK_ROWS, (blocks[-1] + 1) * BLOCK_ROWS))
     if high - low == packed.norms.size:
-        return packed.flat()
+        return packed
     chosen = allowed[low:high]
     return packed.take((np.searchsorted(blocks, chosen >> 6), chosen & 63))
 

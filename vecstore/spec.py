@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 
 from vecstore.errors import SpecError, UsageError
 
-Metric = Literal["cosine", "dot", "l2"]
-Precision = Literal["float32", "float16", "int8"]
+Metric = Literal["cosine", "dot", "l2", "hamming"]
+Precision = Literal["float32", "float16", "int8", "bits"]
 Id = str | int
 Include = Literal["text", "metadata", "vector"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+# What may be chosen; binary vectors are stored as bits and nothing else.
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
 MIN_DIM, MAX_DIM = 2, 8192
 MAX_NAME_BYTES = 255
 # LMDB's key limit of 511 bytes, less the collection's number and the id's type tag.
@@ -29,12 +30,13 @@ class CollectionSpec:
 
     Attributes:
         name: The collection's name, at most 255 bytes of UTF-8.
-        dim: Numbers per vector, 2 to 8,192.
-        metric: "cosine", "dot" (inner product) or "l2" (Euclidean).
+        dim: Numbers per vector, 2 to 8,192; under hamming bits, a multiple of 8.
+        metric: "cosine", "dot" (inner product), "l2" (Euclidean), or "hamming" (binary vectors).
         mrl: Prefix lengths that the vectors' encoder was trained for (Matryoshka), ascending.
         encoder: Name of the text encoder, or None for a collection of bare vectors.
         fingerprint: Digest of the encoder's model and settings, or None.
-        precision: "float32", "float16" or "int8": in what form vectors are stored.
+        precision: In what form vectors are stored: "float32", "float16" or "int8"; under hamming
+            always "bits".
     """
 
     name: str
@@ -51,7 +53,9 @@ class CollectionSpec:
             raise SpecError(f"dim={show(self.dim)} is outside {MIN_DIM}..{MAX_DIM}")
         if self.metric not in METRICS:
             raise SpecError(f"metric={self.metric!r} is unknown; use one of {', '.join(METRICS)}")
-        if self.precision not in PRECISIONS:
+        if self.metric == "hamming":
+            self._check_binary()
+        elif self.precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise SpecError(f"precision={self.precision!r} is unknown; use one of {known}")
         sizes = self.mrl
@@ -60,6 +64,24 @@ class CollectionSpec:
             raise SpecError(
                 f"mrl={show(sizes)} must be ascending prefix lengths between 1 and dim={self.dim}"
             )
+
+    def _check_binary(self) -> None:
+        if self.dim % 8:
+            raise SpecError(
+                f"dim={self.dim} counts bits under hamming, and must be a multiple of 8"
+            )
+        if self.precision not in ("bits", "float32"):
+            raise SpecError(
+                f"precision={show(self.precision)} does not apply to metric 'hamming', which stores"
+                " bits; leave it out"
+            )
+        if self.encoder is not None:
+            raise SpecError(
+                f"metric 'hamming' compares binary vectors, and encoder {self.encoder!r} makes"
+                " numbers"
+            )
+        # The default of the others.
+        object.__setattr__(self, "precision", "bits")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain values, the form in which it is stored."""

@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from vecstore.errors import VectorError
 from vecstore.layout import Packed
-from vecstore.spec import Metric, Precision
+from vecstore.spec import CollectionSpec, Metric, Precision
 
 Vectors = NDArray[np.float32]
+# Binary vectors, eight bits in each number, as numpy.packbits makes them.
+Bits = NDArray[np.uint8]
 
 # Beyond this length an inner product of two vectors could overflow float32.
 LONGEST = 1e18
@@ -57,6 +59,92 @@ def as_vector(values: ArrayLike, dim: int, what: str = "the vector") -> Vectors:
         raise VectorError(f"{what} has {array.shape[0]} numbers, the collection has dim={dim}")
     vector: Vectors = as_vectors(array[None, :], dim, what)[0]
     return vector
+
+
+def as_bits(values: ArrayLike, dim: int, what: str = "vectors") -> Bits:
+    """Return binary vectors as uint8 of shape (n, dim / 8), the first bit the highest of a byte.
+
+    Args:
+        values: Packed like that, as integers of 0 to 255; or booleans of shape (n, dim).
+        dim: Bits per vector.
+        what: What messages call them.
+
+    Raises:
+        VectorError: Another shape or dtype, or an integer that is no byte.
+    """
+    array = _as_array(values, what, booleans=True)
+    width = dim if array.dtype.kind == "b" else dim // 8
+    if array.dtype.kind == "f":
+        raise VectorError(
+            f"{what}: dtype {array.dtype}; binary vectors are packed: uint8 of shape"
+            f" (n, {dim // 8}), as numpy.packbits(vectors > 0, axis=-1) makes them, or booleans"
+        )
+    if array.ndim != 2:
+        raise VectorError(f"{what}: shape {array.shape}; expected (n, {width})")
+    if array.shape[1] != width:
+        raise VectorError(
+            f"{what}: {array.shape[1]} {'bits' if width == dim else 'bytes'} each, the collection"
+            f" has dim={dim}: {dim // 8} bytes (uint8), or {dim} booleans"
+        )
+    if array.dtype.kind == "b":
+        return np.packbits(array, axis=1)
+    if len(array) and (array.min() < 0 or array.max() > 255):
+        row, column = np.argwhere((array < 0) | (array > 255))[0].tolist()
+        raise VectorError(
+            f"{what}: row {row} holds {array[row, column]} at position {column}; packed bits are"
+            " integers of 0 to 255"
+        )
+    return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def as_queries(values: ArrayLike, spec: CollectionSpec, what: str = "queries") -> Vectors | Bits:
+    """Return queries as float32 (m, dim), or uint8 (m, dim / 8) under hamming; checked."""
+    if spec.metric == "hamming":
+        return as_bits(values, spec.dim, what)
+    return as_vectors(values, spec.dim, what)
+
+
+def as_query(value: ArrayLike, spec: CollectionSpec) -> Vectors | Bits:
+    """Return one query as an array of one; checks as in `as_queries`."""
+    what = "the query"
+    if spec.metric != "hamming":
+        return as_vector(value, spec.dim, what)[None]
+    array = _as_array(value, what, booleans=True)
+    if array.ndim != 1:
+        raise VectorError(f"{what} has shape {array.shape}; expected ({spec.dim // 8},)")
+    return as_bits(array[None], spec.dim, what)
+
+
+def as_words(bits: Bits) -> NDArray[np.uint64]:
+    """Return bits, uint8 (n, bytes), in whole words: uint64 (n, words), with zeros behind."""
+    words = np.zeros((len(bits), -(-bits.shape[1] // 8)), "<u8")
+    words.view(np.uint8)[:, : bits.shape[1]] = bits
+    return words
+
+
+def pack(values: ArrayLike, spec: CollectionSpec, what: str = "vectors") -> Packed:
+    """Return a user's vectors as a collection stores them; checks as in `as_vectors`, `as_bits`."""
+    if spec.metric != "hamming":
+        return store_form(as_vectors(values, spec.dim, what), spec.metric, spec.precision)
+    words = as_words(as_bits(values, spec.dim, what))
+    return Packed(count_bits(words).astype(np.float64), words)
+
+
+def unpack(packed: Packed, spec: CollectionSpec) -> Vectors | Bits:
+    """Return the user's vectors again: float32 (n, dim), or uint8 (n, dim / 8) under hamming."""
+    if spec.metric != "hamming":
+        return original(packed, spec.metric)
+    bits: Bits = packed.numbers.view(np.uint8)[:, : spec.dim // 8].copy()
+    return bits
+
+
+def count_bits(words: NDArray[np.uint64]) -> NDArray[np.uint16]:
+    """How many bits are set in each row, uint16 (n,), of uint64 (n, words)."""
+    # numpy adds up short rows slowly.
+    total = np.zeros(len(words), np.uint16)
+    for column in range(words.shape[1]):
+        total += np.bitwise_count(words[:, column])
+    return total
 
 
 def store_form(vectors: Vectors, metric: Metric, precision: Precision = "float32") -> Packed:
@@ -150,7 +238,7 @@ def unit_slack(packed: Packed) -> float | NDArray[np.float64]:
     return slack
 
 
-def check_lengths(vectors: Vectors, metric: Metric, what: str) -> NDArray[np.float64]:
+def check_lengths(vectors: Vectors | Bits, metric: Metric, what: str) -> NDArray[np.float64]:
     """Return the lengths of vectors, having checked that the metric can compare them.
 
     Raises:
@@ -179,7 +267,7 @@ def original(packed: Packed, metric: Metric) -> Vectors:
     return (wide * packed.norms[..., None]).astype(np.float32)
 
 
-def lengths(vectors: Vectors) -> NDArray[np.float64]:
+def lengths(vectors: Vectors | Bits) -> NDArray[np.float64]:
     """Euclidean lengths, float64 (n,), of float32 vectors (n, dim), without overflow."""
     squares = np.empty(len(vectors))
     # Squares of float32 numbers cannot overflow float64. A few rows at a time stay in the cache.
@@ -189,7 +277,7 @@ def lengths(vectors: Vectors) -> NDArray[np.float64]:
     return np.sqrt(squares)
 
 
-def _as_array(values: ArrayLike, what: str) -> NDArray[Any]:
+def _as_array(values: ArrayLike, what: str, *, booleans: bool = False) -> NDArray[Any]:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError) as error:
@@ -198,7 +286,7 @@ def _as_array(values: ArrayLike, what: str) -> NDArray[Any]:
         raise VectorError(
             f"{what}: dtype {array.dtype}; expected float32, or numbers that convert to it"
         )
-    if array.dtype.kind == "b":
+    if array.dtype.kind == "b" and not booleans:
         raise VectorError(f"{what}: booleans; convert them to 0.0 and 1.0 if that is meant")
     return array
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 import re
 import sys
 from pathlib import Path
@@ -193,12 +194,20 @@ def test_the_columns_of_a_block_are_those_of_the_layout():
     assert [row[0] for row in columns] == ["orders", "norms", "scales", "vectors"]
     sizes = [layout.ORDERS_BYTES, layout.NORMS_BYTES, layout.SCALES_BYTES]
     assert [int(row[1].split()[0]) for row in columns[:3]] == sizes
-    assert tuple(row[0] for row in forms) == spec.PRECISIONS
+    assert tuple(row[0] for row in forms) == (*spec.PRECISIONS, "bits")
     for precision, dtype, at, row_bytes in forms:
-        found = layout.form(vecstore.CollectionSpec(name="c", dim=40, precision=precision))
-        assert found.dtype.str == {"int8": "|i1"}.get(precision, f"<{dtype}")
-        assert found.vectors_at == int(at)
-        assert found.block_bytes(64) - found.vectors_at == 64 * eval(row_bytes, {"dim": 40})
+        for dim in (8, 64, 72, 8192):
+            found = layout.form(declared(precision, dim))
+            assert found.dtype.str == {"int8": "|i1"}.get(precision, f"<{dtype}")
+            assert found.vectors_at == int(at)
+            expected = 64 * eval(row_bytes, {"dim": dim, "ceil": math.ceil})
+            assert found.block_bytes(64) - found.vectors_at == expected
+
+
+def declared(precision, dim):
+    if precision == "bits":
+        return vecstore.CollectionSpec(name="c", dim=dim, metric="hamming")
+    return vecstore.CollectionSpec(name="c", dim=dim, precision=precision)
 
 
 def test_the_counters_are_those_of_the_layout():

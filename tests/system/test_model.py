@@ -48,6 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "half l2": {"precision": "float16", "metric": "l2"},
     "bytes": {"precision": "int8"},
     "bytes dot": {"precision": "int8", "metric": "dot"},
+    "bits": {"metric": "hamming"},
 }
 names = st.sampled_from([*KINDS, "texts"])
 batches = st.lists(
@@ -101,6 +102,7 @@ class Machine(RuleBasedStateMachine):
         taken = [key for key in keys if key in model.rows]
         arguments: dict[str, Any] = {"ids": keys, "metadata": metadata, "texts": words}
         if not embedded:
+            given = [model.own(vector) for vector in given]
             arguments["vectors"] = np.array(given)
         if method == "add" and taken:
             with pytest.raises(AlreadyExistsError, match=re.escape(repr(taken[0]))):
@@ -137,6 +139,7 @@ class Machine(RuleBasedStateMachine):
         if name != "texts" and "text" in changes:
             changes = {*changes, "vector"}
         keys, given, words, metadata = (list(part) for part in zip(*known, strict=True))
+        given = [model.own(vector) for vector in given]
         collection.update(
             keys,
             vector=np.array(given) if "vector" in changes else None,
@@ -192,7 +195,7 @@ class Machine(RuleBasedStateMachine):
                     with pytest.raises(UsageError, match="record 1"):
                         collection.upsert(
                             texts=["a train", "late"],
-                            vectors=POOL[:2],
+                            vectors=model.own(POOL[:2]),
                             ids=["new", "other"],
                             metadata=[{}, {"x": {1}}],
                         )
@@ -232,6 +235,7 @@ class Machine(RuleBasedStateMachine):
         if view in self.open_views and name in models:
             collection = view.collection(name)
             self.compare(collection, models[name])
+            query = models[name].own(query)
             models[name].check(collection.search(query, 20), query, 20)
 
     @rule(pair=consumes(snapshots))
@@ -275,6 +279,7 @@ class Machine(RuleBasedStateMachine):
     @rule(name=names, query=vectors)
     def rename_and_back(self, name: str, query: np.ndarray) -> None:
         collection, model = self.pick(name)
+        query = model.own(query)
         self.db.rename(name, "elsewhere")
         assert collection.name == "elsewhere"
         assert name not in self.db
@@ -295,6 +300,7 @@ class Machine(RuleBasedStateMachine):
         self, name: str, query: np.ndarray, k: int, offset: int, where: Any, least: float | None
     ) -> None:
         collection, model = self.pick(name)
+        query = model.own(query)
         hits = collection.search(query, k, offset=offset, where=where, min_score=least)
         model.check(hits, query, k, offset=offset, where=where, min_score=least)
         for hit in hits:
