@@ -1,8 +1,8 @@
 """Which engine answers most queries a second at equal recall? Sweeps, rounds in turns, curves.
 
 Each engine builds once into a folder that later runs use again, and answers in a process of its
-own, with one thread and on one core. A first pass over all its settings finds their recall; the
-settings that are on the way to the best are then timed in rounds, in turns with the other engines.
+own, with one thread and on one core. All its settings are tried on some queries; those that are
+near the best at the recalls of interest are then timed in rounds, in turns with the other engines.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,16 +36,25 @@ LEVELS = (0.95, 0.98)
 _SLACK = 1.15
 # Settings outside say nothing about the levels; one neighbour on each side is kept all the same.
 _WINDOW = (0.88, 0.995)
+# Queries on which all settings are tried, and seconds per query after which a pass ends early.
+_TRIED = 200
+_LONGEST = 0.03
 
 
 @dataclass(slots=True)
 class Point:
-    """What one setting gave."""
+    """What one setting gave.
+
+    Attributes:
+        qps: Queries a second by the clock.
+        cpu_qps: Queries per second of the processor, which others on the machine disturb less.
+    """
 
     setting: Setting
     k: int
     recall: float
     qps: float
+    cpu_qps: float = 0.0
     p50: float = 0.0
     p95: float = 0.0
     p99: float = 0.0
@@ -91,7 +100,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
             env={**os.environ, **SINGLE},
-            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+            preexec_fn=_holding(core),
         )
         self.started = self._read()
 
@@ -124,6 +133,11 @@ class Worker:
         self._process.wait()
 
 
+def _holding(core: int | None) -> Callable[[], None] | None:
+    """What a child does first to stay on one core."""
+    return None if core is None else lambda: os.sched_setaffinity(0, {core})
+
+
 def _command(what: str, *arguments: object) -> list[str]:
     script = Path(__file__).with_name("worker.py")
     return [sys.executable, str(script), what, *map(str, arguments)]
@@ -152,6 +166,7 @@ def built(kind: type[Engine], data: Set, plan: Plan) -> dict[str, Any]:
         capture_output=True,
         text=True,
         env={**os.environ, **SINGLE},
+        preexec_fn=_holding(plan.core),
         check=False,
     )
     if done.returncode != 0 or not done.stdout:
@@ -230,17 +245,22 @@ def _opened(kind: type[Engine], facts: dict[str, Any], queries: Path, plan: Plan
 
 
 def _explore(contender: Contender, data: Set, plan: Plan) -> None:
-    """Find the recall of every setting, and keep those that are worth timing."""
+    """Try every setting on some queries, and those that are worth timing on all of them."""
     for k in plan.depths:
-        found = []
-        for setting in contender.kind().settings():
-            answer = contender.worker.ask(
-                setting=setting, k=k, queries=len(data.queries), seconds=20.0, rows=True
-            )
-            taken, rows = answer["seconds"], answer["rows"]
-            found.append(Point(setting, k, data.recall(rows, k), len(taken) / sum(taken)))
-            found[-1].answered = len(taken)
-        contender.points += worth(found)
+        settings = contender.kind().settings()
+        tried = [_try(contender, data, setting, k, _TRIED) for setting in settings]
+        contender.points += [
+            _try(contender, data, point.setting, k, len(data.queries)) for point in worth(tried)
+        ]
+
+
+def _try(contender: Contender, data: Set, setting: Setting, k: int, queries: int) -> Point:
+    answer = contender.worker.ask(
+        setting=setting, k=k, queries=queries, seconds=queries * _LONGEST, rows=True
+    )
+    taken, rows = answer["seconds"], answer["rows"]
+    rate = len(taken) / sum(taken)
+    return Point(setting, k, data.recall(rows, k), rate, answered=len(taken))
 
 
 def worth(points: Sequence[Point]) -> list[Point]:
@@ -268,18 +288,22 @@ def _rounds(contenders: Sequence[Contender], plan: Plan) -> None:
             if number < len(found.points):
                 order[f"{found.kind.name} {number}"] = found, found.points[number]
     latencies: dict[str, list[list[float]]] = {name: [] for name in order}
+    used: dict[str, list[float]] = {name: [] for name in order}
 
     def once(name: str) -> float:
         contender, point = order[name]
-        taken: list[float] = contender.worker.ask(
+        answer = contender.worker.ask(
             setting=point.setting, k=point.k, queries=10**9, seconds=plan.seconds, rows=False
-        )["seconds"]
+        )
+        taken: list[float] = answer["seconds"]
         latencies[name].append(taken)
+        used[name].append(len(taken) / answer["cpu_s"])
         return len(taken) / sum(taken)
 
     rates = alternate(plan.rounds, {name: lambda name=name: once(name) for name in order})
     for name, (_, point) in order.items():
         point.qps = statistics.median(rates[name])
+        point.cpu_qps = statistics.median(used[name])
         shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
         for part, share in shares.items():
             middle = statistics.median(percentile(taken, share) for taken in latencies[name])
@@ -289,30 +313,35 @@ def _rounds(contenders: Sequence[Contender], plan: Plan) -> None:
 # Reporting
 
 
-def at(points: Sequence[Point], level: float) -> float | None:
-    """Queries a second at a recall, or None where the points do not reach around it.
+def at(points: Sequence[Point], level: float, rate: str = "qps") -> float | None:
+    """Queries a second at a recall, or None where the points do not reach it.
 
     Interpolated between the two neighbouring points of the front, linear in the logarithm of the
     speed. An engine that is better than asked at its fastest is given that speed, as it could not
     use less recall to be faster.
+
+    Args:
+        points: Of one engine and one depth.
+        level: The recall.
+        rate: Which speed, "qps" or "cpu_qps".
     """
-    front = _front(points)
+    front = _front(points, rate)
     if not front or front[-1].recall < level:
         return None
     above = next(i for i, point in enumerate(front) if point.recall >= level)
-    right = front[above]
+    right, high = front[above], getattr(front[above], rate)
     if above == 0:
-        return right.qps
-    left = front[above - 1]
+        return float(high)
+    left, low = front[above - 1], getattr(front[above - 1], rate)
     share = (level - left.recall) / (right.recall - left.recall)
-    return math.exp((1 - share) * math.log(left.qps) + share * math.log(right.qps))
+    return math.exp((1 - share) * math.log(low) + share * math.log(high))
 
 
-def _front(points: Sequence[Point]) -> list[Point]:
+def _front(points: Sequence[Point], rate: str = "qps") -> list[Point]:
     """The points that none beats in both recall and speed, by recall."""
     front: list[Point] = []
-    for point in sorted(points, key=lambda point: (-point.recall, -point.qps)):
-        if not front or point.qps > front[-1].qps:
+    for point in sorted(points, key=lambda point: (-point.recall, -getattr(point, rate))):
+        if not front or getattr(point, rate) > getattr(front[-1], rate):
             front.append(point)
     return front[::-1]
 
@@ -331,6 +360,7 @@ def tell(report: Report, contenders: Sequence[Contender], data: Set, plan: Plan)
                 k=point.k,
                 recall=point.recall,
                 qps=point.qps,
+                cpu_qps=point.cpu_qps,
                 p50_us=point.p50 * US,
                 p95_us=point.p95 * US,
                 p99_us=point.p99 * US,
@@ -344,53 +374,60 @@ def tell(report: Report, contenders: Sequence[Contender], data: Set, plan: Plan)
 def _summary(
     report: Report, contenders: Sequence[Contender], context: dict[str, Any], k: int
 ) -> None:
-    levels = "  ".join(f"q/s at {level}" for level in LEVELS)
+    """One line per engine, the fastest at the first level on top."""
+    head = [f"k = {k}"]
+    head += [f"q/s at {level}" for level in LEVELS] + [f"per cpu s at {level}" for level in LEVELS]
+    head += ["p50", "p95", "p99 us", "build s", "cpu s", "disk MB", "memory MB"]
+    head += ["open ms", "first ms", "recall at setting"]
+    lines = []
+    for found in contenders:
+        points = [point for point in found.points if point.k == k]
+        if points:
+            rates = [at(points, level, rate) for rate in ("qps", "cpu_qps") for level in LEVELS]
+            lines.append((rates[0] or 0.0, _row(found, points, rates)))
+            _write(report, found, rates, {**context, "k": k})
+    rows = [head, *(row for _, row in sorted(lines, key=lambda line: -line[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     report.line("")
-    report.line(
-        f"{'k = ' + str(k):<34} {levels}   p50/p95/p99 us at 0.95+   build s (cpu)"
-        "   disk MB   memory MB   open + first ms   setting (recall) at 0.95+"
-    )
-    rates = {
-        found.kind.name: [
-            at([point for point in found.points if point.k == k], level) for level in LEVELS
-        ]
-        for found in contenders
-    }
-    for found in sorted(contenders, key=lambda found: -(rates[found.kind.name][0] or 0)):
-        _row(report, found, rates[found.kind.name], context, k)
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        report.line("  ".join([row[0].ljust(widths[0]), *cells[1:-1], row[-1]]))
 
 
-def _row(
-    report: Report,
-    found: Contender,
-    rates: Sequence[float | None],
-    context: dict[str, Any],
-    k: int,
-) -> None:
-    facts, memory = found.facts, found.memory
-    front = _front([point for point in found.points if point.k == k])
+def _row(found: Contender, points: Sequence[Point], rates: Sequence[float | None]) -> list[str]:
+    facts, front = found.facts, _front(points)
     shown = next((point for point in front if point.recall >= LEVELS[0]), front[-1])
-    speeds = "  ".join(f"{'-' if rate is None else format(rate, ',.0f'):>11}" for rate in rates)
     setting = " ".join(f"{name} {value}" for name, value in shown.setting.items())
-    report.line(
-        f"{found.kind.name:<34} {speeds}   "
-        f"{shown.p50 * US:7.0f}/{shown.p95 * US:7.0f}/{shown.p99 * US:7.0f}   "
-        f"{facts['build_s']:6.1f} ({facts['build_cpu_s']:6.1f})   {facts['disk'] * MB:7.0f}   "
-        f"{memory['rss'] * MB:9.0f}   {facts['open_s'] * MS:7.1f} + {facts['first_s'] * MS:6.1f}   "
-        f"{setting} ({shown.recall:.4f})"
-    )
+    return [
+        found.kind.name,
+        *("-" if rate is None else f"{rate:,.0f}" for rate in rates),
+        *(f"{value * US:,.0f}" for value in (shown.p50, shown.p95, shown.p99)),
+        f"{facts['build_s']:.1f}",
+        f"{facts['build_cpu_s']:.1f}",
+        f"{facts['disk'] * MB:.0f}",
+        f"{found.memory['rss'] * MB:.0f}",
+        f"{facts['open_s'] * MS:.1f}",
+        f"{facts['first_s'] * MS:.1f}",
+        f"{shown.recall:.4f} {setting}",
+    ]
+
+
+def _write(
+    report: Report, found: Contender, rates: Sequence[float | None], context: dict[str, Any]
+) -> None:
+    facts = found.facts
+    names = [f"{rate}_at_{level}" for rate in ("qps", "cpu_qps") for level in LEVELS]
     report.figure(
         "approximate summary",
         **context,
         engine=found.kind.name,
         version=facts["version"],
-        k=k,
-        **{f"qps_at_{level}": rate for level, rate in zip(LEVELS, rates, strict=True)},
+        **dict(zip(names, rates, strict=True)),
         build_s=facts["build_s"],
         build_cpu_s=facts["build_cpu_s"],
         disk_bytes=facts["disk"],
-        resident_bytes=memory["rss"],
-        resident_grown_bytes=memory["grown"],
+        resident_bytes=found.memory["rss"],
+        resident_grown_bytes=found.memory["grown"],
         import_ms=facts["import_s"] * MS,
         open_ms=facts["open_s"] * MS,
         first_ms=facts["first_s"] * MS,

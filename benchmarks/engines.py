@@ -453,7 +453,7 @@ class _Lance(_Database):
         flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
         rows = pa.table({"id": pa.array(range(count), pa.int64()), "vector": flat})
         table = lancedb.connect(str(folder)).create_table(NAME, rows)
-        table.create_index(vector_column_name="vector", config=self.index(dim, count))
+        table.create_index("vector", config=self.index(dim, count))
 
     def open(self, folder: Path) -> None:
         import lancedb
@@ -461,7 +461,7 @@ class _Lance(_Database):
         self.table = lancedb.connect(str(folder)).open_table(NAME)
 
     def settings(self) -> list[Setting]:
-        return _grid(nprobes=(4, 8, 16, 32, 64, 128), refine=(2, 5, 10, 20))
+        return _grid(nprobes=(4, 8, 16, 32, 64), refine=(1, 4, 10, 20))
 
     def tune(self, setting: Setting) -> None:
         self.setting = setting
@@ -522,6 +522,7 @@ class Chroma(_Database):
         client.close()
 
     def open(self, folder: Path) -> None:
+        self.folder = folder
         self.client = self._client(folder)
         self.collection = self.client.get_collection(NAME, embedding_function=None)
 
@@ -530,7 +531,9 @@ class Chroma(_Database):
 
     def tune(self, setting: Setting) -> None:
         self.collection.modify(configuration={"hnsw": {"ef_search": setting["ef"]}})
-        self.collection = self.client.get_collection(NAME, embedding_function=None)
+        # The index in memory keeps the width with which it was loaded.
+        self.client.close()
+        self.open(self.folder)
 
     def search(self, query: Vectors, k: int) -> Any:
         return self.collection.query(
