@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 from curves import draw
 from data import Vectors
 from datasets import Set
-from engines import Engine, Setting
+from engine import Engine, Setting
 from measure import Report, alternate, disk_bytes, percentile
 from worker import SINGLE
 
@@ -300,7 +301,7 @@ def _rounds(contenders: Sequence[Contender], plan: Plan) -> None:
         used[name].append(len(taken) / answer["cpu_s"])
         return len(taken) / sum(taken)
 
-    rates = alternate(plan.rounds, {name: lambda name=name: once(name) for name in order})
+    rates = alternate(plan.rounds, {name: partial(once, name) for name in order})
     for name, (_, point) in order.items():
         point.qps = statistics.median(rates[name])
         point.cpu_qps = statistics.median(used[name])

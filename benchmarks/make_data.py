@@ -36,7 +36,7 @@ def minilm(given: Path, out: Path, more: Sequence[Path]) -> None:
     """Sentence embeddings: those that are given, and those of WordNet made here."""
     kept = out / "minilm"
     synsets = list(rows(given / "wordnet" / "synsets.jsonl.gz"))
-    glosses = list(dict.fromkeys(str(row["gloss"]) for row in synsets if row["gloss"]))
+    glosses = list(dict.fromkeys(row["gloss"] for row in synsets if row["gloss"]))
     examples = list(dict.fromkeys(text for row in synsets for text in row["examples"]))
     chosen = [examples[i] for i in _order(len(examples))[:HELD_OUT]]
     model = given / "encoder_minilm_rot"
@@ -66,7 +66,7 @@ def static(given: Path, out: Path, more: Sequence[Path]) -> None:
     counts = {origin: len(texts) for origin, texts in found.items()}
     model = given / "encoder_static_mrl"
     documents = _static(model, [text for texts in found.values() for text in texts])
-    claims = [str(row["text"]) for row in rows(given / "scifact" / "queries.jsonl.gz")]
+    claims = [row["text"] for row in rows(given / "scifact" / "queries.jsonl.gz")]
     other = _static(model, claims)[_order(len(claims))[:HELD_OUT]]
     about = {
         "documents": counts,

@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 SHORTEST, LONGEST = 24, 400
 FEWEST_WORDS = 4
@@ -59,12 +61,12 @@ def gather(data: Path, more: Iterable[Path], count: int) -> dict[str, list[str]]
         count: Stop after this many.
     """
     origins: dict[str, Callable[[], Iterator[str]]] = {
-        "wordnet": lambda: _wordnet(data),
-        "scifact": lambda: _scifact(data),
-        "debian descriptions": lambda: _debian(data),
+        "wordnet": partial(_wordnet, data),
+        "scifact": partial(_scifact, data),
+        "debian descriptions": partial(_debian, data),
         "package lists": _package_lists,
         "python docstrings": _docstrings,
-        **{f"folder {path.name}": lambda path=path: _folder(path) for path in more},
+        **{f"folder {path.name}": partial(_folder, path) for path in more},
     }
     found: dict[str, list[str]] = {}
     seen: set[str] = set()
@@ -79,7 +81,7 @@ def gather(data: Path, more: Iterable[Path], count: int) -> dict[str, list[str]]
     return found
 
 
-def rows(path: Path) -> Iterator[dict[str, object]]:
+def rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a gzipped file with one JSON object a line."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         yield from map(json.loads, file)
@@ -87,19 +89,19 @@ def rows(path: Path) -> Iterator[dict[str, object]]:
 
 def _wordnet(data: Path) -> Iterator[str]:
     for row in rows(data / "wordnet" / "synsets.jsonl.gz"):
-        yield from filter(None, [str(row["gloss"]), *map(str, row["examples"])])  # type: ignore[call-overload]
+        yield from filter(None, [row["gloss"], *row["examples"]])
 
 
 def _scifact(data: Path) -> Iterator[str]:
     for row in rows(data / "scifact" / "docs.jsonl.gz"):
-        yield str(row["title"])
-        yield from sentences(str(row["text"]))
+        yield row["title"]
+        yield from sentences(row["text"])
 
 
 def _debian(data: Path) -> Iterator[str]:
     for row in rows(data / "debian_packages" / "docs.jsonl.gz"):
-        yield str(row["title"])
-        yield from sentences(str(row["text"]))
+        yield row["title"]
+        yield from sentences(row["text"])
 
 
 def _package_lists() -> Iterator[str]:

@@ -140,7 +140,8 @@ def main(arguments: Sequence[str]) -> None:
     if what == "build":
         answer(answers, build(*rest))
     else:
-        serve(*rest, orders=sys.stdin, answers=answers)
+        name, folder, source = rest
+        serve(name, folder, source, sys.stdin, answers)
 
 
 if __name__ == "__main__":
