@@ -265,15 +265,17 @@ def _try(contender: Contender, data: Set, setting: Setting, k: int, queries: int
 
 
 def worth(points: Sequence[Point]) -> list[Point]:
-    """The points near the front and near the levels, by recall."""
+    """The fastest point of each hundredth of recall, near the front and near the levels."""
+    bins: dict[int, Point] = {}
+    for point in sorted(points, key=lambda point: point.qps):
+        bins[int(point.recall * 100)] = point
     front = [
         point
-        for point in points
+        for point in sorted(bins.values(), key=lambda point: point.recall)
         if not any(
             other.recall >= point.recall and other.qps > _SLACK * point.qps for other in points
         )
     ]
-    front.sort(key=lambda point: point.recall)
     inside = [i for i, point in enumerate(front) if _WINDOW[0] <= point.recall <= _WINDOW[1]]
     if not inside:
         below = sum(point.recall < _WINDOW[0] for point in front)
