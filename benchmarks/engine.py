@@ -19,7 +19,7 @@ from data import Vectors
 Setting = dict[str, Any]
 
 # Candidates that a graph keeps while it is searched.
-WIDTHS = (10, 14, 20, 28, 40, 56, 80, 112, 160, 240, 360)
+WIDTHS = (10, 12, 14, 17, 20, 24, 28, 34, 40, 48, 56, 68, 80, 112, 160, 240, 360)
 
 
 class Engine(ABC):
