@@ -96,13 +96,19 @@ class Model:
         size = length(vector)
         return (stored * (1.0 if abs(size - 1) <= 1e-6 else size)).astype(np.float32)
 
-    def rank(self, query: Any, where: Any = None, min_score: float | None = None):
+    def rank(
+        self,
+        query: Any,
+        where: Any = None,
+        min_score: float | None = None,
+        dims: int | None = None,
+    ):
         """(score, id) of every record that qualifies, best first, ties in the order of storing."""
         keys = self.matching(where)
         if not keys:
             return []
         stored = np.array([self.rows[key].vector for key in keys])
-        found = scores(stored, np.asarray(query, self.dtype), self.metric, self.precision)
+        found = scores(stored, np.asarray(query, self.dtype), self.metric, self.precision, dims)
         ranked = sorted(zip(found, keys, strict=True), key=lambda pair: -pair[0])
         return [pair for pair in ranked if min_score is None or pair[0] >= min_score]
 
@@ -115,13 +121,14 @@ class Model:
         where: Any = None,
         min_score: float | None = None,
         offset: int = 0,
+        dims: int | None = None,
     ) -> None:
         """Assert that hits are the right answer.
 
         Two records may stand in either order only if their scores are equal up to the rounding of
         float64 and their vectors are not the same.
         """
-        ranked = self.rank(query, where, min_score)
+        ranked = self.rank(query, where, min_score, dims)
         expected = ranked[offset : offset + k]
         assert len(hits) == len(expected)
         assert hits.complete == ("exact" if len(hits) == k else "exhausted")
@@ -190,19 +197,25 @@ def int8_form(vector: np.ndarray) -> np.ndarray:
 
 
 def scores(
-    vectors: np.ndarray, query: np.ndarray, metric: str, precision: str = "float32"
+    vectors: np.ndarray,
+    query: np.ndarray,
+    metric: str,
+    precision: str = "float32",
+    dims: int | None = None,
 ) -> list[float]:
     """Scores of float32 vectors (n, dim), or packed bits, against a query of their dtype."""
     if metric == "hamming":
-        different = np.unpackbits(vectors, axis=1) != np.unpackbits(query)
+        different = (np.unpackbits(vectors, axis=1) != np.unpackbits(query))[:, :dims]
         return (-different.sum(axis=1, dtype=np.float64)).tolist()
-    wide, q = stored_form(vectors, metric, precision), query.astype(np.float64)
+    wide = stored_form(vectors, metric, precision)[:, :dims]
+    q = query.astype(np.float64)[:dims]
     if metric == "dot":
         return (wide * q).sum(axis=1).tolist()
     if metric == "l2":
         return (-np.sqrt(((wide - q) ** 2).sum(axis=1))).tolist()
     q = q / np.sqrt((q**2).sum())
-    found = (wide * q).sum(axis=1) / np.sqrt((wide**2).sum(axis=1))
+    sizes = np.sqrt((wide**2).sum(axis=1))
+    found = (wide * q).sum(axis=1) / np.where(sizes > 0, sizes, 1)
     return np.clip(found, -1.0, 1.0).tolist()
 
 

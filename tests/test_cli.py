@@ -574,6 +574,16 @@ def test_dump_and_add_round_trip(run: Run) -> None:
     assert run("dump", "b.vecstore").stdout_bytes == dumped
 
 
+def test_a_search_by_a_prefix(run: Run) -> None:
+    rows = [{"id": 1, "vector": [1, 0, 9]}, {"id": 2, "vector": [1, 1, 0]}]
+    run("add", "a.vecstore", write_jsonl("rows.jsonl", rows), "--dim", 3)
+
+    for query in ("[1, 0]", "[1, 0, -5]"):
+        hits = json.loads(run("search", "a.vecstore", query, "--dims", 2, "--json").output)["hits"]
+        assert [hit["id"] for hit in hits] == [1, 2]
+    assert "dims=4 is over" in run("search", "a.vecstore", "[1]", "--dims", 4, status=1).stderr
+
+
 def test_binary_vectors_are_added_searched_and_dumped(run: Run) -> None:
     file = write_jsonl("rows.jsonl", [{"id": i, "vector": [i, 255]} for i in range(4)])
     declared = ("--dim", 16, "--metric", "hamming")

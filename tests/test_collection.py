@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from vecstore import (
     AlreadyExistsError,
     Collection,
     Database,
+    EncoderError,
     EncoderMismatchError,
     NotFoundError,
     ReadOnlyError,
@@ -25,6 +27,8 @@ from vecstore import (
 )
 from vecstore.collection import PAGE
 from vecstore.encoders import FunctionEncoder, HashEncoder
+
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture
@@ -387,6 +391,104 @@ def test_texts_are_no_binary_vectors(memory: Database) -> None:
         collection.search("a text")
     collection.add("a text beside", vectors=[1, 2], ids=1)
     assert collection.search([1, 2])[0].text == "a text beside"
+
+
+# Prefixes of an encoder's vectors
+
+
+def trained(mrl: Any = (8, 16, 64)) -> FunctionEncoder:
+    hashed = HashEncoder(64)
+    return FunctionEncoder(hashed.encode, dim=64, name="trained", mrl=mrl)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_a_collection_holds_a_prefix_that_its_encoder_was_trained_for(
+    path: Any, metric: Any
+) -> None:
+    texts, encoder = ["red apples", "late trains", "red trains"], trained()
+    whole = encoder.encode(texts)[:, :16]
+    expected = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+    with vecstore.open(path) as db:
+        collection = db.collection("c", dim=16, encoder=encoder, metric=metric)
+        assert (collection.spec.dim, collection.spec.mrl) == (16, (8, 16))
+        collection.add(texts, ids=range(3))
+        found = [record.vector for record in collection.scan(include=("vector",))]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        collection.add("a vector beside", vectors=np.ones(16), ids="given")
+        with pytest.raises(VectorError, match="64 numbers each, the collection has dim=16"):
+            collection.add(vectors=np.ones(64))
+    with vecstore.open(path) as db:
+        collection = db.collection("c", encoder=trained())
+        assert db.collection("c", dim=16, mrl=(8, 16, 64), encoder=trained()).spec.dim == 16
+        assert collection.search("red apples", 1).ids == [0]
+        assert collection.search("red apples", 1, dims=8).ids == [0]
+        assert db.check() == []
+
+
+def test_the_caller_may_declare_an_encoders_prefixes(memory: Database) -> None:
+    collection = memory.collection("c", dim=16, encoder=HashEncoder(64), mrl=(4, 16, 32))
+    assert (collection.spec.dim, collection.spec.mrl) == (16, (4, 16))
+    collection.add("red apples")
+    assert collection.search("red apples")[0].score == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dim": 16}, "dim=16, but encoder 'hash' makes 64 numbers, and declares no prefixes"),
+        ({"dim": 16, "mrl": (8, 32)}, "dim=16, .* and its prefixes are 8, 32; leave dim out"),
+        ({"dim": 128, "mrl": (8, 128)}, "dim=128, but encoder 'hash' makes 64"),
+        ({"dim": 16, "mrl": (16, 128)}, r"mrl=\(16, 128\)"),
+        ({"dim": True, "mrl": (1, 16)}, "dim=True is not"),
+        ({"dim": "16", "mrl": (16,)}, "dim='16' is not"),
+        ({"dim": 16, "mrl": (16, 8)}, r"mrl=\(16, 8\)"),
+    ],
+)
+def test_a_prefix_that_an_encoder_was_not_trained_for_is_refused(
+    memory: Database, values: Any, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        memory.collection("c", encoder=HashEncoder(64), **values)
+    assert memory.collections() == []
+
+
+def test_a_prefix_keeps_the_length_of_the_whole(memory: Database) -> None:
+    def three(texts: list[str]) -> Any:
+        return [[3.0, 4.0, 12.0]] * len(texts)
+
+    encoder = FunctionEncoder(three, name="three", mrl=(2,))
+    collection = memory.collection("c", dim=2, encoder=encoder, metric="dot")
+    collection.add("a", ids=1)
+    found = collection.get(1, include=("vector",)).vector
+    np.testing.assert_allclose(found, [7.8, 10.4], rtol=1e-6)
+
+
+def test_a_prefix_of_zeros_is_the_encoders_fault(memory: Database) -> None:
+    def zero(texts: list[str]) -> Any:
+        return [[0.0, 0.0, 1.0]] * len(texts)
+
+    encoder = FunctionEncoder(zero, name="zero", mrl=(2,))
+    with pytest.raises(EncoderError, match="'zero' returned for text 0 is zero"):
+        memory.collection("c", dim=2, encoder=encoder).add("a")
+    memory.collection("d", dim=2, encoder=encoder, metric="l2").add("a")
+
+
+def test_cut_and_scaled_vectors_are_what_a_trained_services_own_short_ones_are(
+    memory: Database,
+) -> None:
+    """Real vectors: the first 256 of 1,536 numbers, and what was asked of the service at 256."""
+    with np.load(DATA / "openai_prefix.npz") as file:
+        whole, short = file["whole"], file["short"]
+    encoder = FunctionEncoder(
+        lambda texts: [whole[int(text)] for text in texts], dim=1536, name="service", mrl=(256,)
+    )
+    collection = memory.collection("c", dim=256, encoder=encoder)
+    collection.add([str(number) for number in range(len(whole))], ids=range(len(whole)))
+    found = [record.vector for record in collection.scan(include=("vector",))]
+    np.testing.assert_allclose(found, short, atol=5e-4)
+    for number, vector in enumerate(short):
+        assert collection.search(vector, 1)[0].id == number
+        assert collection.search(vector, 1)[0].score > 0.99999
 
 
 # Getting

@@ -292,6 +292,152 @@ def test_what_are_no_bits_is_refused(values: Any, message: str) -> None:
         assert collection.get("a", include=("vector",)).vector.tolist() == [1, 2]
 
 
+# Prefixes
+
+
+@given(metrics, precisions, seeds, st.integers(2, 200), counts, st.integers(1, 100), st.data())
+def test_hits_by_a_prefix_are_those_of_cut_vectors(
+    metric: str, precision: str, seed: int, dim: int, n: int, k: int, data: Any
+) -> None:
+    rng = np.random.default_rng(seed)
+    dims = data.draw(st.integers(1, dim))
+    with vecstore.open(":memory:") as db:
+        collection, model = make(db, metric, dim, precision)
+        vectors = draw_vectors(rng, n, dim)
+        # Prefixes of zeros, and far shorter than their vectors.
+        vectors[rng.random(n) < 0.1, :dims] *= np.float32(1e-12)
+        if dims < dim:
+            vectors[rng.random(n) < 0.1, :dims] = 0
+        fill(collection, model, vectors)
+        queries, where = rng.normal(size=(2, dim)).astype(np.float32), {"n": {"$lt": n // 2}}
+        for query, hits in zip(queries, collection.search_many(queries, k, dims=dims), strict=True):
+            model.check(hits, query, k, dims=dims)
+            model.check(collection.search(query, k, dims=dims), query, k, dims=dims)
+            found = collection.search(query, k, dims=dims, where=where)
+            model.check(found, query, k, dims=dims, where=where)
+        with db.transaction():
+            model.check(collection.search(queries[0], k, dims=dims), queries[0], k, dims=dims)
+
+
+@given(metrics, seeds, st.sampled_from([1e-38, 1e-30, 1e-22, 1e-19, 1.0, 1e10, 1e16]))
+def test_prefixes_of_any_magnitude_are_compared_exactly(
+    metric: str, seed: int, size: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    with vecstore.open(":memory:") as db:
+        collection, model = make(db, metric, 9)
+        vectors = draw_vectors(rng, 150, 9)
+        vectors[:, :4] *= size * 10.0 ** rng.uniform(-3, 0, size=(150, 1))
+        fill(collection, model, vectors)
+        for query in (rng.normal(size=9) * size, rng.normal(size=9), vectors[3]):
+            model.check(collection.search(query, 12, dims=4), query, 12, dims=4)
+
+
+@given(seeds, st.sampled_from([8, 72, 256]), st.integers(0, 200), st.data())
+def test_hits_by_a_prefix_of_bits_are_those_of_cut_vectors(
+    seed: int, bits: int, n: int, data: Any
+) -> None:
+    rng = np.random.default_rng(seed)
+    dims = 8 * data.draw(st.integers(1, bits // 8))
+    with vecstore.open(":memory:") as db:
+        collection, model = binary(db, bits)
+        fill(collection, model, draw_bits(rng, n, bits))
+        queries = draw_bits(rng, 2, bits)
+        for query, hits in zip(queries, collection.search_many(queries, 9, dims=dims), strict=True):
+            model.check(hits, query, 9, dims=dims)
+            assert collection.search(query[: dims // 8], 9, dims=dims) == hits
+            flags = np.unpackbits(query).astype(bool)
+            assert collection.search(flags, 9, dims=dims) == hits
+            assert collection.search(flags[:dims], 9, dims=dims) == hits
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_query_may_be_as_short_as_the_prefix(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    with vecstore.open(":memory:") as db:
+        collection, model = make(db, metric, 8)
+        fill(collection, model, draw_vectors(rng, 70, 8))
+        queries = rng.normal(size=(3, 8))
+        many = collection.search_many(queries, dims=3)
+        assert collection.search_many(queries[:, :3], dims=3) == many
+        assert [collection.search(query[:3].tolist(), dims=3) for query in queries] == many
+        assert collection.search_many(queries, dims=8) == collection.search_many(queries)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_pages_by_a_prefix_make_up_one_large_search(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    with vecstore.open(":memory:") as db:
+        collection, model = make(db, metric, 8)
+        vectors = draw_vectors(rng, 150, 8)
+        vectors[::9, :3] = 0
+        fill(collection, model, vectors)
+        query = rng.normal(size=8)
+        whole, paged = collection.search(query, 150, dims=3), []
+        while page := collection.search(query, 7, dims=3, after=paged[-1] if paged else None):
+            paged += page
+        assert tuple(paged) == tuple(whole)
+
+
+def test_a_vector_whose_prefix_is_zero_has_a_cosine_of_zero() -> None:
+    with vecstore.open(":memory:") as db:
+        collection = db.collection("c", dim=3)
+        collection.add(vectors=[[0, 0, 1], [-1, 0, 0], [0, 0, 2], [1, 1, 0]], ids=[*"abcd"])
+        hits = collection.search([1, 0, 5], dims=2, include=("vector",))
+        assert hits.ids == ["d", "a", "c", "b"]
+        assert hits.scores.tolist()[1:] == [0, 0, -1]
+        assert hits[1].vector.tolist() == [0, 0, 1]
+        with pytest.raises(VectorError, match="query 0 is zero"):
+            collection.search([0, 0, 5], dims=2)
+
+
+def test_a_text_is_cut_too() -> None:
+    encoder = HashEncoder()
+    with vecstore.open(":memory:") as db:
+        collection = db.collection("c", encoder=encoder)
+        collection.add(["red apples", "late trains", "red trains"])
+        vector = encoder.encode(["red"])[0]
+        assert collection.search("red", dims=9) == collection.search(vector[:9], dims=9)
+        assert collection.search_many(["red"], dims=9) == [collection.search("red", dims=9)]
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        (0, "dims=0 must be"),
+        (-1, "dims=-1 must be"),
+        (True, "dims=True must be"),
+        (1.0, r"dims=1\.0 must be"),
+        ("2", "dims='2' must be"),
+        (17, "dims=17 is over the collection's dim=16"),
+        pytest.param(10**5000, "dims=<int too large to show> is over", id="huge"),
+    ],
+)
+@pytest.mark.parametrize("metric", [*METRICS, "hamming"])
+def test_an_impossible_prefix_is_refused(metric: str, dims: Any, message: str) -> None:
+    with vecstore.open(":memory:") as db:
+        collection = db.collection("c", dim=16, metric=metric)
+        for call in (collection.search, collection.search_many):
+            with pytest.raises(UsageError, match=message):
+                call([1, 2], dims=dims)
+
+
+def test_a_prefix_of_bits_is_whole_bytes() -> None:
+    with vecstore.open(":memory:") as db:
+        collection = db.collection("c", dim=16, metric="hamming")
+        with pytest.raises(UsageError, match="dims=9 counts bits under hamming"):
+            collection.search([1, 2], dims=9)
+
+
+def test_a_query_of_another_length_than_vector_and_prefix_is_refused() -> None:
+    with vecstore.open(":memory:") as db:
+        collection = db.collection("c", dim=16)
+        with pytest.raises(VectorError, match="5 numbers, the collection has dim=16"):
+            collection.search([1] * 5, dims=4)
+        with pytest.raises(VectorError, match="4 numbers, the collection has dim=16"):
+            collection.search([1] * 4)
+
+
 # Filters
 
 

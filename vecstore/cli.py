@@ -216,6 +216,7 @@ def add(
 @_name
 @_where
 @click.option("--min-score", type=float, help="Leave out answers with a smaller score.")
+@click.option("--dims", type=click.IntRange(min=1), help="Compare only so many leading numbers.")
 @_encoder
 @_json
 def search(

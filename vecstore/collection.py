@@ -25,7 +25,7 @@ from vecstore.records import Stored
 from vecstore.search import Request
 from vecstore.spec import CollectionSpec, Id, Include, check_id, is_id, show
 from vecstore.store import Reader, Transaction
-from vecstore.vectors import Bits, Vectors, as_queries, as_query, check_lengths, unpack
+from vecstore.vectors import Bits, Vectors, as_queries, as_query, check_lengths, prefixes, unpack
 
 T = TypeVar("T")
 Where = Mapping[str, Any] | Filter | None
@@ -357,6 +357,7 @@ class Collection:
         after: Hit | None = None,
         include: Iterable[Include] = DEFAULT_INCLUDE,
         recall: Recall = DEFAULT_RECALL,
+        dims: int | None = None,
     ) -> Hits:
         """Return the k records nearest to a text or a vector, best first.
 
@@ -373,12 +374,15 @@ class Collection:
             after: Go on behind this hit of the same query.
             include: Which of "text", "metadata" and "vector" the hits carry.
             recall: The share of the true neighbours wanted, or "exact".
+            dims: Compare only this many leading numbers (or bits), under cosine as vectors of
+                their own; the query may be as short. A vector that begins with so many zeros has
+                a cosine of 0.
         """
-        request = _request(k, where, min_score, offset, after, include, recall)
+        request = _request(k, where, min_score, offset, after, include, recall, self._prefix(dims))
         if isinstance(query, str):
             vectors: Vectors | Bits = self._embed([query])
         else:
-            vectors = as_query(query, self._declared)
+            vectors = as_query(query, self._declared, request.dims)
         return self._search(vectors, request)[0]
 
     def search_many(
@@ -391,6 +395,7 @@ class Collection:
         offset: int = 0,
         include: Iterable[Include] = DEFAULT_INCLUDE,
         recall: Recall = DEFAULT_RECALL,
+        dims: int | None = None,
     ) -> list[Hits]:
         """Return one Hits per query, all from the same moment; options as in `search`.
 
@@ -402,8 +407,9 @@ class Collection:
             offset: Pass over this many of the best hits.
             include: Which of "text", "metadata" and "vector" the hits carry.
             recall: The share of the true neighbours wanted, or "exact".
+            dims: Compare only this many leading numbers (or bits).
         """
-        request = _request(k, where, min_score, offset, None, include, recall)
+        request = _request(k, where, min_score, offset, None, include, recall, self._prefix(dims))
         if isinstance(queries, str):
             raise UsageError("search_many takes several queries; for one text use search")
         if isinstance(queries, Sequence) and any(isinstance(query, str) for query in queries):
@@ -411,7 +417,7 @@ class Collection:
         elif isinstance(queries, Sequence) and len(queries) == 0:
             return []
         else:
-            vectors = as_queries(queries, self._declared)
+            vectors = as_queries(queries, self._declared, request.dims)
         return self._search(vectors, request)
 
     # Inside
@@ -451,7 +457,11 @@ class Collection:
                 raise UsageError(f"query {i} is {show(text)}: it must be a text that is not empty")
         return ingest.embed(self._declared, texts, self._encoder(), "query")
 
+    def _prefix(self, dims: int | None) -> int | None:
+        return None if dims is None else self._declared.check_dims(_whole(dims, "dims", 1))
+
     def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:
+        vectors = prefixes(vectors, request.dims)
         if self._declared.metric != "hamming":
             check_lengths(vectors, self._declared.metric, "query")
         with self._source.reading() as reader:
@@ -545,6 +555,7 @@ def _request(
     after: Hit | None,
     include: Iterable[Include],
     recall: Recall,
+    dims: int | None,
 ) -> Request:
     if after is not None and not isinstance(after, Hit):
         raise UsageError(f"after={show(after)} must be a Hit of an earlier page")
@@ -562,6 +573,7 @@ def _request(
         after=None if after is None else (after.score, after.order),
         include=_check_include(include),
         recall=recall,
+        dims=dims,
     )
 
 

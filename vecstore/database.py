@@ -153,8 +153,10 @@ class Database:
         """Return the collection of this name, made if it does not exist.
 
         With neither `dim` nor `encoder` a new collection takes text, embedded by the model that
-        comes with vecstore; with `dim` alone it holds bare vectors. For a collection that exists,
-        arguments are compared with what it was made with.
+        comes with vecstore; with `dim` alone it holds bare vectors; with both it holds the first
+        `dim` numbers of what the encoder makes, scaled to the length of the whole, where the
+        encoder was trained for that prefix. For a collection that exists, arguments are compared
+        with what it was made with.
 
         Args:
             name: At most 255 bytes of UTF-8.
@@ -162,7 +164,8 @@ class Database:
             metric: "cosine" (the default), "dot", "l2", or "hamming" for binary vectors, which
                 are packed: uint8 of shape (n, dim / 8), as numpy.packbits makes them.
             encoder: An `Encoder`, a folder with an ONNX model, or a callable.
-            mrl: Prefix lengths that bare vectors were trained for (Matryoshka).
+            mrl: Prefix lengths that the vectors were trained for (Matryoshka); by default those
+                that the encoder declares.
             precision: How vectors are stored: "float32" (the default), "float16" (half the space,
                 11 bits of each number) or "int8" (a quarter, a scale and 8 bits of each number).
                 What is stored is the truth that exact search and `get` go by.
@@ -438,23 +441,42 @@ def _new_spec(
             mrl=() if mrl is None else mrl,
             precision=precision,
         )
+    sizes = (_check_mrl(encoder.mrl) or ()) if mrl is None else mrl
     if dim not in (None, encoder.dim):
-        raise SpecError(
-            f"dim={show(dim)}, but encoder {encoder.name!r} makes {encoder.dim} numbers"
-        )
+        sizes = _check_prefix(_check_dim(dim), encoder, sizes)
     for part in ("name", "fingerprint"):
         value = getattr(encoder, part)
         if not isinstance(value, str) or not value:
             raise SpecError(f"the encoder's {part} is {show(value)}; it must be a str, not empty")
     return CollectionSpec(
         name=name,
-        dim=_check_dim(encoder.dim),
+        dim=_check_dim(encoder.dim if dim is None else dim),
         metric=metric,
-        mrl=(_check_mrl(encoder.mrl) or ()) if mrl is None else mrl,
+        mrl=sizes,
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,
         precision=precision,
     )
+
+
+def _check_prefix(dim: int, encoder: Encoder, mrl: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the prefix lengths up to `dim`, which must be one that the encoder was trained for."""
+    if dim > encoder.dim or dim not in mrl:
+        known = ", ".join(map(str, mrl))
+        raise SpecError(
+            f"dim={dim}, but encoder {encoder.name!r} makes {encoder.dim} numbers, and "
+            + (
+                f"its prefixes are {known}"
+                if known
+                else "declares no prefixes that may stand alone"
+            )
+            + "; leave dim out, or choose one of mrl="
+        )
+    if max(mrl) > encoder.dim:
+        raise SpecError(
+            f"mrl={show(mrl)}, but encoder {encoder.name!r} makes {encoder.dim} numbers"
+        )
+    return tuple(size for size in mrl if size <= dim)
 
 
 def _check_dim(dim: object) -> int:
@@ -488,6 +510,9 @@ def _compare(
     precision: Precision | None,
 ) -> None:
     """Raise SpecError where what was asked for is not what the collection has."""
+    if mrl is not None and spec.encoder is not None:
+        # Of a longer encoder's prefixes those within the collection's own count.
+        mrl = tuple(size for size in mrl if size <= spec.dim)
     asked = {"dim": dim, "metric": metric, "mrl": mrl, "precision": precision}
     for name, value in asked.items():
         stored = getattr(spec, name)

@@ -35,7 +35,7 @@ from vecstore.records import Stored
 from vecstore.rows import RowWriter
 from vecstore.spec import MAX_ID_BYTES, CollectionSpec, Id, check_id, encode_utf8, is_id, show
 from vecstore.store import Reader, Transaction
-from vecstore.vectors import Vectors, as_vectors, check_lengths, differ, pack, store_form
+from vecstore.vectors import Vectors, as_vectors, check_lengths, differ, pack, shorten, store_form
 
 Metadata = dict[str, Any]
 
@@ -328,7 +328,10 @@ def encode(spec: CollectionSpec, batch: Batch, encoder: EncoderSource) -> Batch:
 
 
 def embed(spec: CollectionSpec, texts: list[str], encoder: Encoder, kind: Any) -> Vectors:
-    """Embed texts and check what the encoder returned, float32 (n, dim)."""
+    """Embed texts and check what the encoder returned, float32 (n, dim).
+
+    Of a collection that holds a prefix of the encoder's vectors, that prefix.
+    """
     try:
         # A copy: encoders may sort or extend their list.
         vectors = encoder.encode(list(texts), kind=kind)
@@ -336,9 +339,12 @@ def embed(spec: CollectionSpec, texts: list[str], encoder: Encoder, kind: Any) -
         raise
     except Exception as error:
         raise EncoderError(f"encoder {encoder.name!r} failed: {error!r}") from error
+    what = f"what encoder {encoder.name!r} returned"
     try:
-        vectors = as_vectors(vectors, spec.dim, f"what encoder {encoder.name!r} returned")
-        check_lengths(vectors, spec.metric, f"what encoder {encoder.name!r} returned for text")
+        vectors = as_vectors(vectors, max(encoder.dim, spec.dim), what)
+        if vectors.shape[1] > spec.dim:
+            vectors = as_vectors(shorten(vectors, spec.dim), spec.dim, what)
+        check_lengths(vectors, spec.metric, f"{what} for text")
     except VectorError as error:
         raise EncoderError(str(error)) from error
     if len(vectors) != len(texts):

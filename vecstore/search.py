@@ -8,7 +8,7 @@ order of equal scores, does not depend on how the scan was blocked or on the BLA
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,7 @@ class Request:
         after: (score, order) of the hit after which to go on, or None.
         include: What hits carry.
         recall: The share of the true neighbours wanted, or "exact".
+        dims: How many leading numbers, or bits, are compared; None for all of them.
     """
 
     k: int
@@ -70,12 +71,14 @@ class Request:
     after: tuple[float, int] | None
     include: frozenset[Include]
     recall: Recall
+    dims: int | None = None
 
 
 def run(reader: Reader, entry: Entry, queries: Vectors | Bits, request: Request) -> list[Hits]:
     """Answer queries inside one transaction.
 
-    They are float32 (m, dim), or uint8 (m, dim / 8) under hamming.
+    They are float32 (m, dim), or uint8 (m, dim / 8) under hamming; with `request.dims` as short as
+    that says.
     """
     state = catalog.state(reader, entry.number)
     mask = fields.resolve(reader, entry.number, state, request.where)
@@ -91,7 +94,7 @@ def run(reader: Reader, entry: Entry, queries: Vectors | Bits, request: Request)
     exact = _ExactBits if entry.spec.metric == "hamming" else _Exact
     step = max(1, SCORES_BYTES // (8 * BLOCK_ROWS * state.blocks))
     for at in range(0, len(queries), step):
-        search = exact(reader, entry, state, mask, queries[at : at + step])
+        search = exact(reader, entry, state, mask, queries[at : at + step], request.dims)
         found += [search.answer(i, request, plan) for i in range(len(search.queries))]
     return found
 
@@ -100,11 +103,18 @@ class _Exact:
     """The exact search of a few queries over the allowed rows."""
 
     def __init__(
-        self, reader: Reader, entry: Entry, state: State, mask: Mask, queries: Vectors | Bits
+        self,
+        reader: Reader,
+        entry: Entry,
+        state: State,
+        mask: Mask,
+        queries: Vectors | Bits,
+        dims: int | None,
     ) -> None:
         self.reader, self.entry, self.state = reader, entry, state
         self.metric: Metric = entry.spec.metric
-        self.dim = entry.spec.dim
+        self.prefix = dims is not None
+        self.dim = entry.spec.dim if dims is None else dims
         self.blocks = np.flatnonzero(mask.words)
         self.rows = rows.members(mask.words)
         self.queries = self._prepare(queries)
@@ -130,9 +140,11 @@ class _Exact:
             same shape or one that broadcasts to it.
         """
         norms = np.empty(len(self.rows))
-        # Lengths of other forms than float32 are too far from 1 to be left out.
-        uneven = self.metric == "cosine" and self.entry.spec.precision != "float32"
-        products = _Products(self.queries.astype(np.float32), len(self.rows), sizes=uneven)
+        # Lengths of other forms than float32 are too far from 1 to be left out; those of prefixes
+        # are not stored.
+        uneven = self.prefix or self.entry.spec.precision != "float32"
+        measured = uneven if self.metric == "cosine" else self.prefix and self.metric == "l2"
+        products = _Products(self.queries.astype(np.float32), len(self.rows), sizes=measured)
         for run, part in self._runs():
             products.add(run, self.rows[part])
             if self.metric != "cosine":
@@ -141,22 +153,37 @@ class _Exact:
         # An inner product of d float32 terms is off by less than d * 2^-24 |x| |q| (Higham,
         # Accuracy and Stability of Numerical Algorithms, 3.1); twice that, for the conversions.
         unit = (self.dim + 8) * 2.0**-23
+        if self.metric != "cosine":
+            return scores, self._weigh(scores, norms, products.sizes, unit)
         if products.sizes is not None:
             return scores, _divide(scores, products.sizes, unit)
-        if self.metric == "cosine":
-            return scores, np.full((len(scores), 1), unit + 2 * UNIT_SLACK)
+        return scores, np.full((len(scores), 1), unit + 2 * UNIT_SLACK)
+
+    def _weigh(
+        self,
+        scores: NDArray[np.float64],
+        norms: NDArray[np.float64],
+        measured: NDArray[np.float64] | None,
+        unit: float,
+    ) -> NDArray[np.float64]:
+        """Make scores of products (m, n) in place, under dot and l2; return the errors' bounds.
+
+        `norms` are those of whole rows; `measured` are those of prefixes, in float32's precision.
+        """
         sizes = np.sqrt((self.queries**2).sum(axis=1))
         # A product below float32's normal range may be lost whole.
-        slack = unit * sizes[:, None] * norms[None, :] + self.dim * 2.0**-125
+        slack: NDArray[np.float64] = unit * sizes[:, None] * norms + self.dim * 2.0**-125
         if self.metric == "l2":
             # |x - q|^2 falls as <x, q> - |x|^2 / 2 rises.
-            scores -= norms**2 / 2
+            scores -= (norms if measured is None else measured) ** 2 / 2
+            if measured is not None:
+                slack += unit * measured**2
             # Where one length dwarfs the other, the float64 distances themselves are rounded more
             # than the products: rows that tie there must all be settled.
             rounding = (self.dim + 8) * 2.0**-51
             slack += rounding * norms**2
             slack += rounding * sizes[:, None] ** 2
-        return scores, slack
+        return slack
 
     def answer(self, number: int, request: Request, plan: Plan) -> Hits:
         """The hits of one query."""
@@ -214,7 +241,7 @@ class _Exact:
 
     def _score(self, packed: Packed, number: int) -> NDArray[np.float64]:
         """Exact scores, float64 (n,), of stored vectors against one of the queries."""
-        return score(widen(packed), self.queries[number], self.metric)
+        return score(widen(packed)[:, : self.dim], self.queries[number], self.metric)
 
     def _hydrate(
         self,
@@ -257,25 +284,33 @@ class _ExactBits(_Exact):
 
     def _prepare(self, queries: Vectors | Bits) -> NDArray[Any]:
         """The queries in whole words, uint64 (m, words)."""
-        return as_words(queries.astype(np.uint8, copy=False))
+        bits = queries.astype(np.uint8, copy=False)
+        self.mask = as_words(np.full_like(bits[:1], 255)) if self.prefix else None
+        return as_words(bits)
+
+    def _differing(self, numbers: NDArray[Any], number: int) -> NDArray[np.uint16]:
+        """How many bits of stored words (n, words) differ from one of the queries, (n,)."""
+        query = self.queries[number]
+        found = numbers[:, : len(query)] ^ query
+        return count_bits(found if self.mask is None else found & self.mask)
 
     def _scan(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Score the allowed rows, with bounds of zero."""
         scores = np.empty((len(self.queries), len(self.rows)))
         for run, part in self._runs():
-            held, words = run.packed.numbers.shape[1:]
+            held, words = run.orders.shape[1], self.queries.shape[1]
             step, at = max(1, PIECE_BYTES // (held * words * 8)), part.start
             for first in range(0, len(run.blocks), step):
-                piece = _cut(run, slice(first, first + step), self.rows[part]).numbers
+                piece = _cut(run, slice(first, first + step), self.rows[part], words).numbers
                 piece = piece.reshape(-1, words)
-                for number, query in enumerate(self.queries):
-                    scores[number, at : at + len(piece)] = count_bits(piece ^ query)
+                for number in range(len(scores)):
+                    scores[number, at : at + len(piece)] = self._differing(piece, number)
                 at += len(piece)
         return 0.0 - scores, np.zeros((len(scores), 1))
 
     def _score(self, packed: Packed, number: int) -> NDArray[np.float64]:
         """Minus the counts of differing bits."""
-        return 0.0 - count_bits(packed.numbers ^ self.queries[number]).astype(np.float64)
+        return 0.0 - self._differing(packed.numbers, number).astype(np.float64)
 
 
 class _Products:
@@ -303,10 +338,10 @@ class _Products:
             self._scores[0, self._done : self._done + len(allowed)] = products
             self._done += len(allowed)
             return
-        held, width = numbers.shape[1:]
+        held, width = numbers.shape[1], self._queries.shape[1]
         step = max(1, (PIECE_BYTES if one else BLAS_BYTES) // (held * width * 4))
         for at in range(0, len(run.blocks), step):
-            part = widen(_cut(run, slice(at, at + step), allowed))
+            part = widen(_cut(run, slice(at, at + step), allowed, width))
             self._take(part.reshape(-1, width), at_once=one)
 
     def finish(self) -> NDArray[np.float64]:
@@ -347,9 +382,10 @@ def _divide(
     return np.broadcast_to(bounds, scores.shape)
 
 
-def _cut(run: Run, part: slice, allowed: NDArray[np.intp]) -> Packed:
-    """The allowed rows of some blocks of a run: (n,), or (b, rows) where all are allowed."""
+def _cut(run: Run, part: slice, allowed: NDArray[np.intp], width: int) -> Packed:
+    """Leading numbers of the allowed rows of some blocks: (n,), or (b, rows) if all are allowed."""
     blocks, packed = run.blocks[part], run.packed.take(part)
+    packed = replace(packed, numbers=packed.numbers[..., :width])
     low, high = np.searchsorted(allowed, (blocks[0] * BLOCK_ROWS, (blocks[-1] + 1) * BLOCK_ROWS))
     if high - low == packed.norms.size:
         return packed
@@ -360,14 +396,15 @@ def _cut(run: Run, part: slice, allowed: NDArray[np.intp]) -> Packed:
 def _one_query(run: Run, allowed: NDArray[np.intp], query: Vectors) -> Vectors:
     """Inner products, float32 (n,), of one query (dim,) and the n allowed rows of a run."""
     products: Vectors
+    vectors = run.vectors[..., : len(query)]
     if len(allowed) == run.orders.size:
-        products = np.vecdot(run.vectors, query).reshape(-1)
+        products = np.vecdot(vectors, query).reshape(-1)
         return products
     which, inside = np.searchsorted(run.blocks, allowed >> 6), allowed & 63
     if len(allowed) < SPARSE * run.orders.size:
-        products = np.vecdot(run.vectors[which, inside], query)
+        products = np.vecdot(vectors[which, inside], query)
     else:
-        products = np.vecdot(run.vectors, query)[which, inside]
+        products = np.vecdot(vectors, query)[which, inside]
     return products
 
 

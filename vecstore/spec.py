@@ -83,6 +83,18 @@ class CollectionSpec:
         # The default of the others.
         object.__setattr__(self, "precision", "bits")
 
+    def check_dims(self, dims: int) -> int | None:
+        """Return the length of a prefix to compare, or None for the whole vector.
+
+        Raises:
+            UsageError: It is longer than a vector, or no whole bytes under hamming.
+        """
+        if dims > self.dim:
+            raise UsageError(f"dims={show(dims)} is over the collection's dim={self.dim}")
+        if self.metric == "hamming" and dims % 8:
+            raise UsageError(f"dims={dims} counts bits under hamming, and must be a multiple of 8")
+        return None if dims == self.dim else dims
+
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain values, the form in which it is stored."""
         return {

@@ -97,22 +97,46 @@ def as_bits(values: ArrayLike, dim: int, what: str = "vectors") -> Bits:
     return np.ascontiguousarray(array, dtype=np.uint8)
 
 
-def as_queries(values: ArrayLike, spec: CollectionSpec, what: str = "queries") -> Vectors | Bits:
-    """Return queries as float32 (m, dim), or uint8 (m, dim / 8) under hamming; checked."""
-    if spec.metric == "hamming":
-        return as_bits(values, spec.dim, what)
-    return as_vectors(values, spec.dim, what)
+def as_queries(
+    values: ArrayLike, spec: CollectionSpec, dims: int | None = None, what: str = "queries"
+) -> Vectors | Bits:
+    """Return queries as float32 (m, dim), or uint8 (m, dim / 8) under hamming; checked.
+
+    With `dims` they may be prefixes of that length already, and prefixes are what is returned.
+    """
+    binary = spec.metric == "hamming"
+    array = _as_array(values, what, booleans=binary)
+    packed = 8 if binary and array.dtype.kind != "b" else 1
+    short = dims is not None and array.ndim == 2 and array.shape[1] == dims // packed
+    dim = dims if short and dims is not None else spec.dim
+    return prefixes((as_bits if binary else as_vectors)(array, dim, what), dims)
 
 
-def as_query(value: ArrayLike, spec: CollectionSpec) -> Vectors | Bits:
-    """Return one query as an array of one; checks as in `as_queries`."""
-    what = "the query"
-    if spec.metric != "hamming":
-        return as_vector(value, spec.dim, what)[None]
-    array = _as_array(value, what, booleans=True)
-    if array.ndim != 1:
+def as_query(value: ArrayLike, spec: CollectionSpec, dims: int | None = None) -> Vectors | Bits:
+    """Return one query as an array of one; as `as_queries`."""
+    what, binary = "the query", spec.metric == "hamming"
+    array = _as_array(value, what, booleans=binary)
+    if array.ndim == 1 and (binary or array.shape[0] in (spec.dim, dims)):
+        return as_queries(array[None], spec, dims, what)
+    if binary:
         raise VectorError(f"{what} has shape {array.shape}; expected ({spec.dim // 8},)")
-    return as_bits(array[None], spec.dim, what)
+    return as_vector(array, spec.dim, what)[None]
+
+
+def prefixes(queries: Vectors | Bits, dims: int | None) -> Vectors | Bits:
+    """The first `dims` numbers or bits of each query; all of them for None."""
+    if dims is None:
+        return queries
+    return queries[:, : dims // 8 if queries.dtype == np.uint8 else dims]
+
+
+def shorten(vectors: Vectors, dim: int) -> Vectors:
+    """Return prefixes of `dim` numbers, scaled to the lengths of the vectors that they begin."""
+    cut = vectors[:, :dim]
+    part = lengths(cut)
+    factors = lengths(vectors) / np.where(part > 0, part, 1.0)
+    with np.errstate(over="ignore"):
+        return (cut * factors[:, None]).astype(np.float32)
 
 
 def as_words(bits: Bits) -> NDArray[np.uint64]:

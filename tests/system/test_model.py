@@ -295,14 +295,24 @@ class Machine(RuleBasedStateMachine):
         offset=st.integers(0, 20),
         where=st.none() | own.wheres | st.just({"a": {"$lt": 1050}}),
         least=st.none() | st.floats(-3, 1),
+        dims=st.none() | st.integers(1, DIM),
     )
     def search(
-        self, name: str, query: np.ndarray, k: int, offset: int, where: Any, least: float | None
+        self,
+        name: str,
+        query: np.ndarray,
+        k: int,
+        offset: int,
+        where: Any,
+        least: float | None,
+        dims: int | None,
     ) -> None:
         collection, model = self.pick(name)
         query = model.own(query)
-        hits = collection.search(query, k, offset=offset, where=where, min_score=least)
-        model.check(hits, query, k, offset=offset, where=where, min_score=least)
+        if name == "bits":
+            dims = dims and DIM
+        hits = collection.search(query, k, offset=offset, where=where, min_score=least, dims=dims)
+        model.check(hits, query, k, offset=offset, where=where, min_score=least, dims=dims)
         for hit in hits:
             found = Record(id=hit.id, text=hit.text, metadata=hit.metadata)
             assert same_record(found, model.record(hit.id))
