@@ -62,7 +62,7 @@ def put(store, **values):
 
 
 def addresses(snapshot, *numbers, count=100):
-    return snapshot.addresses(PREFIX, np.array(numbers, np.intp), count, lambda value, number: None)
+    return snapshot.addresses("tiers", PREFIX, np.array(numbers, np.intp), count, lambda value, number: None)
 
 
 def fills(snapshot, *numbers):

@@ -117,15 +117,14 @@ def runs(reader: Reader, collection: int, state: State, form: Form, blocks: Rows
             found = _read_held(reader, collection, state, block, form)
             yield Run(np.array([block]), found.orders[None], found.packed.take(None))
         return
-    table = _table(reader, collection, state, form, blocks)
-    addresses = table[blocks].astype(np.int64)
+    addresses = table(reader, collection, state, form, blocks)[blocks].astype(np.int64)
     for start, stop in _strides(addresses, blocks, state.open_block):
         yield _map_run(
             addresses[start:stop], blocks[start:stop], _rows_of(state, blocks[start]), form
         )
 
 
-def _table(
+def table(
     snapshot: Snapshot, collection: int, state: State, form: Form, blocks: Rows
 ) -> NDArray[np.uint64]:
     """The address table of a collection, filled for some blocks."""
@@ -137,7 +136,7 @@ def _table(
                 f"tiers: block {block} of collection {collection} has {rows} rows"
             )
 
-    return snapshot.addresses(layout.tier_prefix(collection), blocks, state.blocks, check)
+    return snapshot.addresses("tiers", layout.tier_prefix(collection), blocks, state.blocks, check)
 
 
 def _rows_of(state: State, block: int) -> int:
@@ -243,8 +242,8 @@ def _gather_mapped(
     blocks, inside = rows >> 6, rows & 63
     if (inside[blocks == state.open_block] >= state.open_rows).any():
         raise CorruptionError(f"live: collection {collection} has a row beyond its open block")
-    table = _table(snapshot, collection, state, form, _distinct(blocks))
-    starts = table[blocks].astype(np.int64) + layout.HEADER.size
+    found = table(snapshot, collection, state, form, _distinct(blocks))
+    starts = found[blocks].astype(np.int64) + layout.HEADER.size
     base = int(starts.min())
     length = int(starts.max()) - base + form.block_bytes(BLOCK_ROWS)
     if state.open_block in blocks:
@@ -351,11 +350,16 @@ class RowWriter:
     def trim(self) -> None:
         """Give back the numbers of dead blocks at the end, after `finish`."""
         words = _read_live(self._txn, self._collection, self._state.blocks)
-        alive = np.flatnonzero(words)
-        blocks = int(alive[-1]) + 1 if len(alive) else 0
+        taken = np.flatnonzero(self._taken(words))
+        blocks = int(taken[-1]) + 1 if len(taken) else 0
         for part in range(-(-blocks // PART_WORDS), -(-self._state.blocks // PART_WORDS)):
             self._txn.delete("live", layout.part_key(self._collection, part))
         self._state.blocks = blocks
+
+    def _taken(self, words: Words) -> NDArray[np.bool_]:
+        """Which blocks may not be given to new rows."""
+        taken: NDArray[np.bool_] = words != 0
+        return taken
 
     def _extend(self, packed: Packed, orders: NDArray[np.uint64]) -> None:
         block, held, old = self._state.open_block, self._state.open_rows, None
@@ -380,7 +384,7 @@ class RowWriter:
                 span = words[part * PART_WORDS : (part + 1) * PART_WORDS]
                 # A block that died in this very transaction still has its value.
                 span |= np.frombuffer(changed, "<u8")[: len(span)]
-            self._free = np.flatnonzero(words == 0)[::-1].tolist()
+            self._free = np.flatnonzero(~self._taken(words))[::-1].tolist()
         if self._free:
             return self._free.pop()
         if state.blocks >= layout.MAX_ROWS // BLOCK_ROWS:

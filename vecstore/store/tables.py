@@ -25,6 +25,8 @@ class Tables:
         self._version = (-1, -1)
         self._tables: Addresses = {}
         self._cache: dict[Any, Any] = {}
+        # What the layers above keep from version to version, by names that never come again.
+        self.kept: dict[bytes, Any] = {}
 
     def of(self, version: tuple[int, int]) -> tuple[Addresses, dict[Any, Any]]:
         """The tables and the cache for a snapshot of this version."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _PAGE = struct.Struct("<QHHI")
 _OVERFLOW = 0x04
+# Databases whose values snapshots read by their addresses.
+TABLED = ("tiers", "lists")
 
 
 class Reader:
@@ -95,6 +97,7 @@ class Snapshot(Reader):
 
     def addresses(
         self,
+        database: str,
         prefix: bytes,
         wanted: NDArray[np.intp],
         count: int,
@@ -103,7 +106,8 @@ class Snapshot(Reader):
         """Return the address table of the values under prefix + four bytes of number.
 
         Args:
-            prefix: All but the last four bytes of the keys in `tiers`.
+            database: One of `TABLED`.
+            prefix: All but the last four bytes of the keys.
             wanted: Numbers whose entries must be filled.
             count: The table's length.
             check: Called with each value before its address enters the table; raises
@@ -116,7 +120,8 @@ class Snapshot(Reader):
         Raises:
             CorruptionError: A wanted value is missing or fails its check.
         """
-        table = self._tables.get(prefix)
+        name = database.encode() + prefix
+        table = self._tables.get(name)
         if table is None or len(table) < count:
             grown = np.zeros(count, np.uint64)
             if table is not None:
@@ -126,12 +131,12 @@ class Snapshot(Reader):
         if len(missing):
             table, file_size = table.copy(), self.store.file_size()
             for number in missing.tolist():
-                value = self.get("tiers", prefix + number.to_bytes(4, "big"))
+                value = self.get(database, prefix + number.to_bytes(4, "big"))
                 if value is None:
-                    raise CorruptionError(f"tiers: {prefix.hex()} block {number} is missing")
+                    raise CorruptionError(f"{database}: {prefix.hex()} block {number} is missing")
                 check(value, number)
                 table[number] = self._address(value, file_size)
-            self._tables[prefix] = table
+            self._tables[name] = table
         return table
 
     def _address(self, value: memoryview, file_size: int) -> int:
@@ -149,7 +154,7 @@ class Snapshot(Reader):
             or (number + pages) * page > file_size
         ):
             raise CorruptionError(
-                f"tiers: a value of {len(value)} bytes does not lie on whole pages of the file"
+                f"a value of {len(value)} bytes does not lie on whole pages of the file"
             )
         return address
 
@@ -210,10 +215,14 @@ class Transaction(Reader):
         """Whether another thread was to end the transaction, or one that it is a part of."""
         return self._stranded or (self.parent is not None and self.parent.stranded)
 
+    def _replace(self, database: str, key: bytes) -> None:
+        """Note that tables of former versions lack the value under a key."""
+        self._replaced.add((database.encode() + key[:-4], int.from_bytes(key[-4:], "big")))
+
     def put(self, database: str, key: bytes, value: bytes | bytearray) -> None:
         """Write a value under a key."""
-        if database == "tiers":
-            self._replaced.add((key[:-4], int.from_bytes(key[-4:], "big")))
+        if database in TABLED:
+            self._replace(database, key)
         self._wrote = True
         try:
             self.txn.put(key, value, db=self.store.databases[database])
@@ -233,8 +242,8 @@ class Transaction(Reader):
 
     def delete(self, database: str, key: bytes) -> bool:
         """Delete a key; False if it was not there."""
-        if database == "tiers":
-            self._replaced.add((key[:-4], int.from_bytes(key[-4:], "big")))
+        if database in TABLED:
+            self._replace(database, key)
         try:
             found = bool(self.txn.delete(key, db=self.store.databases[database]))
         except lmdb.Error as error:
@@ -248,9 +257,8 @@ class Transaction(Reader):
         with translated("write"), self.txn.cursor(db=self.store.databases[database]) as cursor:
             found = cursor.set_range(prefix)
             while found and bytes(cursor.key()).startswith(prefix):
-                if database == "tiers":
-                    key = bytes(cursor.key())
-                    self._replaced.add((key[:-4], int.from_bytes(key[-4:], "big")))
+                if database in TABLED:
+                    self._replace(database, bytes(cursor.key()))
                 found = cursor.delete()
                 count += 1
         self._wrote = self._wrote or count > 0

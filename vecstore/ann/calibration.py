@@ -1,0 +1,278 @@
+"""How far must a search go for the recall that was asked for? Measured on queries, not guessed.
+
+For queries whose exact answers are known, every true neighbour says what it takes to be found: how
+far its list stands from the query (rank and distance), and how much its code may be off. The shares
+of neighbours found with less are the curves from which a budget is read: the smallest one whose
+one-sided 95 % lower bound of the mean recall reaches the target.
+
+Half of the queries are rows that no list was trained on. The others are mixtures of two rows, which
+stand for queries that are unlike the rows: farther from all of them, and between lists. The harder
+half decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore.ann.codes import Codes
+from vecstore.ann.model import Model
+from vecstore.vectors import Vectors
+
+Floats = NDArray[np.float64]
+
+LEVELS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+SIZES = (1, 10, 100)
+# Neighbours kept of each query, so many more than wanted: codes bring others to the front.
+KEPT = 400
+MIXTURE = 0.6
+# Of the neighbours that may be missed, the share that may be missed for want of lists.
+LISTS_SHARE = 0.8
+Z_95 = 1.645
+GAPS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+GRID = 96
+SLACKS = np.linspace(0.0, 6.0, 61)
+
+
+def queries(vectors: Vectors, others: Vectors, metric: str) -> Vectors:
+    """Queries to calibrate with: rows, float32 (n, dim), and as many mixtures with other rows."""
+    mixed = MIXTURE * vectors + (1 - MIXTURE) * others
+    if metric == "cosine":
+        sizes = np.sqrt(np.vecdot(mixed, mixed))[:, None]
+        mixed = mixed / np.where(sizes > 0, sizes, 1.0)
+    return np.concatenate([vectors, mixed]).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of the collection: what is in them, and how they are coded.
+
+    Attributes:
+        vectors: float32 (n, dim).
+        lists: The list of each, (n,); the number of lists stands for none.
+        codes: Their codes.
+    """
+
+    vectors: Vectors
+    lists: NDArray[np.intp]
+    codes: Codes
+
+
+class _Truth:
+    """The nearest rows of each query, as far as rows were seen."""
+
+    def __init__(self, model: Model, asked: Vectors, own: NDArray[np.int64]) -> None:
+        self.model, self.own = model, own
+        self.asked = model.centred(asked)
+        self.bases = (self.asked @ model.reducing.T) @ model.centres.T + model.bias
+        self.rotated = self.asked @ model.rotating.T
+        self.sizes = np.sqrt(np.vecdot(self.rotated, self.rotated))
+        count = len(asked)
+        self.scores = np.full((count, KEPT), -np.inf, np.float32)
+        self.likely = np.full((count, KEPT), -np.inf, np.float32)
+        self.scales = np.ones((count, KEPT), np.float32)
+        self.lists = np.zeros((count, KEPT), np.intp)
+
+    def add(self, part: Part) -> None:
+        """Compare the queries with more rows."""
+        model = self.model
+        vectors = model.centred(part.vectors)
+        scores: Vectors = self.asked @ vectors.T
+        if model.metric == "l2":
+            scores -= (0.5 * np.vecdot(vectors, vectors)).astype(np.float32)
+        # A row that is a query is not its own neighbour.
+        scores[self.own[:, None] == part.codes.rows[None, :]] = -np.inf
+        kept = min(KEPT, scores.shape[1])
+        best = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
+        likely = self._estimate(part)
+        picked = np.take_along_axis
+        self._merge(
+            picked(scores, best, 1),
+            picked(likely, best, 1),
+            part.codes.scales[best],
+            part.lists[best],
+        )
+
+    def _estimate(self, part: Part) -> Vectors:
+        """What the codes say of the scores, float32 (queries, rows)."""
+        model = self.model
+        shape = (len(part.codes.rows), -1)
+        stands_for = model.patterns.T[part.codes.groups].reshape(shape)[:, : model.rotation.rows]
+        products = self.rotated @ stands_for.T
+        estimates: Vectors = products * part.codes.scales + part.codes.offsets
+        estimates += self.bases[:, part.lists]
+        return estimates
+
+    def _merge(
+        self, scores: Vectors, likely: Vectors, scales: Vectors, lists: NDArray[np.intp]
+    ) -> None:
+        together = np.concatenate([self.scores, scores], axis=1)
+        best = np.argpartition(-together, KEPT - 1, axis=1)[:, :KEPT]
+        for name, new in (
+            ("scores", scores),
+            ("likely", likely),
+            ("scales", scales),
+            ("lists", lists),
+        ):
+            joined = np.concatenate([getattr(self, name), new], axis=1)
+            setattr(self, name, np.take_along_axis(joined, best, 1))
+
+    def finish(self) -> None:
+        """Sort the neighbours, nearest first."""
+        order = np.argsort(-self.scores, axis=1, kind="stable")
+        for name in ("scores", "likely", "scales", "lists"):
+            setattr(self, name, np.take_along_axis(getattr(self, name), order, 1))
+
+    def slack(self, k: int) -> Floats:
+        """What each of the k nearest needs to be compared exactly, (queries, k)."""
+        bound = -np.sort(-self.likely, axis=1)[:, k - 1 : k]
+        behind = bound - self.likely[:, :k]
+        unit = self.scales[:, :k] * self.sizes[:, None]
+        needed: Floats = np.maximum(behind, 0.0) / np.maximum(unit, 1e-30)
+        return needed
+
+
+def calibrate(
+    model: Model,
+    asked: Vectors,
+    own: NDArray[np.int64],
+    parts: Iterable[Part],
+    sizes: NDArray[np.intp],
+) -> dict[str, Any]:
+    """Measure the budgets for all levels of recall.
+
+    Args:
+        model: The model that rows are coded with.
+        asked: float32 (m, dim), the queries; of their two halves the harder decides.
+        own: int64 (m,), the row that each query is, or -1.
+        parts: All rows of the collection.
+        sizes: Rows of each list, (lists,).
+
+    Returns:
+        Plain values for `budget`: "gap", and for each size of answer the levels of recall with the
+        least reach and slack.
+    """
+    truth = _Truth(model, asked, own)
+    for part in parts:
+        truth.add(part)
+    truth.finish()
+    there = int(np.isfinite(truth.scores).sum(axis=1).min())
+    ranks, far = _order(model, truth)
+    gap = _choose_gap(truth, ranks, far, sizes, min(10, there))
+    budgets: dict[str, Any] = {"gap": gap, "levels": list(LEVELS), "sizes": {}}
+    for k in SIZES:
+        if k > there:
+            break
+        near = truth.lists[:, :k]
+        needed = np.zeros((len(asked), k))
+        if model.lists:
+            rank = np.take_along_axis(ranks, near, 1)
+            needed = np.log1p(rank) + gap * np.take_along_axis(far, near, 1)
+        budgets["sizes"][str(k)] = _levels(needed, truth.slack(k))
+    return budgets
+
+
+def _order(model: Model, truth: _Truth) -> tuple[NDArray[np.intp], Floats]:
+    """Rank of each list for each query, and how much farther than the nearest it is."""
+    bases = truth.bases[:, : model.lists].astype(np.float64)
+    if model.lists == 0:
+        return np.zeros(bases.shape, np.intp), bases
+    order = np.argsort(-bases, axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(model.lists)[None], 1)
+    top = bases.max(axis=1, keepdims=True)
+    far = np.where(np.isfinite(bases), top - bases, 1e30)
+    whole = np.vecdot(truth.asked, truth.asked)[:, None].astype(np.float64)
+    if model.metric == "dot":
+        far /= np.sqrt(np.maximum(whole, 1e-30))
+    elif model.metric == "l2":
+        far /= np.sqrt(np.maximum(whole - 2 * top, 1e-30))
+    return ranks, far
+
+
+def _choose_gap(
+    truth: _Truth, ranks: NDArray[np.intp], far: Floats, sizes: NDArray[np.intp], k: int
+) -> float:
+    """The weight of distance beside rank with which fewest rows are scanned at a recall of 0.95."""
+    lists = far.shape[1]
+    if lists < 2 or k < 1:
+        return 0.0
+    near = truth.lists[:, :k]
+    spread = float(np.median(np.sort(far, axis=1)[:, min(32, lists - 1)]))
+    best = (np.inf, 0.0)
+    for weight in GAPS:
+        gap = weight / spread if spread > 0 else 0.0
+        needed = np.log1p(ranks) + gap * far
+        reach = np.quantile(np.take_along_axis(needed, near, 1), 0.95)
+        scanned = float(((needed <= reach) * sizes).sum(axis=1).mean())
+        best = min(best, (scanned, gap))
+    return best[1]
+
+
+def _levels(needed: Floats, slack: Floats) -> list[list[float]]:
+    """For each level of recall reach, slack and expected recall."""
+    grid = np.unique(np.quantile(needed, np.linspace(0.0, 1.0, GRID)))
+    found = []
+    for level in LEVELS:
+        lists = 1 - LISTS_SHARE * (1 - level)
+        codes = 1 - (1 - LISTS_SHARE) * (1 - level)
+        reach = _least(needed, grid, lists)
+        most = _least(slack, SLACKS, codes)
+        both = ((needed <= reach) & (slack <= most)).mean(axis=1)
+        expected = min(float(half.mean()) for half in np.array_split(both, 2))
+        found.append([reach, most, expected])
+    return found
+
+
+def _least(needed: Floats, grid: Floats, level: float) -> float:
+    """The least of a grid that is enough for a level of recall, in both halves of the queries."""
+    chosen = 0.0
+    for half in np.array_split(needed, 2):
+        for value in grid.tolist():
+            recall = (half <= value).mean(axis=1)
+            doubt = Z_95 * float(recall.std()) / max(1, len(recall)) ** 0.5
+            if float(recall.mean()) - doubt >= level:
+                chosen = max(chosen, value)
+                break
+        else:
+            chosen = max(chosen, float(grid[-1]))
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the curves say: see `engine.Budget`; and the recall expected."""
+
+    gap: float
+    reach: float
+    slack: float
+    recall: float
+
+
+def read(budgets: dict[str, Any], recall: float, k: int) -> Reading:
+    """Read the budget for a recall and a size of answer off the curves.
+
+    Between the levels, and between the sizes that were measured, it is interpolated; beyond the
+    largest size the reach grows on as it did before.
+    """
+    levels = np.array(budgets["levels"])
+    sizes = sorted((int(size), np.array(curve)) for size, curve in budgets["sizes"].items())
+    at = [
+        (np.log(size), [float(np.interp(recall, levels, curve[:, i])) for i in range(3)])
+        for size, curve in sizes
+    ]
+    place = np.log(max(k, 1))
+    if len(at) > 1 and place > at[-1][0]:
+        (low, first), (high, second) = at[-2:]
+        grown = (place - high) / (high - low)
+        reach = second[0] + grown * max(0.0, second[0] - first[0])
+        return Reading(budgets["gap"], reach, max(second[1], first[1]), second[2])
+    logs = np.array([log for log, _ in at])
+    reach, slack, expected = (
+        float(np.interp(place, logs, [values[i] for _, values in at])) for i in range(3)
+    )
+    return Reading(budgets["gap"], reach, slack, expected)

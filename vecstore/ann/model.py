@@ -1,0 +1,279 @@
+"""What was learned from a sample of the vectors? Matrices, centroids and the shape of the codes.
+
+A model is immutable and knows nothing of the file. Its matrices are int8 with a scale a row: what
+they hold, and not what they were rounded from, is what rows are coded with, so nothing is lost but
+a little of the bases' being orthonormal.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore.ann import codes, kmeans, rotation
+from vecstore.ann.codes import Codes
+from vecstore.spec import Metric
+from vecstore.vectors import Vectors
+
+Progress = Callable[[float], None]
+
+# Centroids live in so many leading directions; more cost more than they tell lists apart.
+COARSE = 128
+# Rows and columns of matrices are filled up to multiples, for the kernels.
+ROWS_AT_ONCE, COLUMNS_AT_ONCE = 4, 32
+# The most rows that principal directions are computed from.
+DIRECTIONS_SAMPLE = 50_000
+CODED_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """An int8 matrix with a scale a row, filled up with zeros.
+
+    Attributes:
+        values: int8 (rows, columns), multiples of 4 and of 32.
+        scales: float32 (rows,).
+        rows: How many rows are not filling.
+        columns: How many columns are not.
+    """
+
+    values: NDArray[np.int8]
+    scales: Vectors
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, matrix: Vectors) -> Matrix:
+        """Round a matrix, float32 (rows, columns)."""
+        rows, columns = matrix.shape
+        shape = (_fill(rows, ROWS_AT_ONCE), _fill(columns, COLUMNS_AT_ONCE))
+        values, scales = np.zeros(shape, np.int8), np.zeros(shape[0], np.float32)
+        largest = np.abs(matrix).max(axis=1, initial=0.0) / 127
+        scales[:rows] = np.where(largest > 0, largest, 1.0)
+        values[:rows, :columns] = np.rint(matrix / scales[:rows, None])
+        return cls(values, scales, rows, columns)
+
+    def floats(self) -> Vectors:
+        """The matrix that this one stands for, float32 (rows, columns)."""
+        part = self.values[: self.rows, : self.columns].astype(np.float32)
+        return part * self.scales[: self.rows, None]
+
+
+def _fill(count: int, multiple: int) -> int:
+    return max(1, -(-count // multiple)) * multiple
+
+
+@dataclass(frozen=True)
+class Model:
+    """How vectors of a collection are put into lists and coded.
+
+    Attributes:
+        metric: The collection's metric.
+        bits: Bits of code a dimension: 1, 2 or 4.
+        reduction: (coarse, dim), to the dimensions of the centroids.
+        rotation: (coded, dim), to the dimensions of the codes.
+        centroids: (lists + 1, coarse); the last one is the mean, for rows in no list.
+        mean: float32 (dim,), subtracted from everything under l2; zero under other metrics.
+        closed: bool (lists,), lists that are empty and not in use.
+    """
+
+    metric: Metric
+    bits: int
+    reduction: Matrix
+    rotation: Matrix
+    centroids: Matrix
+    mean: Vectors
+    closed: NDArray[np.bool_]
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector."""
+        return len(self.mean)
+
+    @property
+    def lists(self) -> int:
+        """How many lists there are, closed ones too."""
+        return self.centroids.rows - 1
+
+    @property
+    def groups(self) -> int:
+        """Groups of 4 bits of a code."""
+        return codes.groups_of(self.rotation.rows, self.bits)
+
+    @property
+    def offsets(self) -> bool:
+        """Whether rows have an offset of their own."""
+        return self.metric == "l2"
+
+    @functools.cached_property
+    def patterns(self) -> Vectors:
+        """What the 16 values of a group stand for, float32 (4 / bits, 16)."""
+        return np.ascontiguousarray(codes.patterns(self.bits))
+
+    @functools.cached_property
+    def reducing(self) -> Vectors:
+        """The reduction in float32."""
+        return self.reduction.floats()
+
+    @functools.cached_property
+    def rotating(self) -> Vectors:
+        """The rotation in float32."""
+        return self.rotation.floats()
+
+    @functools.cached_property
+    def centres(self) -> Vectors:
+        """The centroids in float32, (lists + 1, coarse)."""
+        return self.centroids.floats()
+
+    @functools.cached_property
+    def bias(self) -> Vectors:
+        """What is added to a query's product with each centroid, float32 (lists + 1,)."""
+        bias = np.zeros(self.lists + 1, np.float32)
+        if self.metric == "l2":
+            bias -= 0.5 * np.vecdot(self.centres, self.centres)
+        bias[:-1][self.closed] = -np.inf
+        return bias
+
+    def centred(self, vectors: Vectors) -> Vectors:
+        """Vectors as they are compared with codes: under l2 less the mean."""
+        return vectors - self.mean if self.metric == "l2" else vectors
+
+    def assign(self, vectors: Vectors) -> NDArray[np.intp]:
+        """The nearest list of each vector, (n,)."""
+        open_lists = np.flatnonzero(~self.closed)
+        centres = self.centres[:-1][open_lists]
+        nearest = np.empty(len(vectors), np.intp)
+        for at in range(0, len(vectors), CODED_AT_ONCE):
+            part = self.centred(vectors[at : at + CODED_AT_ONCE]) @ self.reducing.T
+            nearest[at : at + CODED_AT_ONCE] = kmeans.assign(part, centres)[0]
+        return open_lists[nearest]
+
+    def encode(
+        self, vectors: Vectors, lists: NDArray[np.intp] | None, rows: NDArray[np.uint32]
+    ) -> Codes:
+        """Code vectors, each in its list; with None those that are in no list."""
+        parts = []
+        for at in range(0, len(vectors), CODED_AT_ONCE):
+            part = slice(at, at + CODED_AT_ONCE)
+            which = np.full(len(rows[part]), self.lists) if lists is None else lists[part]
+            centres = self.centres[which] @ self.reducing
+            residuals = self.centred(vectors[part]) - centres
+            parts.append(
+                codes.encode(residuals, centres, self.rotating, self.bits, self.metric, rows[part])
+            )
+        return codes.join(parts) if parts else codes.empty(self.groups)
+
+    def with_lists(self, centres: Vectors, closed: NDArray[np.bool_]) -> Model:
+        """The model with other lists: centroids, float32 (lists + 1, coarse)."""
+        return replace(self, centroids=Matrix.of(centres), closed=closed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a model is to look like: (coded dims, bits) of the codes, and how many lists."""
+
+    lists: int
+    coded: int
+    bits: int
+
+
+def train(
+    sample: Vectors, shape: Shape, metric: Metric, *, seed: int, progress: Progress | None = None
+) -> Model:
+    """Learn a model from a sample, float32 (n, dim)."""
+    dim = sample.shape[1]
+    mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
+    base = sample - mean if metric == "l2" else sample
+    directions = rotation.principal(base[:DIRECTIONS_SAMPLE])
+    reduction = Matrix.of(directions[: min(COARSE, dim)])
+    turn = rotation.orthogonal(shape.coded, seed)
+    # Codes of all dimensions need no principal ones: any rotation will do.
+    rotating = turn if shape.coded == dim else turn @ directions[: shape.coded]
+    reducing = reduction.floats()
+    reduced = np.ascontiguousarray(base @ reducing.T)
+    centres = kmeans.train(reduced, shape.lists, seed=seed, progress=progress)
+    middle = np.zeros(dim, np.float32) if metric == "l2" else mean
+    return Model(
+        metric=metric,
+        bits=shape.bits,
+        reduction=reduction,
+        rotation=Matrix.of(rotating),
+        centroids=Matrix.of(np.concatenate([centres, (reducing @ middle)[None]])),
+        mean=mean if metric == "l2" else np.zeros(dim, np.float32),
+        closed=np.zeros(shape.lists, bool),
+    )
+
+
+def untrained(dim: int, coded: int, bits: int, metric: Metric, *, seed: int) -> Model:
+    """A model without lists that needs no sample: random directions, and zero for the mean."""
+    turn = rotation.orthogonal(dim, seed)
+    return Model(
+        metric=metric,
+        bits=bits,
+        reduction=Matrix.of(np.zeros((1, dim), np.float32)),
+        rotation=Matrix.of(turn[:coded]),
+        centroids=Matrix.of(np.zeros((1, 1), np.float32)),
+        mean=np.zeros(dim, np.float32),
+        closed=np.zeros(0, bool),
+    )
+
+
+# As the file keeps it
+
+
+def to_parts(model: Model) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """A model as plain values, and arrays by name."""
+    matrices = {name: getattr(model, name) for name in ("reduction", "rotation", "centroids")}
+    values = {
+        "bits": model.bits,
+        "shapes": {name: [matrix.rows, matrix.columns] for name, matrix in matrices.items()},
+    }
+    arrays: dict[str, NDArray[Any]] = {
+        "mean": model.mean,
+        "closed": model.closed.astype(np.uint8),
+    }
+    for name, matrix in matrices.items():
+        arrays[name] = matrix.values
+        arrays[f"{name}_scales"] = matrix.scales
+    return values, arrays
+
+
+def from_parts(metric: Metric, values: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Model:
+    """The model of `to_parts`."""
+    matrices = {
+        name: Matrix(arrays[name], arrays[f"{name}_scales"], *values["shapes"][name])
+        for name in ("reduction", "rotation", "centroids")
+    }
+    return Model(
+        metric=metric,
+        bits=values["bits"],
+        mean=arrays["mean"],
+        closed=arrays["closed"].astype(bool),
+        **matrices,
+    )
+
+
+def check(model: Model, dim: int) -> None:
+    """Raise ValueError if the parts of a model do not fit one another, or vectors of `dim`."""
+    parts = {
+        "mean": (model.mean.shape, (dim,)),
+        "reduction": (model.reduction.columns, dim),
+        "rotation": (model.rotation.columns, dim),
+        "centroids": (model.centroids.columns, model.reduction.rows),
+        "closed": (model.closed.shape, (model.centroids.rows - 1,)),
+    }
+    for name, (found, wanted) in parts.items():
+        if found != wanted:
+            raise ValueError(f"{name} is {found}, not {wanted}")
+    for name in ("reduction", "rotation", "centroids"):
+        matrix: Matrix = getattr(model, name)
+        shape = (_fill(matrix.rows, ROWS_AT_ONCE), _fill(matrix.columns, COLUMNS_AT_ONCE))
+        if matrix.values.shape != shape or matrix.scales.shape != shape[:1]:
+            raise ValueError(f"{name} has shape {matrix.values.shape}, not {shape}")
+    if model.bits not in codes.BITS or not 0 < model.rotation.rows <= dim:
+        raise ValueError(f"{model.bits} bits of {model.rotation.rows} dims")

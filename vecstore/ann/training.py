@@ -1,0 +1,155 @@
+"""How is an index made from nothing? Sample, model, codes and calibration, all in one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore import rows
+from vecstore.ann import calibration, codes, ivf, kmeans
+from vecstore.ann import model as models
+from vecstore.ann.calibration import Part
+from vecstore.ann.codes import Codes
+from vecstore.ann.ivf import Draft
+from vecstore.ann.model import Model, Progress, Shape
+from vecstore.catalog import Entry
+from vecstore.layout import BLOCK_ROWS, State
+from vecstore.store import Snapshot
+from vecstore.vectors import Vectors
+
+SEED = 20_240
+# Blocks whose vectors are in memory together.
+BLOCKS_AT_ONCE = 128
+QUERIES = 256
+FEW_QUERIES, MANY_ROWS = 128, 400_000
+
+
+def train(
+    snapshot: Snapshot,
+    entry: Entry,
+    state: State,
+    *,
+    lists: int | None = None,
+    progress: Progress | None = None,
+) -> Draft:
+    """Learn a model from a snapshot, code its rows and calibrate.
+
+    Args:
+        snapshot: Where to read.
+        entry: The collection.
+        state: Its counters.
+        lists: How many lists; as many as suit the rows for None.
+        progress: Called with the share of the work that is done.
+    """
+    tell = progress or (lambda share: None)
+    alive = rows.live(snapshot, entry.number, state)
+    living = rows.members(alive)
+    wanted = ivf.lists_for(len(living)) if lists is None else lists
+    rng = np.random.default_rng(SEED)
+    sample, asked = _sample(snapshot, entry, state, living, wanted, rng)
+    shape = _shape(entry.spec.dim)
+    model = models.train(
+        sample,
+        Shape(lists=wanted, coded=shape[0], bits=shape[1]),
+        entry.spec.metric,
+        seed=SEED,
+        progress=lambda share: tell(0.5 * share),
+    )
+    blocks = np.flatnonzero(alive)
+    found, placed = _code(snapshot, entry, state, model, blocks, lambda s: tell(0.5 + 0.25 * s))
+    budgets = _calibrate(snapshot, entry, state, model, asked, found, placed, rng)
+    tell(1.0)
+    return Draft(
+        model,
+        budgets,
+        blocks,
+        ivf.checksums(snapshot, entry.number, blocks),
+        placed,
+        found,
+        len(living),
+    )
+
+
+def _shape(dim: int) -> tuple[int, int]:
+    """Dims and bits of the codes."""
+    return dim, 1
+
+
+def _sample(
+    snapshot: Snapshot,
+    entry: Entry,
+    state: State,
+    living: NDArray[np.intp],
+    lists: int,
+    rng: np.random.Generator,
+) -> tuple[Vectors, NDArray[np.intp]]:
+    """Vectors to learn from, and the rows of others to ask for."""
+    count = QUERIES if len(living) < MANY_ROWS else FEW_QUERIES
+    size = min(kmeans.sample_size(len(living), lists), len(living))
+    picked = rng.permutation(len(living))
+    asked = living[picked[:count]]
+    # Where rows are few, those that are asked for have to be learnt from too.
+    rest = picked[count : count + size]
+    if len(rest) < size:
+        rest = picked[:size]
+    return ivf.gather(snapshot, entry, state, np.sort(living[rest])), asked
+
+
+def _slices(
+    snapshot: Snapshot, entry: Entry, state: State, blocks: NDArray[np.intp]
+) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
+    """The living rows of blocks and their vectors, a few blocks at a time."""
+    alive = rows.live(snapshot, entry.number, state)
+    for at in range(0, len(blocks), BLOCKS_AT_ONCE):
+        part = blocks[at : at + BLOCKS_AT_ONCE]
+        inside = rows.members(alive[part])
+        numbers = part[inside >> 6] * BLOCK_ROWS + (inside & 63)
+        yield numbers, ivf.gather(snapshot, entry, state, numbers)
+
+
+def _code(
+    snapshot: Snapshot,
+    entry: Entry,
+    state: State,
+    model: Model,
+    blocks: NDArray[np.intp],
+    progress: Progress,
+) -> tuple[Codes, NDArray[np.intp]]:
+    """Codes and lists of all rows."""
+    found, placed = [codes.empty(model.groups)], [np.zeros(0, np.intp)]
+    done = 0
+    for numbers, vectors in _slices(snapshot, entry, state, blocks):
+        lists = model.assign(vectors)
+        found.append(model.encode(vectors, lists, numbers.astype(np.uint32)))
+        placed.append(lists)
+        done += BLOCKS_AT_ONCE
+        progress(min(1.0, done / max(1, len(blocks))))
+    return codes.join(found), np.concatenate(placed)
+
+
+def _calibrate(
+    snapshot: Snapshot,
+    entry: Entry,
+    state: State,
+    model: Model,
+    own: NDArray[np.intp],
+    found: Codes,
+    placed: NDArray[np.intp],
+    rng: np.random.Generator,
+) -> dict[str, object]:
+    vectors = ivf.gather(snapshot, entry, state, own)
+    asked = calibration.queries(vectors, vectors[rng.permutation(len(vectors))], model.metric)
+    known = np.tile(own.astype(np.int64), 2)
+
+    def parts() -> Iterator[Part]:
+        at = 0
+        blocks = np.flatnonzero(rows.live(snapshot, entry.number, state))
+        for numbers, stored in _slices(snapshot, entry, state, blocks):
+            part = np.arange(at, at + len(numbers))
+            at += len(numbers)
+            yield Part(stored, placed[part], found.take(part))
+
+    sizes = np.bincount(placed, minlength=model.lists)
+    return calibration.calibrate(model, asked, known, parts(), sizes)
