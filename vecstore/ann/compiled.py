@@ -1,0 +1,413 @@
+"""Is the compiled search there? Compiling it once per machine, and finding it again.
+
+Compiling takes many seconds, so that nobody waits for it: the first process that wants the compiled
+search starts a process that compiles, and numpy answers until it is done. What was compiled lies in
+a folder named after all that it depends on. It is a pickle, and loading a foreign one runs its
+code: a folder that others can write to is not used at all.
+
+numba is imported when there is something to load or to compile, never before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pickle
+import platform
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from vecstore.errors import VecstoreError
+
+Search = Callable[..., int]
+State = Literal["compiled", "compiling", "numpy"]
+Progress = Callable[[str], object]
+
+# Looking into the folder costs some 20 us.
+SECONDS_BETWEEN_LOOKS = 0.05
+# Until a new process runs and has forked; and until its child has taken the lock.
+SECONDS_TO_FORK, SECONDS_TO_START = 5.0, 20.0
+# An attempt that left nothing is not repeated sooner, in whatever process.
+SECONDS_TO_RETRY = 600.0
+
+_FILE, _LOCK = "search", "lock"
+_DIGEST = hashlib.sha256
+# Forked away at once: whoever started it has no child to wait for.
+_PROGRAM = (
+    "import os, sys; os.fork() and os._exit(0); os.nice(10); sys.path[:] = sys.argv[1:];"
+    "from vecstore.ann import compiled; compiled.compile_now()"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What `compile_now` did.
+
+    Attributes:
+        search: The compiled function, in this process.
+        folder: Where it is kept; None if only here.
+        fresh: Whether it was not there before.
+        seconds: How long it took.
+    """
+
+    search: Search
+    folder: Path | None
+    fresh: bool
+    seconds: float
+
+
+def ready() -> Search | None:
+    """The compiled search, or None as long as numpy has to answer; compiling has begun then."""
+    return _finder.ready()
+
+
+def compile_now(progress: Progress | None = None) -> Compiled:
+    """Compile the search, unless that was done before; `progress` is told each step.
+
+    Raises:
+        VecstoreError: numba cannot be imported, or cannot compile here.
+    """
+    return _finder.compile_now(progress)
+
+
+def state() -> State:
+    """What `ready` found last."""
+    return _finder.state
+
+
+# Where it is kept
+
+
+def cache_home() -> Path | None:
+    """The user's folder of caches; None if there is none."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(named).is_absolute():
+        return Path(named)
+    with contextlib.suppress(RuntimeError):
+        return Path.home() / ".cache"
+    return None
+
+
+@functools.cache
+def _version() -> str | None:
+    """A digest of all that decides what compiling makes, and whether it runs here."""
+    try:
+        spec = find_spec("vecstore.kernels")
+        source = spec and spec.loader and spec.loader.get_source(spec.name)  # type: ignore[attr-defined]
+        versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
+    except (ImportError, AttributeError, OSError):
+        return None
+    if not source:
+        return None
+    parts = [source, *versions, sys.version, platform.machine(), _processor()]
+    return _DIGEST("\0".join(parts).encode()).hexdigest()[:20]
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return ""
+
+
+class _Folder:
+    """A folder that nobody else can write to, held open so that it stays the one looked at."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, path: Path | None) -> Iterator[_Folder | None]:
+        """Open the folder, which is made if need be; None if it cannot be used."""
+        descriptor = None
+        with contextlib.suppress(OSError):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.mkdir(mode=0o700, exist_ok=True)
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        if descriptor is None:
+            yield None
+            return
+        try:
+            yield cls(descriptor) if _is_ours(os.fstat(descriptor)) else None
+        finally:
+            os.close(descriptor)
+
+    def open(self, name: str, flags: int) -> int:
+        """Open a file of the folder; the descriptor is the caller's to close."""
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, 0o600, dir_fd=self._descriptor)
+
+    def has(self, name: str) -> bool:
+        """Whether the folder has such a file."""
+        try:
+            os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
+    def read(self, name: str) -> bytes | None:
+        """The payload of a file; None if there is none, or it is not what was written."""
+        try:
+            with os.fdopen(self.open(name, os.O_RDONLY), "rb") as file:
+                if not _is_ours(os.fstat(file.fileno())):
+                    return None
+                value = file.read()
+        except OSError:
+            return None
+        size = _DIGEST().digest_size
+        # Machine code with a flipped bit would crash, and not raise.
+        return value[size:] if _DIGEST(value[size:]).digest() == value[:size] else None
+
+    def write(self, name: str, payload: bytes) -> None:
+        """Write a file, all or nothing."""
+        unfinished = f"{name}.{os.getpid()}"
+        descriptor = self.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_DIGEST(payload).digest() + payload)
+            os.replace(unfinished, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        except BaseException:
+            self.remove(unfinished)
+            raise
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=self._descriptor)
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    foreign = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return found.st_uid == os.geteuid() and not foreign
+
+
+# Who compiles: a lock that goes with its process. When it was last taken tells of failed attempts.
+
+
+@contextlib.contextmanager
+def _compiling(folder: _Folder | None, progress: Progress) -> Iterator[None]:
+    """Be the only one who compiles; wait for another."""
+    with contextlib.ExitStack() as held:
+        # Where files cannot be locked, two may compile.
+        with contextlib.suppress(OSError):
+            if folder is not None:
+                lock = folder.open(_LOCK, os.O_RDWR | os.O_CREAT)
+                held.callback(os.close, lock)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    progress("Waiting for another process that compiles")
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                os.utime(lock)
+        yield
+
+
+def _last_attempt(folder: _Folder) -> tuple[bool, float]:
+    """Whether somebody compiles now, and how many seconds ago the last attempt began."""
+    try:
+        lock = folder.open(_LOCK, os.O_RDWR)
+    except OSError:
+        return False, float("inf")
+    try:
+        age = time.time() - os.fstat(lock).st_mtime
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True, age
+    except OSError:
+        return False, float("inf")
+    finally:
+        os.close(lock)
+    # A clock that was put back says nothing.
+    return False, age if age >= 0 else float("inf")
+
+
+def _start_compiling() -> bool:
+    """Start a process that compiles, quietly; return whether it was started."""
+    program = sys.executable or ""
+    # A program that embeds Python may give its own name.
+    if getattr(sys, "frozen", False) or not Path(program).name.startswith("python"):
+        return False
+    root = str(Path(__file__).parents[2])
+    paths = [path for path in sys.path if Path(path).is_absolute()]
+    quiet = subprocess.DEVNULL
+    try:
+        done = subprocess.run(
+            [program, "-I", "-c", _PROGRAM, *paths, root],
+            stdin=quiet,
+            stdout=quiet,
+            stderr=quiet,
+            cwd="/",
+            start_new_session=True,
+            timeout=SECONDS_TO_FORK,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
+
+
+# numba's side
+
+
+class _Store:
+    """What numba's dispatcher asks of a cache, with one file for the one function it holds."""
+
+    cache_path = None
+
+    def __init__(self, folder: _Folder | None, *, may_compile: bool) -> None:
+        self._folder = folder
+        self._may_compile = may_compile
+        self.hit = False
+        self.kept = False
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """The compile result, or None; numba compiles then.
+
+        Raises:
+            LookupError: There is none, and nothing may be compiled.
+        """
+        context.refresh()
+        # A pickle of another make may raise anything.
+        with contextlib.suppress(Exception):
+            result = self._load(signature, context)
+            self.hit = self.kept = True
+            return result
+        if not self._may_compile:
+            raise LookupError("no compiled search is kept")
+        return None
+
+    def _load(self, signature: Any, context: Any) -> Any:
+        from numba.core import compiler
+
+        payload = self._folder.read(_FILE) if self._folder else None
+        if payload is None:
+            raise LookupError("nothing is kept")
+        key, parts = pickle.loads(payload)
+        if key != self._key(signature, context.codegen()):
+            raise LookupError("what is kept is for another processor")
+        result: Any = compiler.CompileResult
+        return result._rebuild(context, *parts)
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Keep a compile result, if there is somewhere to keep it."""
+        from numba.core import serialize
+
+        pickled: Any = serialize.dumps
+        # A full disk costs the next process a compilation, and nobody an answer.
+        with contextlib.suppress(OSError):
+            if self._folder is not None:
+                key = self._key(signature, result.codegen)
+                self._folder.write(_FILE, pickled((key, result._reduce())))
+                self.kept = True
+
+    @staticmethod
+    def _key(signature: Any, codegen: Any) -> tuple[Any, ...]:
+        return str(signature), codegen.magic_tuple()
+
+
+def _dispatcher(store: _Store) -> Search:
+    """The search, loaded or compiled."""
+    import numba
+
+    from vecstore import kernels
+
+    dispatcher: Any = numba.njit(nogil=True, fastmath=kernels.FLOAT_MATH)(kernels.search)
+    dispatcher._cache = store
+    dispatcher.compile(kernels.SEARCH)
+    # A call with other types is an error, and no reason to compile for half a minute.
+    dispatcher.disable_compile()
+    search: Search = dispatcher
+    return search
+
+
+class Finder:
+    """Looks for the compiled search, and has it compiled. There is one of it per process."""
+
+    def __init__(self) -> None:
+        self.state: State = "numpy"
+        self._search: Search | None = None
+        self._lock = threading.Lock()
+        self._next_look = 0.0
+        self._started: float | None = None
+        self._hopeless = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of what was compiled here from this version."""
+        home, version = cache_home(), _version()
+        return home / "vecstore" / f"kernels-{version}" if home and version else None
+
+    def ready(self) -> Search | None:
+        """As the function of that name."""
+        if self._search is not None or self._hopeless or time.monotonic() < self._next_look:
+            return self._search
+        # Who finds another thread looking, or importing numba, answers with numpy.
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            with _Folder.opened(self.folder) as folder:
+                self.state = self._look(folder)
+            self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        finally:
+            self._lock.release()
+        return self._search
+
+    def compile_now(self, progress: Progress | None = None) -> Compiled:
+        """As the function of that name."""
+        say = progress or (lambda step: None)
+        begun = time.perf_counter()
+        with _Folder.opened(self.folder) as folder, _compiling(folder, say):
+            say("Compiling")
+            store = _Store(folder, may_compile=True)
+            try:
+                search = _dispatcher(store)
+            except Exception as error:
+                raise VecstoreError(f"the search cannot be compiled here: {error}") from error
+        self._search, self.state = search, "compiled"
+        where = self.folder if store.kept else None
+        return Compiled(search, where, not store.hit, time.perf_counter() - begun)
+
+    def forked(self) -> None:
+        """In a forked child: no thread is left that could release the lock."""
+        self._lock = threading.Lock()
+
+    def _look(self, folder: _Folder | None) -> State:
+        if folder is None:
+            self._hopeless = True
+            return "numpy"
+        # Asked first: a file that is written meanwhile must be seen.
+        compiling, age = _last_attempt(folder)
+        if folder.has(_FILE):
+            # Anything may go wrong with a numba that is not fit for this numpy.
+            with contextlib.suppress(Exception):
+                self._search = _dispatcher(_Store(folder, may_compile=False))
+                return "compiled"
+            folder.remove(_FILE)
+        if compiling:
+            return "compiling"
+        if self._started is not None:
+            # The process takes the lock when Python and we are imported, and frees it at the end.
+            if age > time.monotonic() - self._started < SECONDS_TO_START:
+                return "compiling"
+        elif age > SECONDS_TO_RETRY and _start_compiling():
+            self._started = time.monotonic()
+            return "compiling"
+        self._hopeless = True
+        return "numpy"
+
+
+_finder = Finder()
+os.register_at_fork(after_in_child=_finder.forked)
