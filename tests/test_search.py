@@ -599,8 +599,8 @@ def test_many_queries_get_the_answers_of_single_ones(
 def test_a_scan_in_small_pieces_gives_the_same_answers(
     monkeypatch: pytest.MonkeyPatch, metric: str, precision: str
 ) -> None:
-    monkeypatch.setattr("vecstore.search.PIECE_BYTES", 3 * 64 * 5 * 4)
-    monkeypatch.setattr("vecstore.search.BLAS_BYTES", 3 * 64 * 5 * 4)
+    monkeypatch.setattr("vecstore.exact.PIECE_BYTES", 3 * 64 * 5 * 4)
+    monkeypatch.setattr("vecstore.exact.BLAS_BYTES", 3 * 64 * 5 * 4)
     rng = np.random.default_rng(0)
     with vecstore.open(":memory:") as db:
         collection, model = make(db, metric, 5, precision)
@@ -616,7 +616,7 @@ def test_more_queries_than_one_slice_holds_are_all_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vecstore.search.SCORES_BYTES", 3 * 8 * 64 * 3)
-    monkeypatch.setattr("vecstore.search.SETTLED_AT_ONCE", 50)
+    monkeypatch.setattr("vecstore.exact.SETTLED_AT_ONCE", 50)
     rng = np.random.default_rng(0)
     with vecstore.open(":memory:") as db:
         collection, model = db.collection("c", dim=3), Model(3, "cosine")

@@ -51,6 +51,9 @@ class Source(Protocol):
     def encoder(self, uid: bytes) -> Encoder:
         """The encoder that was given for a collection, or else the bundled one."""
 
+    def wrote(self, number: int, uid: bytes) -> None:
+        """Take note that a collection was written to, to keep its index up to date."""
+
 
 class Collection:
     """Records of one kind: vectors of one dimension under one metric. Made by `db.collection`.
@@ -210,7 +213,9 @@ class Collection:
         def work(txn: Transaction) -> int:
             return ingest.delete(txn, self._entry(txn), listed, parsed)
 
-        return self._source.writing(work, timeout)
+        count = self._source.writing(work, timeout)
+        self._source.wrote(self._number, self._uid)
+        return count
 
     def add_records(
         self,
@@ -433,6 +438,7 @@ class Collection:
     ) -> list[Id]:
         ready = ingest.encode(self._declared, batch, self._encoder)
         self._source.writing(lambda txn: write(txn, self._entry(txn), ready), timeout)
+        self._source.wrote(self._number, self._uid)
         return ready.ids
 
     def _encoder(self) -> Encoder:

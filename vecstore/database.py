@@ -240,6 +240,25 @@ class Database:
             txn = self._store.begin_child(parent)
         with self._within(txn):
             yield self
+        if parent is None:
+            written, self._local.written = self._written(), set()
+            for number, uid in written:
+                self.wrote(number, uid)
+
+    def _written(self) -> set[tuple[int, bytes]]:
+        """Collections that this thread's transaction wrote to."""
+        written: set[tuple[int, bytes]] = getattr(self._local, "written", set())
+        self._local.written = written
+        return written
+
+    def wrote(self, number: int, uid: bytes) -> None:
+        """Keep the index of a collection up to date after a write; at the end of a transaction."""
+        if self._current() is not None:
+            self._written().add((number, uid))
+            return
+        # The write itself is done: what is left can be done after the next one, or never.
+        with contextlib.suppress(StoreError, NotFoundError):
+            maintenance.after_write(self, number, uid)
 
     @contextlib.contextmanager
     def _within(self, txn: Transaction) -> Iterator[None]:
@@ -408,6 +427,9 @@ class View:
     def writing(self, work: Callable[[Transaction], T], timeout: float | None = None) -> T:
         """Refuse: a view only reads."""
         raise ReadOnlyError("a snapshot only reads; write through the database")
+
+    def wrote(self, number: int, uid: bytes) -> None:
+        """Nothing is ever written here."""
 
     def encoder(self, uid: bytes) -> Encoder:
         """The encoder that the database has for a collection."""

@@ -72,18 +72,25 @@ class Plan:
     """How a search was carried out.
 
     Attributes:
-        method: "scan" (every row of the collection), "rows" (the matching rows only) or "none".
+        method: "scan" (every row of the collection), "rows" (the matching rows only), "index" (rows
+            whose codes are near) or "none".
         rows: Living rows of the collection.
         allowed: Rows that the filter lets through; equals `rows` without a filter.
         expected_recall: The recall that the plan was chosen for; 1.0 for an exact method.
         reason: Why this method, in a sentence.
+        lists: Lists of the index that were scanned.
+        scanned: Rows whose codes were scanned.
+        compared: Rows whose vectors were compared after that.
     """
 
-    method: Literal["scan", "rows", "none"]
+    method: Literal["scan", "rows", "index", "none"]
     rows: int
     allowed: int
     expected_recall: float
     reason: str
+    lists: int = 0
+    scanned: int = 0
+    compared: int = 0
 
 
 class Hits(Sequence[Hit]):

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vecstore import catalog, layout, maintenance, records, rows
+from vecstore.ann.index import IndexedRows
 from vecstore.catalog import Entry
 from vecstore.encoders import Encoder
 from vecstore.errors import (
@@ -32,7 +33,6 @@ from vecstore.filters import Filter
 from vecstore.layout import Packed, State
 from vecstore.metadata import is_plain, plain_metadata
 from vecstore.records import Stored
-from vecstore.rows import RowWriter
 from vecstore.spec import MAX_ID_BYTES, CollectionSpec, Id, check_id, encode_utf8, is_id, show
 from vecstore.store import Reader, Transaction
 from vecstore.vectors import Vectors, as_vectors, check_lengths, differ, pack, shorten, store_form
@@ -375,7 +375,7 @@ def add(txn: Transaction, entry: Entry, batch: Batch) -> None:
     """Store records whose ids are all new."""
     keys = check_new(txn, entry, batch.ids)
     state = catalog.state(txn, entry.number)
-    writer = RowWriter(txn, entry.number, state, entry.form)
+    writer = IndexedRows(txn, entry, state)
     _insert(txn, entry, state, writer, batch, keys)
     writer.finish()
     catalog.save_state(txn, entry.number, state)
@@ -390,7 +390,7 @@ def upsert(txn: Transaction, entry: Entry, batch: Batch) -> None:
         for value, key in zip(batch.ids, keys, strict=True)
     ]
     state = catalog.state(txn, entry.number)
-    writer = RowWriter(txn, entry.number, state, entry.form)
+    writer = IndexedRows(txn, entry, state)
     old = [(i, record) for i, record in enumerate(found) if record is not None]
     if old:
         places = [i for i, _ in old]
@@ -422,7 +422,7 @@ def update(txn: Transaction, entry: Entry, batch: Batch) -> None:
     found = (records.get(txn, entry.number, value) for value in batch.ids)
     old = [record for record in found if record is not None]
     state = catalog.state(txn, entry.number)
-    writer = RowWriter(txn, entry.number, state, entry.form)
+    writer = IndexedRows(txn, entry, state)
     merged = replace(
         batch,
         texts=[
@@ -454,7 +454,7 @@ def delete(txn: Transaction, entry: Entry, ids: list[Id] | None, where: Filter |
     ]
     if not doomed:
         return 0
-    writer = RowWriter(txn, entry.number, state, entry.form)
+    writer = IndexedRows(txn, entry, state)
     for value, order, _ in doomed:
         txn.delete("ids", layout.id_key(entry.number, value))
         txn.delete("records", layout.record_key(entry.number, order))
@@ -464,7 +464,7 @@ def delete(txn: Transaction, entry: Entry, ids: list[Id] | None, where: Filter |
     return len(doomed)
 
 
-def _finish(txn: Transaction, entry: Entry, state: State, writer: RowWriter) -> None:
+def _finish(txn: Transaction, entry: Entry, state: State, writer: IndexedRows) -> None:
     maintenance.repack_touched(txn, entry, state, writer)
     writer.finish()
     catalog.save_state(txn, entry.number, state)
@@ -474,7 +474,7 @@ def _insert(
     txn: Transaction,
     entry: Entry,
     state: State,
-    writer: RowWriter,
+    writer: IndexedRows,
     batch: Batch,
     keys: list[bytes],
 ) -> None:
@@ -496,7 +496,7 @@ def _replace(
     txn: Transaction,
     entry: Entry,
     state: State,
-    writer: RowWriter,
+    writer: IndexedRows,
     old: list[Stored],
     batch: Batch,
 ) -> None:

@@ -976,6 +976,8 @@ def search(
                 (entries, step, start, noise), mask, found_scores, best, best_rows, optimistic,
                 likely, rows, sizes, missing,
             )  # fmt: skip
+        if missing[1] > 0:
+            return number
         scanned += _scan_tail(
             codes, tail, bases[count], integers, (entries, step, start, noise), tail_mask,
             found_scores, best, best_rows, optimistic, likely, rows, sizes, missing,

@@ -1,29 +1,36 @@
-"""How does a collection keep its shape? Blocks with few living rows are emptied into new ones.
+"""How does a collection keep its shape? Blocks with few living rows, the tail, and training.
 
 A block is sparse when at most half of its rows live. Each write repacks the sparse blocks that it
-made, so a row that dies pays for moving at most one other; `repack` does all that are left.
+made, so a row that dies pays for moving at most one other; `repack` does all that are left. New
+rows are in the tail of the index; the write that lets it grow too long pays for moving it to lists.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vecstore import catalog, layout, rows
+from vecstore.ann import index, ivf, training
+from vecstore.ann.index import IndexedRows, Kind
+from vecstore.ann.ivf import Draft
+from vecstore.ann.model import Progress
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.layout import BLOCK_ROWS, State
-from vecstore.rows import RowWriter
-from vecstore.store import Transaction
+from vecstore.store import Reader, Snapshot, Transaction
 
 SPARSE_ROWS = BLOCK_ROWS // 2
 # Blocks repacked in one transaction: a slice of at most 8,192 records.
 SLICE_BLOCKS = 256
 
 
-def repack_touched(txn: Transaction, entry: Entry, state: State, writer: RowWriter) -> None:
+def repack_touched(txn: Transaction, entry: Entry, state: State, writer: IndexedRows) -> None:
     """Repack the sparse blocks among those that lost rows in this transaction."""
     sparse = [
         block
@@ -49,7 +56,7 @@ def repack(txn: Transaction, entry: Entry) -> bool:
     counts = np.bitwise_count(words)
     sparse = np.flatnonzero((counts > 0) & (counts <= SPARSE_ROWS)).tolist()
     sparse = [block for block in sparse if block != state.open_block]
-    writer = RowWriter(txn, entry.number, state, entry.form)
+    writer = IndexedRows(txn, entry, state)
     for block in sparse[:SLICE_BLOCKS]:
         _move(txn, writer, _load(txn, entry, writer, block))
     writer.finish()
@@ -70,7 +77,7 @@ class _Load:
     values: dict[bytes, bytes]
 
 
-def _load(txn: Transaction, entry: Entry, writer: RowWriter, block: int) -> _Load:
+def _load(txn: Transaction, entry: Entry, writer: IndexedRows, block: int) -> _Load:
     """Read and verify all that is in a sparse block; CorruptionError before anything changed."""
     found = rows.read_block(txn, entry.number, block, entry.form, verify=True)
     inside = rows.members(np.array([writer.word(block)], np.uint64))
@@ -85,10 +92,142 @@ def _load(txn: Transaction, entry: Entry, writer: RowWriter, block: int) -> _Loa
     return _Load(block, inside, found, values)
 
 
-def _move(txn: Transaction, writer: RowWriter, load: _Load) -> None:
+def _move(txn: Transaction, writer: IndexedRows, load: _Load) -> None:
     """Give the living rows of a block new rows."""
     found, inside = load.found, load.inside
     moved = writer.add(found.packed.take(inside), found.orders[inside])
     writer.kill(load.block * BLOCK_ROWS + inside)
     for (key, value), row in zip(load.values.items(), moved.tolist(), strict=True):
         txn.put("records", key, layout.pack_record(key, row, value[layout.RECORD.size :]))
+
+
+# The index
+
+
+T = TypeVar("T")
+
+# From so many rows, and so many bytes of vectors, an index is faster than comparing all.
+AUTO_ROWS, AUTO_BYTES = 10_000, 8 << 20
+# With fewer rows there is nothing to train lists on.
+LEAST_ROWS = 256
+# The tail and the dead rows in lists may be so many, and so many for each list.
+BACKLOG, BACKLOG_EACH = 2048, 4
+# Lists are trained anew when there are so many times the rows, while that is quick.
+GROWTH, QUICK_ROWS = 4, 250_000
+
+Step = Literal["train", "keep up"]
+
+
+class Source(Protocol):
+    """Where a collection is read and written."""
+
+    def reading(self) -> AbstractContextManager[Reader]:
+        """A transaction to read in."""
+
+    def writing(self, work: Callable[[Transaction], T], timeout: float | None) -> T:
+        """Run work in a write transaction and commit it."""
+
+
+def after_write(source: Source, number: int, uid: bytes, timeout: float | None = None) -> None:
+    """Do what a write left to be done, if it is enough to be worth it."""
+    with source.reading() as reader:
+        if not isinstance(reader, Snapshot):
+            return
+        entry = catalog.read(reader, number, uid)
+        state = catalog.state(reader, number)
+        step = due(reader, entry, state)
+        draft = training.train(reader, entry, state) if step == "train" else None
+    if step is not None:
+        _carry_out(source, entry, draft, timeout)
+
+
+def due(reader: Reader, entry: Entry, state: State) -> Step | None:
+    """What is to be done for the index of a collection."""
+    # Most writes end here, with the counters alone.
+    if state.backlog < BACKLOG and state.records > state.backlog:
+        return None
+    wanted = index.kind(reader, entry.number)
+    if wanted not in ("auto", "ivf") or entry.spec.metric == "hamming":
+        return None
+    found = index.load(reader, entry, state)
+    if found is None:
+        return "train" if state.records >= _least_rows(entry, wanted) else None
+    if GROWTH * found.trained <= state.records <= QUICK_ROWS:
+        return "train"
+    limit = max(BACKLOG, BACKLOG_EACH * found.model.lists)
+    return "keep up" if state.backlog >= limit else None
+
+
+def _least_rows(entry: Entry, wanted: Kind) -> int:
+    if wanted == "ivf":
+        return LEAST_ROWS
+    return max(AUTO_ROWS, AUTO_BYTES // (4 * entry.spec.dim))
+
+
+def _carry_out(source: Source, entry: Entry, draft: Draft | None, timeout: float | None) -> None:
+    def work(txn: Transaction) -> None:
+        current = catalog.read(txn, entry.number, entry.uid)
+        state = catalog.state(txn, entry.number)
+        found = index.load(txn, current, state)
+        if draft is not None:
+            ivf.write(txn, current, state, index.kind(txn, entry.number), draft)
+        elif found is not None and found.model.lists:
+            ivf.keep_up(txn, current, state, found)
+        catalog.save_state(txn, entry.number, state)
+
+    source.writing(work, timeout)
+
+
+def optimize(
+    source: Source,
+    number: int,
+    uid: bytes,
+    *,
+    train: bool | None = None,
+    progress: Progress | None = None,
+    timeout: float | None = None,
+) -> None:
+    """Bring the index of a collection into its best state.
+
+    Args:
+        source: Where to read and write.
+        number: The collection's number.
+        uid: Its uid.
+        train: Whether to train anew; by default if the collection has changed much since.
+        progress: Called with the share of the work that is done.
+        timeout: Seconds to wait for the right to write, each time.
+    """
+    with source.reading() as reader:
+        entry = catalog.read(reader, number, uid)
+        wanted = index.kind(reader, number)
+    while source.writing(lambda txn: repack(txn, catalog.read(txn, number, uid)), timeout):
+        pass
+    if entry.spec.metric == "hamming" or wanted == "flat":
+        return
+    with source.reading() as reader:
+        if not isinstance(reader, Snapshot):
+            return
+        state = catalog.state(reader, number)
+        found = index.load(reader, entry, state)
+        if train is None:
+            train = found is None or not 0.5 <= state.records / max(1, found.trained) <= 2
+        enough = state.records >= (1 if wanted == "hash" else _least_rows(entry, wanted))
+        draft = None
+        if train and enough:
+            lists = 0 if wanted == "hash" else None
+            draft = training.train(reader, entry, state, lists=lists, progress=progress)
+    _carry_out(source, entry, draft, timeout)
+
+
+def set_kind(txn: Transaction, entry: Entry, wanted: Kind) -> None:
+    """Write what kind of index a collection is to have, and drop one of another kind."""
+    state = catalog.state(txn, entry.number)
+    found = index.load(txn, entry, state)
+    lists = wanted in ("auto", "ivf")
+    if found is not None and lists == bool(found.model.lists) and wanted != "flat":
+        index.save_plan(txn, entry.number, replace(found, kind=wanted))
+        return
+    ivf.clear(txn, entry.number)
+    index.save_kind(txn, entry.number, wanted)
+    state.backlog = state.records
+    catalog.save_state(txn, entry.number, state)

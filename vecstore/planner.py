@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from vecstore.ann import calibration
+from vecstore.ann.engine import Budget
 from vecstore.hits import Plan
 
 Recall = float | Literal["exact"]
 
+# So few rows are compared faster than found.
+FEW = 256
+# An answer that is more than this share of the rows is as well found by comparing all.
+LARGE_SHARE = 0.1
+# Answers beyond this size need more candidates than codes tell apart.
+LARGEST = 2000
 
-def plan(*, rows: int, allowed: int, filtered: bool, recall: Recall) -> Plan:
+
+def plan(
+    *,
+    rows: int,
+    allowed: int,
+    filtered: bool,
+    recall: Recall,
+    wanted: int,
+    budgets: dict[str, Any] | None,
+) -> tuple[Plan, Budget | None]:
     """Choose how to search.
 
     Args:
@@ -17,10 +34,33 @@ def plan(*, rows: int, allowed: int, filtered: bool, recall: Recall) -> Plan:
         allowed: Rows that the filter lets through.
         filtered: Whether there is a filter.
         recall: The share of the true neighbours that the caller wants, or "exact".
+        wanted: How many rows.
+        budgets: What the calibration of the index found; None if there is none to use.
+
+    Returns:
+        The plan, and the budget of a search through the index.
     """
     if allowed == 0:
         reason = "no record satisfies the filter" if filtered else "the collection is empty"
-        return Plan(method="none", rows=rows, allowed=0, expected_recall=1.0, reason=reason)
+        return Plan(method="none", rows=rows, allowed=0, expected_recall=1.0, reason=reason), None
+    large = wanted > min(LARGE_SHARE * allowed, LARGEST)
+    if budgets is None or recall == "exact" or recall >= 1 or allowed <= FEW or large:
+        return _exact(rows, allowed, recall, large=budgets is not None and large), None
+    # Among all rows, the wanted ones reach as far as so many would without the filter.
+    spread = wanted * rows / allowed
+    reading = calibration.read(budgets, recall, max(1, round(spread)))
+    reason = f"the index is measured to reach a recall of {reading.recall:.3f} for {recall} wanted"
+    if allowed < rows:
+        reason += f"; the filter allows {allowed} of {rows} rows, so it looks further"
+    budget = Budget(gap=reading.gap, reach=reading.reach, slack=reading.slack)
+    expected = reading.recall
+    return (
+        Plan(method="index", rows=rows, allowed=allowed, expected_recall=expected, reason=reason),
+        budget,
+    )
+
+
+def _exact(rows: int, allowed: int, recall: Recall, *, large: bool) -> Plan:
     if allowed < rows:
         return Plan(
             method="rows",
@@ -30,6 +70,8 @@ def plan(*, rows: int, allowed: int, filtered: bool, recall: Recall) -> Plan:
             reason=f"the filter allows {allowed} of {rows} rows: each of them is compared",
         )
     wish = "asked for" if recall == "exact" else f"more than the recall of {recall} asked for"
+    if large:
+        wish += "; so large an answer is not worth looking for in the index"
     return Plan(
         method="scan",
         rows=rows,

@@ -1,13 +1,12 @@
-"""How is a query answered? The read path: resolve, plan, scan, settle, hydrate.
+"""How is a query answered? The read path: resolve, plan, find, hydrate.
 
-Exact search in two passes. A float32 scan gives every allowed row a score and a bound of its
-error; the rows that could still be among the best are settled in float64. So the answer, and the
-order of equal scores, does not depend on how the scan was blocked or on the BLAS at hand.
+Rows are found by comparing all that are allowed (`exact.py`) or through the index (`ann/`); in both
+cases their scores are exact, in float64, and equal ones stand in the order of the records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,38 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore import catalog, fields, planner, records, rows
+from vecstore.ann import engine, index
+from vecstore.ann.engine import Budget
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
-from vecstore.fields import Mask
+from vecstore.exact import Exact, ExactBits
 from vecstore.filters import Filter
 from vecstore.hits import Hit, Hits, Plan
-from vecstore.layout import BLOCK_ROWS, Packed, State
+from vecstore.layout import BLOCK_ROWS
 from vecstore.planner import Recall
-from vecstore.rows import Run
-from vecstore.spec import Include, Metric
-from vecstore.store import Reader
-from vecstore.vectors import (
-    UNIT_SLACK,
-    Bits,
-    Vectors,
-    as_words,
-    count_bits,
-    lengths,
-    unpack,
-    widen,
-)
+from vecstore.spec import Include
+from vecstore.store import Reader, Snapshot
+from vecstore.vectors import Bits, Vectors, lengths, unpack
 
 # Scores of one slice of queries take at most this many bytes.
 SCORES_BYTES = 64 << 20
-SETTLED_AT_ONCE = 4096
-# Rows are copied together to matrices of this size for BLAS.
-BLAS_BYTES = 16 << 20
-# What is not compared where it lies is copied in pieces of this size, which stay in the cache.
-PIECE_BYTES = 512 << 10
-# Squares of numbers below this length are lost in float32.
-LOST = 1e-15
-# With fewer allowed rows than this share of a run, they are copied out instead of scanned over.
-SPARSE = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +44,7 @@ class Request:
         include: What hits carry.
         recall: The share of the true neighbours wanted, or "exact".
         dims: How many leading numbers, or bits, are compared; None for all of them.
+        threads: How many threads may share the queries of an approximate search.
     """
 
     k: int
@@ -72,6 +55,7 @@ class Request:
     include: frozenset[Include]
     recall: Recall
     dims: int | None = None
+    threads: int = 1
 
 
 def run(reader: Reader, entry: Entry, queries: Vectors | Bits, request: Request) -> list[Hits]:
@@ -80,355 +64,128 @@ def run(reader: Reader, entry: Entry, queries: Vectors | Bits, request: Request)
     They are float32 (m, dim), or uint8 (m, dim / 8) under hamming; with `request.dims` as short as
     that says.
     """
-    state = catalog.state(reader, entry.number)
-    mask = fields.resolve(reader, entry.number, state, request.where)
-    plan = planner.plan(
-        rows=state.records,
-        allowed=mask.count,
-        filtered=request.where is not None,
-        recall=request.recall,
-    )
-    if plan.method == "none":
-        return [Hits([], plan=plan, complete="exhausted") for _ in queries]
-    found: list[Hits] = []
-    exact = _ExactBits if entry.spec.metric == "hamming" else _Exact
-    step = max(1, SCORES_BYTES // (8 * BLOCK_ROWS * state.blocks))
-    for at in range(0, len(queries), step):
-        search = exact(reader, entry, state, mask, queries[at : at + step], request.dims)
-        found += [search.answer(i, request, plan) for i in range(len(search.queries))]
-    return found
+    search = _Search(reader, entry, request)
+    if search.plan.method == "none":
+        return [Hits([], plan=search.plan, complete="exhausted") for _ in queries]
+    if search.budget is not None:
+        return search.approximate(queries, search.budget)
+    return search.exact(queries)
 
 
-class _Exact:
-    """The exact search of a few queries over the allowed rows."""
+class _Search:
+    """One call: what its queries share."""
 
-    def __init__(
-        self,
-        reader: Reader,
-        entry: Entry,
-        state: State,
-        mask: Mask,
-        queries: Vectors | Bits,
-        dims: int | None,
-    ) -> None:
-        self.reader, self.entry, self.state = reader, entry, state
-        self.metric: Metric = entry.spec.metric
-        self.prefix = dims is not None
-        self.dim = entry.spec.dim if dims is None else dims
-        self.blocks = np.flatnonzero(mask.words)
-        self.rows = rows.members(mask.words)
-        self.queries = self._prepare(queries)
-        self.scores, self.slack = self._scan()
+    def __init__(self, reader: Reader, entry: Entry, request: Request) -> None:
+        self.reader, self.entry, self.request = reader, entry, request
+        self.state = catalog.state(reader, entry.number)
+        self.mask = fields.resolve(reader, entry.number, self.state, request.where)
+        self.view = self._view()
+        self.plan, self.budget = planner.plan(
+            rows=self.state.records,
+            allowed=self.mask.count,
+            filtered=request.where is not None,
+            recall=request.recall,
+            wanted=request.offset + request.k,
+            budgets=None if self.view is None else self.view.index.budgets,
+        )
 
-    def _prepare(self, queries: Vectors | Bits) -> NDArray[Any]:
-        """The queries in float64, under cosine of unit length."""
+    def _view(self) -> engine.View | None:
+        """The index as this search may use it."""
+        request = self.request
+        whole = request.after is None and request.dims is None and request.recall != "exact"
+        if not whole or not isinstance(self.reader, Snapshot):
+            return None
+        found = index.load(self.reader, self.entry, self.state)
+        return None if found is None else engine.view(self.reader, self.entry, self.state, found)
+
+    def exact(self, queries: Vectors | Bits) -> list[Hits]:
+        """Compare every allowed row."""
+        request, found = self.request, []
+        kind = ExactBits if self.entry.spec.metric == "hamming" else Exact
+        step = max(1, SCORES_BYTES // (8 * BLOCK_ROWS * self.state.blocks))
+        for at in range(0, len(queries), step):
+            part = queries[at : at + step]
+            search = kind(self.reader, self.entry, self.state, self.mask, part, request.dims)
+            for number in range(len(part)):
+                scores, orders, places = search.best(
+                    number, request.offset + request.k, request.after
+                )
+                found.append(self._hits(scores, orders, places, self.plan, "exact"))
+        return found
+
+    def approximate(self, queries: Vectors | Bits, budget: Budget) -> list[Hits]:
+        """Look through the index."""
+        assert isinstance(self.reader, Snapshot)
+        assert self.view is not None
         wide = queries.astype(np.float64)
-        return wide / lengths(queries)[:, None] if self.metric == "cosine" else wide
+        if self.entry.spec.metric == "cosine":
+            wide /= lengths(queries)[:, None]
+        request = self.request
+        wanted = min(request.offset + request.k, self.mask.count)
+        found = engine.search(
+            self.reader,
+            self.entry,
+            self.state,
+            self.view,
+            self.mask.words,
+            wide,
+            wanted,
+            budget,
+            threads=request.threads,
+        )
+        answers = []
+        for number, count in enumerate(found.counts.tolist()):
+            lists, scanned, compared = found.stats[number, :3].tolist()
+            plan = replace(self.plan, lists=lists, scanned=scanned, compared=compared)
+            scores, orders = found.scores[number, :count], found.orders[number, :count]
+            answers.append(self._hits(scores, orders, None, plan, "approximate"))
+        return answers
 
-    def _runs(self) -> Iterator[tuple[Run, slice]]:
-        """The runs that hold the allowed rows, and which of `self.rows` each holds."""
-        form = self.entry.form
-        for run in rows.runs(self.reader, self.entry.number, self.state, form, self.blocks):
-            ends = (run.blocks[0] * BLOCK_ROWS, (run.blocks[-1] + 1) * BLOCK_ROWS)
-            yield run, slice(*np.searchsorted(self.rows, ends).tolist())
-
-    def _scan(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Score the allowed rows in float32.
-
-        Returns:
-            Scores (m, allowed) that sort like the metric's, and bounds of their errors, of the
-            same shape or one that broadcasts to it.
-        """
-        norms = np.empty(len(self.rows))
-        # Lengths of other forms than float32 are too far from 1 to be left out; those of prefixes
-        # are not stored.
-        uneven = self.prefix or self.entry.spec.precision != "float32"
-        measured = uneven if self.metric == "cosine" else self.prefix and self.metric == "l2"
-        products = _Products(self.queries.astype(np.float32), len(self.rows), sizes=measured)
-        for run, part in self._runs():
-            products.add(run, self.rows[part])
-            if self.metric != "cosine":
-                norms[part] = _norms(run, self.rows[part])
-        scores = products.finish()
-        # An inner product of d float32 terms is off by less than d * 2^-24 |x| |q| (Higham,
-        # Accuracy and Stability of Numerical Algorithms, 3.1); twice that, for the conversions.
-        unit = (self.dim + 8) * 2.0**-23
-        if self.metric != "cosine":
-            return scores, self._weigh(scores, norms, products.sizes, unit)
-        if products.sizes is not None:
-            return scores, _divide(scores, products.sizes, unit)
-        return scores, np.full((len(scores), 1), unit + 2 * UNIT_SLACK)
-
-    def _weigh(
-        self,
-        scores: NDArray[np.float64],
-        norms: NDArray[np.float64],
-        measured: NDArray[np.float64] | None,
-        unit: float,
-    ) -> NDArray[np.float64]:
-        """Make scores of products (m, n) in place, under dot and l2; return the errors' bounds.
-
-        `norms` are those of whole rows; `measured` are those of prefixes, in float32's precision.
-        """
-        sizes = np.sqrt((self.queries**2).sum(axis=1))
-        # A product below float32's normal range may be lost whole.
-        slack: NDArray[np.float64] = unit * sizes[:, None] * norms + self.dim * 2.0**-125
-        if self.metric == "l2":
-            # |x - q|^2 falls as <x, q> - |x|^2 / 2 rises.
-            scores -= (norms if measured is None else measured) ** 2 / 2
-            if measured is not None:
-                slack += unit * measured**2
-            # Where one length dwarfs the other, the float64 distances themselves are rounded more
-            # than the products: rows that tie there must all be settled.
-            rounding = (self.dim + 8) * 2.0**-51
-            slack += rounding * norms**2
-            slack += rounding * sizes[:, None] ** 2
-        return slack
-
-    def answer(self, number: int, request: Request, plan: Plan) -> Hits:
-        """The hits of one query."""
-        wanted = request.offset + request.k
-        best, orders, places = self._best(number, wanted, request.after)
-        if request.min_score is not None:
-            keep = best >= request.min_score
-            best, orders, places = best[keep], orders[keep], places[keep]
-        part = slice(request.offset, wanted)
-        hits = self._hydrate(best[part], orders[part], self.rows[places[part]], request.include)
-        return Hits(hits, plan=plan, complete="exact" if len(hits) == request.k else "exhausted")
-
-    def _best(
-        self, number: int, wanted: int, after: tuple[float, int] | None
-    ) -> tuple[NDArray[np.float64], NDArray[np.uint64], NDArray[np.intp]]:
-        """Exact scores, orders and places in `self.rows` of the best, best first."""
-        scores = self.scores[number]
-        slack = np.broadcast_to(self.slack[number], scores.shape)
-        places = np.arange(len(scores))
-        if after is not None:
-            # Rows that are surely before the cursor; those near it are settled below.
-            bound, margin = self._scan_score(number, after[0])
-            places = np.flatnonzero(scores - slack <= bound + margin)
-            wanted += int(np.count_nonzero(scores[places] + slack[places] >= bound - margin))
-        if wanted < len(places):
-            low = scores[places] - slack[places]
-            threshold = np.partition(low, len(low) - wanted)[len(low) - wanted]
-            places = places[scores[places] + slack[places] >= threshold]
-        exact, orders = self._settle(number, places)
-        if after is not None:
-            keep = (exact < after[0]) | ((exact == after[0]) & (orders > after[1]))
-            exact, orders, places = exact[keep], orders[keep], places[keep]
-        sequence = np.lexsort((orders, -exact))
-        return exact[sequence], orders[sequence], places[sequence]
-
-    def _scan_score(self, number: int, score: float) -> tuple[float, float]:
-        """The scan's score of a hit's score, and how far off it may be."""
-        if self.metric != "l2":
-            return score, 0.0
-        size = float(self.queries[number] @ self.queries[number])
-        return (size - score * score) / 2, 1e-12 * (size + score * score)
-
-    def _settle(
-        self, number: int, places: NDArray[np.intp]
-    ) -> tuple[NDArray[np.float64], NDArray[np.uint64]]:
-        """Scores in float64, and orders, of some of the allowed rows."""
-        exact, orders = np.empty(len(places)), np.empty(len(places), np.uint64)
-        for at in range(0, len(places), SETTLED_AT_ONCE):
-            part = slice(at, at + SETTLED_AT_ONCE)
-            found = rows.gather_packed(
-                self.reader, self.entry.number, self.state, self.entry.form, self.rows[places[part]]
-            )
-            orders[part], exact[part] = found.orders, self._score(found.packed, number)
-        return exact, orders
-
-    def _score(self, packed: Packed, number: int) -> NDArray[np.float64]:
-        """Exact scores, float64 (n,), of stored vectors against one of the queries."""
-        return score(widen(packed)[:, : self.dim], self.queries[number], self.metric)
-
-    def _hydrate(
+    def _hits(
         self,
         scores: NDArray[np.float64],
         orders: NDArray[np.uint64],
-        found: NDArray[np.intp],
-        include: frozenset[Include],
+        places: NDArray[np.intp] | None,
+        plan: Plan,
+        complete: Any,
+    ) -> Hits:
+        """Hits of the best rows of one query, best first; `places` are the rows, where known."""
+        request = self.request
+        part = slice(request.offset, request.offset + request.k)
+        if request.min_score is not None:
+            part = slice(part.start, min(part.stop, int((scores >= request.min_score).sum())))
+        rows_ = None if places is None else places[part].tolist()
+        hits = self._hydrate(scores[part].tolist(), orders[part].tolist(), rows_)
+        return Hits(hits, plan=plan, complete=complete if len(hits) == request.k else "exhausted")
+
+    def _hydrate(
+        self, scores: list[float], orders: list[int], places: list[int] | None
     ) -> list[Hit]:
+        """Read the records of the best."""
+        include, number = self.request.include, self.entry.number
+        found = [records.read(self.reader, number, order) for order in orders]
+        if places is not None:
+            for row, record in zip(places, found, strict=True):
+                if record.row != row:
+                    raise CorruptionError(
+                        f"records: row {row} leads to id {record.id!r}, whose row is {record.row}"
+                    )
         vectors: Iterable[Any] = [None] * len(found)
         if "vector" in include:
-            stored = rows.gather_packed(
-                self.reader, self.entry.number, self.state, self.entry.form, found
-            )
+            chosen = np.array([record.row for record in found], np.intp)
+            stored = rows.gather_packed(self.reader, number, self.state, self.entry.form, chosen)
             vectors = unpack(stored.packed, self.entry.spec)
-        hits = []
-        for value, order, row, vector in zip(
-            scores.tolist(), orders.tolist(), found.tolist(), vectors, strict=True
-        ):
-            record = records.read(self.reader, self.entry.number, order)
-            if record.row != row:
-                raise CorruptionError(
-                    f"records: row {row} leads to id {record.id!r}, whose row is {record.row}"
-                )
-            hits.append(
-                Hit(
-                    id=record.id,
-                    score=value,
-                    distance=1.0 - value if self.metric == "cosine" else 0.0 - value,
-                    text=record.text if "text" in include else None,
-                    metadata=record.metadata if "metadata" in include else None,
-                    vector=vector,
-                    order=order,
-                )
+        text, metadata = "text" in include, "metadata" in include
+        cosine = self.entry.spec.metric == "cosine"
+        return [
+            Hit(
+                id=record.id,
+                score=value,
+                distance=1.0 - value if cosine else 0.0 - value,
+                text=record.text if text else None,
+                metadata=record.metadata if metadata else None,
+                vector=vector,
+                order=record.order,
             )
-        return hits
-
-
-class _ExactBits(_Exact):
-    """The exact search of a few queries over binary vectors: counts of bits need no settling."""
-
-    def _prepare(self, queries: Vectors | Bits) -> NDArray[Any]:
-        """The queries in whole words, uint64 (m, words)."""
-        bits = queries.astype(np.uint8, copy=False)
-        self.mask = as_words(np.full_like(bits[:1], 255)) if self.prefix else None
-        return as_words(bits)
-
-    def _differing(self, numbers: NDArray[Any], number: int) -> NDArray[np.uint16]:
-        """How many bits of stored words (n, words) differ from one of the queries, (n,)."""
-        query = self.queries[number]
-        found = numbers[:, : len(query)] ^ query
-        return count_bits(found if self.mask is None else found & self.mask)
-
-    def _scan(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Score the allowed rows, with bounds of zero."""
-        scores = np.empty((len(self.queries), len(self.rows)))
-        for run, part in self._runs():
-            held, words = run.orders.shape[1], self.queries.shape[1]
-            step, at = max(1, PIECE_BYTES // (held * words * 8)), part.start
-            for first in range(0, len(run.blocks), step):
-                piece = _cut(run, slice(first, first + step), self.rows[part], words).numbers
-                piece = piece.reshape(-1, words)
-                for number in range(len(scores)):
-                    scores[number, at : at + len(piece)] = self._differing(piece, number)
-                at += len(piece)
-        return 0.0 - scores, np.zeros((len(scores), 1))
-
-    def _score(self, packed: Packed, number: int) -> NDArray[np.float64]:
-        """Minus the counts of differing bits."""
-        return 0.0 - self._differing(packed.numbers, number).astype(np.float64)
-
-
-class _Products:
-    """The inner products, float64 (m, n), of queries (m, dim) and allowed rows, run by run.
-
-    One query is compared with each run where it lies: near the memory's speed, and without BLAS's
-    threads. Several are compared by BLAS, with rows copied together to large matrices: on a busy
-    machine each call costs the waiting of its threads for one another. What has to be widened, or
-    to be measured, is copied in any case.
-    """
-
-    def __init__(self, queries: Vectors, count: int, *, sizes: bool) -> None:
-        self.sizes = np.empty(count) if sizes else None
-        self._queries = queries
-        self._scores = np.empty((len(queries), count))
-        self._parts: list[Vectors] = []
-        self._held = 0
-        self._done = 0
-
-    def add(self, run: Run, allowed: NDArray[np.intp]) -> None:
-        """Take the allowed rows of the next run."""
-        one, numbers = len(self._queries) == 1, run.packed.numbers
-        if one and numbers.dtype == np.float32 and self.sizes is None:
-            products = _one_query(run, allowed, self._queries[0])
-            self._scores[0, self._done : self._done + len(allowed)] = products
-            self._done += len(allowed)
-            return
-        held, width = numbers.shape[1], self._queries.shape[1]
-        step = max(1, (PIECE_BYTES if one else BLAS_BYTES) // (held * width * 4))
-        for at in range(0, len(run.blocks), step):
-            part = widen(_cut(run, slice(at, at + step), allowed, width))
-            self._take(part.reshape(-1, width), at_once=one)
-
-    def finish(self) -> NDArray[np.float64]:
-        """The products of all rows that were added."""
-        self._multiply()
-        return self._scores
-
-    def _take(self, part: Vectors, *, at_once: bool) -> None:
-        if self.sizes is not None:
-            first = self._done + self._held
-            self.sizes[first : first + len(part)] = np.sqrt(np.vecdot(part, part))
-        if at_once:
-            self._scores[0, self._done : self._done + len(part)] = np.vecdot(part, self._queries[0])
-            self._done += len(part)
-            return
-        self._parts.append(part)
-        self._held += len(part)
-        if self._held * part.shape[1] * 4 >= BLAS_BYTES:
-            self._multiply()
-
-    def _multiply(self) -> None:
-        if self._held:
-            together = np.concatenate(self._parts)
-            products = self._queries @ together.T
-            self._scores[:, self._done : self._done + self._held] = products
-            self._done += self._held
-        self._parts, self._held = [], 0
-
-
-def _divide(
-    scores: NDArray[np.float64], sizes: NDArray[np.float64], unit: float
-) -> NDArray[np.float64]:
-    """Divide products (m, n) by the lengths of rows (n,) in place; return the errors' bounds."""
-    sound = sizes > LOST
-    scores /= np.where(sound, sizes, np.inf)
-    # The length is off by half as much as the product, relative to it.
-    bounds = np.where(sound, 2 * unit, 1.0 + 2 * unit)
-    return np.broadcast_to(bounds, scores.shape)
-
-
-def _cut(run: Run, part: slice, allowed: NDArray[np.intp], width: int) -> Packed:
-    """Leading numbers of the allowed rows of some blocks: (n,), or (b, rows) if all are allowed."""
-    blocks, packed = run.blocks[part], run.packed.take(part)
-    packed = replace(packed, numbers=packed.numbers[..., :width])
-    low, high = np.searchsorted(allowed, (blocks[0] * BLOCK_ROWS, (blocks[-1] + 1) * BLOCK_ROWS))
-    if high - low == packed.norms.size:
-        return packed
-    chosen = allowed[low:high]
-    return packed.take((np.searchsorted(blocks, chosen >> 6), chosen & 63))
-
-
-def _one_query(run: Run, allowed: NDArray[np.intp], query: Vectors) -> Vectors:
-    """Inner products, float32 (n,), of one query (dim,) and the n allowed rows of a run."""
-    products: Vectors
-    vectors = run.vectors[..., : len(query)]
-    if len(allowed) == run.orders.size:
-        products = np.vecdot(vectors, query).reshape(-1)
-        return products
-    which, inside = np.searchsorted(run.blocks, allowed >> 6), allowed & 63
-    if len(allowed) < SPARSE * run.orders.size:
-        products = np.vecdot(vectors[which, inside], query)
-    else:
-        products = np.vecdot(vectors, query)[which, inside]
-    return products
-
-
-def _norms(run: Run, allowed: NDArray[np.intp]) -> NDArray[np.float64]:
-    """The norms of the allowed rows of a run, (n,)."""
-    if len(allowed) == run.orders.size:
-        return run.norms.reshape(-1)
-    norms: NDArray[np.float64] = run.norms[np.searchsorted(run.blocks, allowed >> 6), allowed & 63]
-    return norms
-
-
-def score(vectors: Vectors, query: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
-    """Exact scores, float64 (n,), of stored vectors (n, dim) against one query (dim,).
-
-    Under cosine the query has unit length. Larger is better: the cosine, the inner product, or
-    minus the Euclidean distance. A vector of zeros has a cosine of 0 with every other.
-    """
-    wide = vectors.astype(np.float64)
-    scores: NDArray[np.float64]
-    if metric == "l2":
-        scores = 0.0 - np.sqrt(((wide - query) ** 2).sum(axis=1))
-    else:
-        scores = (wide * query).sum(axis=1)
-    if metric == "cosine":
-        sizes = np.sqrt((wide**2).sum(axis=1))
-        scores = np.clip(scores / np.where(sizes > 0, sizes, 1.0), -1.0, 1.0)
-    return scores
+            for value, record, vector in zip(scores, found, vectors, strict=True)
+        ]

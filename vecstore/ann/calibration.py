@@ -101,11 +101,13 @@ class _Truth:
         """What the codes say of the scores, float32 (queries, rows)."""
         model = self.model
         shape = (len(part.codes.rows), -1)
-        stands_for = model.patterns.T[part.codes.groups].reshape(shape)[:, : model.rotation.rows]
-        products = self.rotated @ stands_for.T
-        estimates: Vectors = products * part.codes.scales + part.codes.offsets
+        patterns = np.ascontiguousarray(model.patterns.T)
+        stands_for = patterns.take(part.codes.groups, axis=0).reshape(shape)
+        products = self.rotated @ stands_for[:, : model.rotation.rows].T
+        estimates = products * part.codes.scales + part.codes.offsets
         estimates += self.bases[:, part.lists]
-        return estimates
+        found: Vectors = estimates.astype(np.float32, copy=False)
+        return found
 
     def _merge(
         self, scores: Vectors, likely: Vectors, scales: Vectors, lists: NDArray[np.intp]
@@ -216,31 +218,35 @@ def _choose_gap(
 def _levels(needed: Floats, slack: Floats) -> list[list[float]]:
     """For each level of recall reach, slack and expected recall."""
     grid = np.unique(np.quantile(needed, np.linspace(0.0, 1.0, GRID)))
+    reaches, slacks = _bounds(needed, grid), _bounds(slack, SLACKS)
     found = []
     for level in LEVELS:
-        lists = 1 - LISTS_SHARE * (1 - level)
-        codes = 1 - (1 - LISTS_SHARE) * (1 - level)
-        reach = _least(needed, grid, lists)
-        most = _least(slack, SLACKS, codes)
+        reach = _least(grid, reaches, 1 - LISTS_SHARE * (1 - level))
+        most = _least(SLACKS, slacks, 1 - (1 - LISTS_SHARE) * (1 - level))
         both = ((needed <= reach) & (slack <= most)).mean(axis=1)
         expected = min(float(half.mean()) for half in np.array_split(both, 2))
         found.append([reach, most, expected])
     return found
 
 
-def _least(needed: Floats, grid: Floats, level: float) -> float:
-    """The least of a grid that is enough for a level of recall, in both halves of the queries."""
-    chosen = 0.0
+def _bounds(needed: Floats, grid: Floats) -> Floats:
+    """Lower bounds of the mean recall at each value of a grid, of the harder half of queries."""
+    bounds = []
     for half in np.array_split(needed, 2):
-        for value in grid.tolist():
-            recall = (half <= value).mean(axis=1)
-            doubt = Z_95 * float(recall.std()) / max(1, len(recall)) ** 0.5
-            if float(recall.mean()) - doubt >= level:
-                chosen = max(chosen, value)
-                break
-        else:
-            chosen = max(chosen, float(grid[-1]))
-    return chosen
+        # How many neighbours of each query need at most each value.
+        place = np.searchsorted(grid, half, side="left")
+        queries = np.arange(len(half))[:, None] * (len(grid) + 1)
+        counts = np.bincount((queries + place).ravel(), minlength=len(half) * (len(grid) + 1))
+        table = counts.reshape(len(half), -1)[:, :-1].cumsum(axis=1) / half.shape[1]
+        bounds.append(table.mean(axis=0) - Z_95 * table.std(axis=0) / max(1, len(half)) ** 0.5)
+    lowest: Floats = np.minimum(*bounds)
+    return lowest
+
+
+def _least(grid: Floats, bounds: Floats, level: float) -> float:
+    """The least value whose bound reaches a level of recall; the largest if none does."""
+    enough = np.flatnonzero(bounds >= level)
+    return float(grid[enough[0]] if len(enough) else grid[-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class Codes:
     offsets: Vectors
     rows: NDArray[np.uint32]
 
-    def take(self, places: NDArray[np.intp] | NDArray[np.bool_]) -> Codes:
+    def take(self, places: NDArray[np.intp] | NDArray[np.bool_] | slice) -> Codes:
         """Some of the rows."""
         return Codes(
             self.groups[places], self.scales[places], self.offsets[places], self.rows[places]

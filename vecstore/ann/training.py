@@ -50,26 +50,26 @@ def train(
     rng = np.random.default_rng(SEED)
     sample, asked = _sample(snapshot, entry, state, living, wanted, rng)
     shape = _shape(entry.spec.dim)
-    model = models.train(
-        sample,
-        Shape(lists=wanted, coded=shape[0], bits=shape[1]),
-        entry.spec.metric,
-        seed=SEED,
-        progress=lambda share: tell(0.5 * share),
-    )
+    metric, dim = entry.spec.metric, entry.spec.dim
+    if wanted:
+        model = models.train(
+            sample,
+            Shape(lists=wanted, coded=shape[0], bits=shape[1]),
+            metric,
+            seed=SEED,
+            progress=lambda share: tell(0.5 * share),
+        )
+    else:
+        model = models.untrained(dim, *shape, metric, seed=SEED)
     blocks = np.flatnonzero(alive)
     found, placed = _code(snapshot, entry, state, model, blocks, lambda s: tell(0.5 + 0.25 * s))
     budgets = _calibrate(snapshot, entry, state, model, asked, found, placed, rng)
     tell(1.0)
-    return Draft(
-        model,
-        budgets,
-        blocks,
-        ivf.checksums(snapshot, entry.number, blocks),
-        placed,
-        found,
-        len(living),
-    )
+    if not wanted:
+        # Without lists every block is in the tail.
+        blocks, placed, found = blocks[:0], placed[:0], found.take(slice(0))
+    sums = ivf.checksums(snapshot, entry.number, blocks)
+    return Draft(model, budgets, blocks, sums, placed, found, len(living))
 
 
 def _shape(dim: int) -> tuple[int, int]:
@@ -121,7 +121,7 @@ def _code(
     found, placed = [codes.empty(model.groups)], [np.zeros(0, np.intp)]
     done = 0
     for numbers, vectors in _slices(snapshot, entry, state, blocks):
-        lists = model.assign(vectors)
+        lists = model.assign(vectors) if model.lists else np.zeros(len(vectors), np.intp)
         found.append(model.encode(vectors, lists, numbers.astype(np.uint32)))
         placed.append(lists)
         done += BLOCKS_AT_ONCE
