@@ -549,17 +549,13 @@ def _place(block, inside, dim, precision):
 
 
 @_exactly
-def _pairwise(values, at, count):
-    """The sum of float64 values in the order in which numpy adds them, so that no bit differs."""
+def _sum_few(values, at, count):
+    """The sum of at most 128 float64 values, as `_pairwise`; it changes the first ones."""
     if count < 8:
         total = -0.0
         for i in range(count):
             total += values[at + i]
         return total
-    if count > 128:
-        half = count // 2
-        half -= half % 8
-        return _pairwise(values, at, half) + _pairwise(values, at + half, count - half)
     whole = count - count % 8
     _add_eights(np.uint64(values.ctypes.data) + np.uint64(8 * at), whole >> 3)
     total = ((values[at] + values[at + 1]) + (values[at + 2] + values[at + 3])) + (
@@ -568,6 +564,37 @@ def _pairwise(values, at, count):
     for i in range(at + whole, at + count):
         total += values[i]
     return total
+
+
+@_exactly
+def _pairwise(values, count, todo, done):
+    """The sum of float64 values in the order in which numpy adds them, so that no bit differs.
+
+    numpy halves what is longer than 128. Not by recursion, which numba's cache does not survive:
+    `todo` int64 (3, 32) is a stack of parts and their depths, `done` float64 (32,) one of sums.
+    """
+    todo[0, 0], todo[1, 0], todo[2, 0] = 0, count, 0
+    left, held = 1, 0
+    while left > 0:
+        left -= 1
+        at, size, depth = todo[0, left], todo[1, left], todo[2, left]
+        if size > 128:
+            half = size // 2
+            half -= half % 8
+            todo[0, left], todo[1, left], todo[2, left] = at + half, size - half, depth + 1
+            todo[0, left + 1], todo[1, left + 1], todo[2, left + 1] = at, half, depth + 1
+            left += 2
+            continue
+        total = _sum_few(values, at, size)
+        # Depths of the sums held descend to the right of a pair that is complete.
+        while held > 0 and todo[2, 31 - held] == depth:
+            held -= 1
+            total = done[held] + total
+            depth -= 1
+        done[held] = total
+        held += 1
+        todo[2, 31 - held] = depth
+    return done[0]
 
 
 @_exactly
@@ -588,20 +615,22 @@ def _widen(address, precision, scale, dim, out):
 
 
 @_exactly
-def _settle(wide, query, metric, products):
-    """The exact score in float64, to the bit that `search.score` computes with numpy."""
+def _settle(wide, query, metric, products, todo, done):
+    """The exact score in float64, to the bit that `exact.score` computes with numpy."""
     dim = wide.shape[0]
     if metric == L2:
         for j in range(dim):
             products[j] = (wide[j] - query[j]) ** 2
-        return 0.0 - np.sqrt(_pairwise(products, 0, dim))
+        return 0.0 - np.sqrt(_pairwise(products, dim, todo, done))
     for j in range(dim):
         products[j] = wide[j] * query[j]
-    score = _pairwise(products, 0, dim)
+    score = _pairwise(products, dim, todo, done)
     if metric == COSINE:
         for j in range(dim):
             products[j] = wide[j] * wide[j]
-        score /= np.sqrt(_pairwise(products, 0, dim))
+        size = np.sqrt(_pairwise(products, dim, todo, done))
+        if size > 0:
+            score /= size
         score = min(max(score, -1.0), 1.0)
     return score
 
@@ -760,12 +789,13 @@ def _note(missing, kind, number):
 def _finish(wide, metric, precision, dim, blocks, best_rows, size, orders, scores):
     """Settle the best rows in float64 and write their orders and scores, best first."""
     stored, products = np.empty(dim), np.empty(dim)
+    todo, done = np.empty((3, 32), np.int64), np.empty(32)
     for i in range(size):
         row = best_rows[i]
         block, inside = blocks[row >> 6], row & 63
         place, scale = _place(block, inside, dim, precision)
         _widen(place, precision, scale, dim, stored)
-        score = _settle(stored, wide, metric, products)
+        score = _settle(stored, wide, metric, products, todo, done)
         order = nb.carray(_u64(block + np.uint64(HEADER)), 64)[inside]
         at = i
         while at > 0 and (
