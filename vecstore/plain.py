@@ -1,0 +1,615 @@
+"""How does a query run where nothing is compiled? The numpy twin of `kernels.py`.
+
+`search` takes what the kernel takes, visits the same lists, keeps the same candidates and finds the
+same hits with the same float64 scores. Where the order of additions decides the last bit of a
+float32 it may choose otherwise between candidates that are equal to within it. Products that the
+kernel adds without rounding between are computed in float64, which holds them exactly.
+
+The names of what both are told and tell are here, since importing the kernels imports numba.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore import layout
+from vecstore.layout import FLOAT16, FLOAT32, INT8, TILE_ROWS
+
+# Entries of the integer and float parameters.
+(DIM, GROUPS, OFFSETS, LISTS, K, ROOM, METRIC, PRECISION, LEAST, MOST, INTEGERS) = range(11)
+GAP, REACH, SLACK = range(3)
+COSINE, DOT, L2 = range(3)
+# What a search reports of each query, and which table it found an entry missing in.
+(LISTS_SEEN, ROWS_SEEN, RESCORED, COARSE_TIME, SCAN_TIME, RESCORE_TIME, SETTLE_TIME, STAGES) = (
+    range(8)
+)
+NOTHING, LIST, CODES, BLOCK = range(4)
+
+HEADER, COLUMNS, SCALES = layout.HEADER.size, layout.COLUMNS_BYTES, layout.SCALES_BYTES
+# Where a header says how many rows its value has.
+ROWS_AT = 8
+TILES_AT_ONCE = 64
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+Words = NDArray[np.uint64]
+Wide = NDArray[np.float64]
+
+
+def search(
+    queries: Floats,
+    centred: Floats,
+    wide: Wide,
+    integers: Integers,
+    floats: Floats,
+    reduction: NDArray[np.int8],
+    reduction_scales: Floats,
+    rotation: NDArray[np.int8],
+    rotation_scales: Floats,
+    centroids: NDArray[np.int8],
+    centroid_scales: Floats,
+    bias: Floats,
+    patterns: Floats,
+    lists: Words,
+    blocks: Words,
+    codes: Words,
+    tail: Integers,
+    mask: Words,
+    tail_mask: Words,
+    orders: Words,
+    scores: Wide,
+    counts: Integers,
+    stats: Integers,
+    missing: Integers,
+    first: int,
+) -> int:
+    """Answer queries from `first` on; return the number of the first that is not answered.
+
+    Arguments and results are those of `kernels.search`; times are nanoseconds.
+    """
+    missing[:2] = NOTHING, 0
+    told = _Told(*integers[:INTEGERS].tolist(), *floats[: SLACK + 1])
+    coarse = _Coarse(
+        _Matrix(reduction, reduction_scales),
+        _Matrix(rotation, rotation_scales),
+        _Matrix(centroids, centroid_scales),
+        bias,
+        patterns,
+    )
+    tables = _Tables(lists, blocks, codes, tail, mask, tail_mask, missing)
+    for number in range(first, len(queries)):
+        begun = time.perf_counter_ns()
+        target = coarse.aim(centred[number], told)
+        routed = time.perf_counter_ns()
+        found = _Candidates(told.k, told.room)
+        seen, scanned = _scan_lists(target, told, tables, found)
+        if not missing[1]:
+            scanned += _scan_tail(target, told, tables, found)
+        narrowed = time.perf_counter_ns()
+        best = None if missing[1] else _rescore(queries[number], target, told, tables, found)
+        if best is None:
+            return number
+        compared = time.perf_counter_ns()
+        counts[number] = held = len(best.rows)
+        orders[number, :held], scores[number, :held] = _settle(wide[number], told, tables, best)
+        stats[number] = (
+            *(seen, scanned, best.rescored),
+            *(routed - begun, narrowed - routed, compared - narrowed),
+            time.perf_counter_ns() - compared,
+        )
+    return len(queries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The integer and float parameters, in their order."""
+
+    dim: int
+    groups: int
+    offsets: int
+    lists: int
+    k: int
+    room: int
+    metric: int
+    precision: int
+    least: int
+    most: int
+    gap: np.float32
+    reach: np.float32
+    slack: np.float32
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """Addresses, and which rows are wanted."""
+
+    lists: Words
+    blocks: Words
+    codes: Words
+    tail: Integers
+    mask: Words
+    tail_mask: Words
+    missing: Integers
+
+    def note(self, kind: int, numbers: Array) -> None:
+        """Write down entries that a table lacks, as far as there is room."""
+        self.missing[0] = kind
+        at = 2 + int(self.missing[1])
+        part = numbers[: len(self.missing) - at]
+        self.missing[at : at + len(part)] = part
+        self.missing[1] += len(part)
+
+
+# Coarse: which lists, and what a code is worth
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A query as it is compared with codes.
+
+    Attributes:
+        bases: float32 (lists + 1,), what every row of a list scores at least.
+        pairs: uint32 (groups, 256), what a byte of a tile adds to the sums of its two rows: the
+            one of the low half in the low 16 bits.
+        start: What a sum of zero is worth; `step` what one more is.
+        noise: How far off a code of scale 1 may be.
+        gap: What the distance to a list weighs beside its rank.
+        shift: What float32 scores have more than stored vectors alone say.
+    """
+
+    bases: Floats
+    pairs: NDArray[np.uint32]
+    start: np.float32
+    step: np.float32
+    noise: np.float32
+    gap: np.float32
+    shift: np.float32
+
+
+class _Matrix:
+    """An int8 matrix with a scale a row."""
+
+    def __init__(self, values: NDArray[np.int8], scales: Floats) -> None:
+        # Sums of products of integers are exact in float64, in any order.
+        self.values = values.astype(np.float64)
+        self.scales = scales
+
+    def times(self, vector: Floats, width: int | None = None) -> Floats:
+        """The product with a vector, which is rounded to int16 as the kernel does.
+
+        `width` is the length that its words are filled up to, by default that of the rows.
+        """
+        largest = np.abs(vector).max(initial=np.float32(0))
+        most = np.float32(min(32767, 2**31 // (128 * (width or self.values.shape[1]))))
+        scale = largest / most
+        if scale < np.float32(1e-37):
+            scale = np.float32(1)
+        words = (vector * (np.float32(1) / scale)).astype(np.int32)
+        totals = self.values[:, : len(vector)] @ words.astype(np.float64)
+        product: Floats = totals.astype(np.float32) * self.scales * scale
+        return product
+
+
+@dataclass(frozen=True, slots=True)
+class _Coarse:
+    """What queries are aimed with."""
+
+    reduction: _Matrix
+    rotation: _Matrix
+    centroids: _Matrix
+    bias: Floats
+    patterns: Floats
+
+    def aim(self, point: Floats, told: _Told) -> _Target:
+        """Prepare a query, float32 (dim,)."""
+        width = max(self.reduction.values.shape[1], self.rotation.values.shape[1])
+        rotated = self.rotation.times(point, width)
+        reduced = self.reduction.times(point, width)
+        bases = self.centroids.times(reduced)[: len(self.bias)] + self.bias
+        top = bases[: told.lists].max(initial=np.float32(-np.inf))
+        wide = point.astype(np.float64)
+        whole = np.float32(wide @ wide)
+        gap, shift = told.gap, np.float32(0)
+        if told.metric == L2:
+            shift = np.float32(0.5) * whole
+            gap /= np.sqrt(max(np.float32(2) * (shift - top), np.float32(1e-30)))
+        elif told.metric == DOT:
+            gap /= np.sqrt(max(whole, np.float32(1e-30)))
+        pairs, start, step = self._fill_table(rotated, told.groups)
+        wide = rotated.astype(np.float64)
+        noise = told.slack * np.sqrt(np.float32(wide @ wide))
+        return _Target(bases, pairs, start, step, noise, gap, shift)
+
+    def _fill_table(
+        self, rotated: Floats, groups: int
+    ) -> tuple[NDArray[np.uint32], np.float32, np.float32]:
+        """What bytes of a tile add to sums; start and step of these."""
+        dims, top = len(self.patterns), self.patterns[0, 15]
+        weights = np.zeros((groups, dims), np.float32)
+        used = rotated[: weights.size]
+        weights.reshape(-1)[: len(used)] = used
+        sizes, sums = np.zeros(groups, np.float32), np.zeros((groups, 16), np.float32)
+        for number in range(dims):
+            sizes += np.abs(weights[:, number])
+            sums += weights[:, number, None] * self.patterns[number]
+        least = sizes * top
+        start = np.float32(-least.sum(dtype=np.float64))
+        most = np.float32(min(63, 65535 // groups))
+        step = (least * np.float32(2)).max(initial=np.float32(0)) / most
+        if step < np.float32(1e-37):
+            step = np.float32(1)
+        scaled = (sums + least[:, None]) * (np.float32(1) / step) + np.float32(0.5)
+        table = scaled.astype(np.uint8).astype(np.uint32)
+        return (table[:, None, :] | table[:, :, None] << 16).reshape(groups, 256), start, step
+
+
+# Scan: codes become candidates
+
+
+class _Candidates:
+    """Rows that may be among the k best, and the k largest of their likely scores.
+
+    They are added one by one, as in the kernel: which are dropped where there is no room for all
+    depends on the order.
+    """
+
+    def __init__(self, k: int, room: int) -> None:
+        self.k, self.room = k, room
+        self.threshold = -math.inf
+        self.optimistic: list[float] = []
+        self.likely: list[float] = []
+        self.rows: list[int] = []
+        self._best: list[float] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether there are k."""
+        return len(self._best) == self.k
+
+    def add(self, score: float, value: float, row: int) -> None:
+        """Add a row with its optimistic and its likely score."""
+        if len(self.rows) == self.room:
+            self.prune(self.room - max(1, self.room // 4))
+        self.optimistic.append(score)
+        self.likely.append(value)
+        self.rows.append(row)
+        if value > self.threshold:
+            if self.full:
+                heapq.heapreplace(self._best, value)
+            else:
+                heapq.heappush(self._best, value)
+            if self.full:
+                self.threshold = self._best[0]
+
+    def prune(self, room: int) -> None:
+        """Keep those that can still be among the best, at most so many."""
+        kept = _best_places(np.array(self.optimistic), self.threshold, room).tolist()
+        self.optimistic = [self.optimistic[i] for i in kept]
+        self.likely = [self.likely[i] for i in kept]
+        self.rows = [self.rows[i] for i in kept]
+
+
+def _best_places(optimistic: Array, threshold: float, room: int) -> NDArray[np.intp]:
+    """Places of the scores that reach a threshold, at most the `room` largest, ascending."""
+    kept: NDArray[np.intp] = np.flatnonzero(optimistic >= threshold)
+    if len(kept) <= room:
+        return kept
+    found = optimistic[kept]
+    bound = np.sort(found)[len(kept) - room - 1]
+    above = found > bound
+    equal = np.flatnonzero(found == bound)[: room - np.count_nonzero(above)]
+    above[equal] = True
+    kept = kept[above]
+    return kept
+
+
+def _scan_lists(
+    target: _Target, told: _Told, tables: _Tables, found: _Candidates
+) -> tuple[int, int]:
+    """Scan lists, nearest first, until rank and distance say that the rest is not worth it.
+
+    Returns how many lists and how many rows.
+    """
+    bases, gap, reach = target.bases[: told.lists], target.gap, told.reach
+    top = bases.max(initial=np.float32(-np.inf))
+    least = top - reach / gap if gap > 0 and told.least <= 1 else np.float32(-np.inf)
+    order = _ranked(bases, least)
+    seen = scanned = 0
+    while seen < told.most:
+        # Fewer candidates than wanted: a filter lets few rows through.
+        short = not found.full and not tables.missing[1]
+        if seen == len(order):
+            if not short or least == -np.inf:
+                break
+            least = np.float32(-np.inf)
+            order = _ranked(bases, least)
+            continue
+        number = order[seen]
+        rank = np.float32(math.log(1 + seen))
+        far = np.float32(float(rank) + float(top - bases[number]) * float(gap))
+        if far > reach and seen >= told.least and not short:
+            break
+        seen += 1
+        address = int(tables.lists[number])
+        if address == 0:
+            tables.note(LIST, np.array([number]))
+        else:
+            scanned += _scan(address, None, target.bases[number], target, told, tables.mask, found)
+    return seen, scanned
+
+
+def _scan_tail(target: _Target, told: _Told, tables: _Tables, found: _Candidates) -> int:
+    """Scan the codes of blocks with rows that are in no list; return how many rows."""
+    scanned, base = 0, target.bases[told.lists]
+    for block, address in zip(
+        tables.tail.tolist(), tables.codes[tables.tail].tolist(), strict=True
+    ):
+        if address == 0:
+            tables.note(CODES, np.array([block]))
+        else:
+            scanned += _scan(address, block << 6, base, target, told, tables.tail_mask, found)
+    return scanned
+
+
+def _ranked(bases: Floats, least: np.float32) -> list[int]:
+    """Lists with at least a score, the largest first."""
+    chosen = np.flatnonzero(bases >= least)
+    order = chosen[np.argsort(-bases[chosen], kind="stable")]
+    ranked = bases[order]
+    numbers: list[int] = order.tolist()
+    if not (ranked[1:] == ranked[:-1])[ranked[1:] > -np.inf].any():
+        return numbers
+    # Equal ones come as the kernel's heap happens to have them.
+    heap = _Heap((-bases[chosen]).tolist(), chosen.tolist())
+    return [heap.pop() for _ in range(len(chosen))]
+
+
+class _Heap:
+    """The kernel's heap, move by move: the smallest value stands first."""
+
+    def __init__(self, values: list[float], items: list[int]) -> None:
+        self.values, self.items = values, items
+        for at in range(len(values) // 2 - 1, -1, -1):
+            self._sink(at)
+
+    def pop(self) -> int:
+        """Take the first item away."""
+        item, last = self.items[0], (self.values.pop(), self.items.pop())
+        if self.items:
+            self.values[0], self.items[0] = last
+            self._sink(0)
+        return item
+
+    def keep_best(self, room: int, value: float, item: int) -> None:
+        """Put an entry in, if it is among the `room` largest."""
+        if len(self.values) < room:
+            self.values.append(value)
+            self.items.append(item)
+            self._rise(len(self.values) - 1)
+        elif value > self.values[0]:
+            self.values[0], self.items[0] = value, item
+            self._sink(0)
+
+    def _sink(self, at: int) -> None:
+        values, items, size = self.values, self.items, len(self.values)
+        value, item = values[at], items[at]
+        while (child := 2 * at + 1) < size:
+            if child + 1 < size and values[child + 1] < values[child]:
+                child += 1
+            if values[child] >= value:
+                break
+            values[at], items[at] = values[child], items[child]
+            at = child
+        values[at], items[at] = value, item
+
+    def _rise(self, at: int) -> None:
+        values, items = self.values, self.items
+        value, item = values[at], items[at]
+        while at > 0 and values[parent := (at - 1) >> 1] > value:
+            values[at], items[at] = values[parent], items[parent]
+            at = parent
+        values[at], items[at] = value, item
+
+
+def _scan(
+    address: int,
+    first: int | None,
+    base: np.float32,
+    target: _Target,
+    told: _Told,
+    mask: Words,
+    found: _Candidates,
+) -> int:
+    """Scan the codes of a bulk value; return how many rows.
+
+    Args:
+        address: Where the value is.
+        first: Row of the first code, or None if the rows are named behind the tiles.
+        base: Score of the list.
+        target: The query.
+        told: The parameters.
+        mask: uint64 (blocks,), the rows wanted.
+        found: Where candidates go.
+    """
+    count = -(-int(_view(address + ROWS_AT, "<u4", (1,))[0]) // TILE_ROWS)
+    tiles = address + HEADER
+    stride = told.groups * 16 + TILE_ROWS * 4 * (1 + told.offsets)
+    if first is None:
+        names = _view(tiles + count * stride, "<u4", (count * TILE_ROWS,)).astype(np.int64)
+    else:
+        names = np.arange(first, first + count * TILE_ROWS)
+    for at in range(0, count, TILES_AT_ONCE):
+        size = min(TILES_AT_ONCE, count - at)
+        optimistic, likely = _score_tiles(tiles + at * stride, size, stride, base, target, told)
+        places = np.flatnonzero(optimistic > found.threshold)
+        rows = names[places + at * TILE_ROWS]
+        inside = rows < len(mask) << 6
+        places, rows = places[inside], rows[inside]
+        allowed = mask[rows >> 6] >> (rows & 63).astype(np.uint64) & np.uint64(1) != 0
+        places, rows = places[allowed], rows[allowed]
+        tile, bar = -1, found.threshold
+        for place, score, value, row in zip(
+            places.tolist(),
+            optimistic[places].tolist(),
+            likely[places].tolist(),
+            rows.tolist(),
+            strict=True,
+        ):
+            # A tile is compared with the threshold that was reached before it.
+            if place >> 5 != tile:
+                tile, bar = place >> 5, found.threshold
+            if score > bar:
+                found.add(score, value, row)
+    return count * TILE_ROWS
+
+
+def _score_tiles(
+    address: int, count: int, stride: int, base: np.float32, target: _Target, told: _Told
+) -> tuple[Floats, Floats]:
+    """Optimistic and likely scores of the rows of some tiles, float32 (32 * count,)."""
+    groups = told.groups
+    codes = _view(address, "u1", (count, groups, 16), (stride, 16, 1))
+    places = codes + np.arange(0, groups * 256, 256)[:, None]
+    both = target.pairs.reshape(-1).take(places).sum(axis=1, dtype=np.uint32)
+    sums = np.concatenate([both & 0xFFFF, both >> 16], axis=1)
+    column = address + groups * 16, "<f4", (count, TILE_ROWS), (stride, 4)
+    scales: Wide = _view(*column).astype(np.float64)
+    bases: Any = base
+    if told.offsets:
+        bases = base + _view(column[0] + TILE_ROWS * 4, *column[1:])
+    start = target.start + target.noise
+    inner = (float(start) + float(target.step) * sums).astype(np.float32)
+    optimistic = (bases + scales * inner).astype(np.float32)
+    likely = (optimistic - float(target.noise) * scales).astype(np.float32)
+    return optimistic.reshape(-1), likely.reshape(-1)
+
+
+# Rescore: candidates by their stored vectors
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """The rows that won, and how many were compared."""
+
+    rows: Integers
+    rescored: int
+
+
+def _rescore(
+    query: Floats, target: _Target, told: _Told, tables: _Tables, found: _Candidates
+) -> _Best | None:
+    """The best of the candidates by their stored vectors; None if blocks are missing."""
+    found.prune(told.room)
+    optimistic, likely = np.array(found.optimistic), np.array(found.likely)
+    rows = np.array(found.rows, np.int64)
+    addresses = tables.blocks[rows >> 6]
+    if not addresses.all():
+        tables.note(BLOCK, rows[addresses == 0] >> 6)
+        return None
+    held = (rows & 63) < _gather(addresses + np.uint64(ROWS_AT), "<u4", 1)[:, 0]
+    optimistic, likely, rows = optimistic[held], likely[held], rows[held]
+    order, front = _divided(likely >= found.threshold)
+    best = _Heap([], [])
+    _compare(query, target, told, tables, optimistic, rows, order[:front], best)
+    rest = order[front:]
+    if len(best.items) == told.k:
+        rest = rest[_best_places(optimistic[rest], best.values[0], told.room)]
+    _compare(query, target, told, tables, optimistic, rows, rest, best)
+    return _Best(np.array(best.items, np.int64), front + len(rest))
+
+
+def _divided(chosen: NDArray[np.bool_]) -> tuple[NDArray[np.intp], int]:
+    """Places with the chosen ones first, and how many these are, by the kernel's exchanges."""
+    order, front = list(range(len(chosen))), 0
+    for at in np.flatnonzero(chosen).tolist():
+        order[at], order[front] = order[front], order[at]
+        front += 1
+    return np.array(order, np.intp), front
+
+
+def _compare(
+    query: Floats,
+    target: _Target,
+    told: _Told,
+    tables: _Tables,
+    optimistic: Wide,
+    rows: Integers,
+    places: NDArray[np.intp],
+    best: _Heap,
+) -> None:
+    """Put some candidates into the heap of the k best, unless they cannot enter it any more."""
+    stored = _stored(rows[places], told, tables)
+    if told.metric == L2:
+        off = stored - query
+        scores = (float(target.shift) - 0.5 * np.vecdot(off, off)).astype(np.float32)
+    else:
+        scores = np.vecdot(stored, query.astype(np.float64)).astype(np.float32)
+    triples = zip(optimistic[places].tolist(), scores.tolist(), rows[places].tolist(), strict=True)
+    for hope, score, row in triples:
+        if len(best.items) < told.k or hope > best.values[0]:
+            best.keep_best(told.k, score, row)
+
+
+def _settle(wide: Wide, told: _Told, tables: _Tables, best: _Best) -> tuple[Words, Wide]:
+    """Orders and exact scores, best first; as `exact.score` computes them, to the bit."""
+    stored = _stored(best.rows, told, tables)
+    scores: Wide
+    if told.metric == L2:
+        scores = 0.0 - np.sqrt(((stored - wide) ** 2).sum(axis=1))
+    else:
+        scores = (stored * wide).sum(axis=1)
+    if told.metric == COSINE:
+        sizes = np.sqrt((stored**2).sum(axis=1))
+        scores = np.clip(scores / np.where(sizes > 0, sizes, 1.0), -1.0, 1.0)
+    blocks = tables.blocks[best.rows >> 6] + np.uint64(HEADER)
+    orders = _gather(blocks + (8 * (best.rows & 63)).astype(np.uint64), "<u8", 1)[:, 0]
+    ranked = np.lexsort((orders, -scores))
+    return orders[ranked], scores[ranked]
+
+
+def _stored(rows: Integers, told: _Told, tables: _Tables) -> Wide:
+    """The stored vectors of some rows, float64 (n, dim)."""
+    dtype = {FLOAT32: "<f4", FLOAT16: "<f2", INT8: "i1"}[told.precision]
+    columns = tables.blocks[rows >> 6] + np.uint64(HEADER + COLUMNS)
+    inside, width = (rows & 63).astype(np.uint64), np.dtype(dtype).itemsize * told.dim
+    vectors = columns + inside * np.uint64(width)
+    if told.precision != INT8:
+        return _gather(vectors, dtype, told.dim).astype(np.float64)
+    scales = _gather(columns + inside * np.uint64(4), "<f4", 1)
+    numbers = _gather(vectors + np.uint64(SCALES), dtype, told.dim)
+    return (numbers.astype(np.float32) * scales).astype(np.float64)
+
+
+# Memory
+
+# An array cannot begin at address 0.
+_START = 64
+_EVERYTHING = memoryview((ctypes.c_char * (1 << 62)).from_address(_START)).toreadonly()
+
+
+def _view(
+    address: int, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
+) -> Array:
+    """View memory as an array that cannot be written to."""
+    return np.ndarray(shape, dtype, _EVERYTHING, address - _START, strides)
+
+
+def _gather(addresses: Words, dtype: str, count: int) -> Array:
+    """Copy `count` numbers from each address, (n, count)."""
+    if not len(addresses):
+        return np.zeros((0, count), dtype)
+    starts = addresses.astype(np.int64)
+    base, width = int(starts.min()), np.dtype(dtype).itemsize * count
+    span = int(starts.max()) - base
+    # Every byte from the first address to the last one as the beginning of a row.
+    window = _view(base, "u1", (span + 1, width), (1, 1))
+    return window[starts - base].view(dtype)
