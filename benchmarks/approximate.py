@@ -35,7 +35,7 @@ LEVELS = (0.95, 0.98)
 # Of the settings that another one beats in both, those that come this near stay: the first pass is
 # one pass, and rounds may tell otherwise.
 _SLACK = 1.15
-# Settings outside say nothing about the levels; one neighbour on each side is kept all the same.
+# Settings outside say nothing about the levels.
 _WINDOW = (0.88, 0.995)
 # Queries on which all settings are tried, and seconds per query after which a pass ends early.
 _TRIED = 200
@@ -266,22 +266,26 @@ def _try(contender: Contender, data: Set, setting: Setting, k: int, queries: int
 
 
 def worth(points: Sequence[Point]) -> list[Point]:
-    """The fastest point of each hundredth of recall, near the front and near the levels."""
+    """The fastest point of each hundredth of recall, near the front and near the levels.
+
+    The neighbours of a level stay however slow they seem: the rounds are to judge them.
+    """
     bins: dict[int, Point] = {}
     for point in sorted(points, key=lambda point: point.qps):
         bins[int(point.recall * 100)] = point
-    front = [
-        point
-        for point in sorted(bins.values(), key=lambda point: point.recall)
-        if not any(
+    ordered = sorted(bins.values(), key=lambda point: point.recall)
+    wanted = {
+        i
+        for i, point in enumerate(ordered)
+        if _WINDOW[0] <= point.recall <= _WINDOW[1]
+        and not any(
             other.recall >= point.recall and other.qps > _SLACK * point.qps for other in points
         )
-    ]
-    inside = [i for i, point in enumerate(front) if _WINDOW[0] <= point.recall <= _WINDOW[1]]
-    if not inside:
-        below = sum(point.recall < _WINDOW[0] for point in front)
-        return front[max(0, below - 1) : below + 1]
-    return front[max(0, inside[0] - 1) : inside[-1] + 2]
+    }
+    for level in LEVELS:
+        above = sum(point.recall < level for point in ordered)
+        wanted |= {i for i in (above - 1, above) if 0 <= i < len(ordered)}
+    return [ordered[i] for i in sorted(wanted)]
 
 
 def _rounds(contenders: Sequence[Contender], plan: Plan) -> None:
