@@ -1,5 +1,6 @@
 """What does every byte on disk mean? The only implementation of docs/layout.md.
 
+That of the index is in `index_layout.py`; the kinds of all bulk values, and the tiers, are here.
 Keys are big-endian so that they sort, payloads little-endian so that numpy reads them in place.
 Nothing here touches a file: values become bytes and bytes become values.
 """
@@ -29,6 +30,7 @@ OLDEST_READABLE = 1
 DATABASES = ("meta", "ids", "records", "tiers", "lists", "index", "fields", "live")
 
 BLOCK_ROWS = 64
+TILE_ROWS = 32
 PART_ROWS = 16_384
 PART_BYTES = PART_ROWS // 8
 MAX_ROWS = 2**32 - BLOCK_ROWS
@@ -46,11 +48,9 @@ SCALES_BYTES = BLOCK_ROWS * 4
 
 RECORD = struct.Struct("<II")
 STATE = struct.Struct("<QQQIIII")
-TILE_ROWS = 32
 CHECKSUM = struct.Struct("<I")
 ORDER = struct.Struct("<Q")
 NO_BLOCK = 2**32 - 1
-NO_LIST = NO_ROW = 2**32 - 1
 
 KEY_FORMAT = b"format"
 KEY_NEXT = b"next"
@@ -138,21 +138,6 @@ def block_key(collection: int, block: int, tier: int = FULL_TIER) -> bytes:
 def part_key(collection: int, part: int) -> bytes:
     """Key in `live` of one bitmap of 16,384 rows."""
     return collection.to_bytes(4, "big") + part.to_bytes(4, "big")
-
-
-def list_key(collection: int, number: int) -> bytes:
-    """Key in `lists` of one list."""
-    return collection.to_bytes(4, "big") + number.to_bytes(4, "big")
-
-
-def index_key(collection: int, name: bytes) -> bytes:
-    """Key in `index` of what is there once: `plan`, `model`, `listed`."""
-    return collection.to_bytes(4, "big") + name
-
-
-def list_part_key(collection: int, part: int) -> bytes:
-    """Key in `index` of the lists of 16,384 rows."""
-    return collection.to_bytes(4, "big") + b"rows" + part.to_bytes(4, "big")
 
 
 # Bulk values
@@ -408,132 +393,6 @@ def unpack_part(value: bytes | memoryview, collection: int, part: int) -> bytear
     ):
         raise CorruptionError(f"{where}: the header belongs to another value: {header}")
     return bytearray(value[HEADER.size : HEADER.size + PART_BYTES])
-
-
-# The index: lists of codes, codes of rows that are in no list, and what they are made with
-
-
-def pack_codes(
-    collection: int,
-    kind: int,
-    first: int,
-    tiles: NDArray[np.uint8],
-    rows: NDArray[np.uint32],
-    groups: int,
-    page: int,
-) -> bytearray:
-    """Make the value of a list, or of the codes of a block.
-
-    Args:
-        collection: The collection's number.
-        kind: LIST or CODE_BLOCK.
-        first: The list's number, or the block's first row.
-        tiles: uint8, the codes.
-        rows: uint32 (n,), whose codes they are; stored in a list only.
-        groups: Groups of 4 bits of a code.
-        page: The file's page size.
-    """
-    payload = tiles.tobytes()
-    if kind == LIST:
-        names = np.full(-(-len(rows) // TILE_ROWS) * TILE_ROWS, NO_ROW, "<u4")
-        names[: len(rows)] = rows
-        payload += names.tobytes()
-    return pack_bulk(Header(kind, BITS, len(rows), groups, first, 0, 0, collection), payload, page)
-
-
-def check_codes(
-    value: bytes | memoryview, collection: int, kind: int, first: int, groups: int, offsets: bool
-) -> int:
-    """Return how many rows a list, or a block, has codes of, having checked the header.
-
-    What passes here is safe to scan, but for the numbers of rows, which are to be compared.
-
-    Raises:
-        CorruptionError: The header is not that of this list or block.
-    """
-    name = f"list {first}" if kind == LIST else f"codes of row {first} on"
-    where = f"{name} of collection {collection}"
-    header = unpack_header(value, where)
-    if (header.kind, header.dtype, header.width, header.first, header.collection) != (
-        kind,
-        BITS,
-        groups,
-        first,
-        collection,
-    ):
-        raise CorruptionError(f"{where}: the header belongs to another value: {header}")
-    tiles = -(-header.rows // TILE_ROWS)
-    length = tiles * (groups * 16 + TILE_ROWS * 4 * (1 + offsets))
-    length += tiles * TILE_ROWS * 4 if kind == LIST else 0
-    if header.length != length or (kind == CODE_BLOCK and not 0 < header.rows <= BLOCK_ROWS):
-        raise CorruptionError(f"{where}: {header.rows} rows in {header.length} bytes")
-    return header.rows
-
-
-def list_rows(value: bytes | memoryview, count: int) -> NDArray[np.uint32]:
-    """The rows of a list that `check_codes` has passed; a view."""
-    length = unpack_header(value, "list").length
-    tiles = -(-count // TILE_ROWS)
-    return np.frombuffer(value, "<u4", count, HEADER.size + length - tiles * TILE_ROWS * 4)
-
-
-def pack_list_part(collection: int, part: int, lists: NDArray[np.uint32], page: int) -> bytearray:
-    """Make the value of the lists, uint32 (16,384,), that the rows of a part are in."""
-    header = Header(LIST_PART, UINT32, PART_ROWS, 0, part * PART_ROWS, 0, 0, collection)
-    return pack_bulk(header, lists.astype("<u4", copy=False).tobytes(), page)
-
-
-def unpack_list_part(value: bytes | memoryview, collection: int, part: int) -> NDArray[np.uint32]:
-    """View the lists of a part's rows; CorruptionError if the header is another's."""
-    where = f"index: lists of part {part} of collection {collection}"
-    header = unpack_header(value, where)
-    if (header.kind, header.first, header.length, header.collection) != (
-        LIST_PART,
-        part * PART_ROWS,
-        PART_ROWS * 4,
-        collection,
-    ):
-        raise CorruptionError(f"{where}: the header belongs to another value: {header}")
-    return np.frombuffer(value, "<u4", PART_ROWS, HEADER.size)
-
-
-def pack_bundle(
-    collection: int, values: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], page: int
-) -> bytearray:
-    """Make a value of named arrays and plain values: a directory in msgpack, then the arrays."""
-    directory, payload = [], bytearray()
-    for name, array in arrays.items():
-        directory.append([name, array.dtype.str, list(array.shape), len(payload)])
-        payload += np.ascontiguousarray(array).tobytes()
-        payload += bytes(-len(payload) % 64)
-    head = msgpack.packb([dict(values), directory])
-    whole = CHECKSUM.pack(len(head)) + head + payload
-    return pack_bulk(Header(BUNDLE, BITS, len(arrays), 0, 0, 0, 0, collection), whole, page)
-
-
-def unpack_bundle(
-    value: bytes | memoryview, collection: int, where: str
-) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Copy the values and arrays of a bundle; the checksum is verified.
-
-    Raises:
-        CorruptionError: The value is damaged, or another's.
-    """
-    header = verify_bulk(value, where)
-    if (header.kind, header.collection) != (BUNDLE, collection):
-        raise CorruptionError(f"{where}: the header belongs to another value: {header}")
-    payload = bytes(value[HEADER.size : HEADER.size + header.length])
-    try:
-        (size,) = CHECKSUM.unpack_from(payload)
-        values, directory = msgpack.unpackb(payload[CHECKSUM.size : CHECKSUM.size + size])
-        start, arrays = CHECKSUM.size + size, {}
-        for name, dtype, shape, at in directory:
-            count = int(np.prod(shape))
-            found = np.frombuffer(payload, dtype, count, start + at)
-            arrays[name] = found.reshape(shape).copy()
-    except (ValueError, TypeError, struct.error, msgpack.UnpackException) as error:
-        raise CorruptionError(f"{where}: cannot be read: {error}") from error
-    return values, arrays
 
 
 # Records

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vecstore.index_layout import GROUP_BYTES, tiles_bytes
+from vecstore.layout import TILE_ROWS
 from vecstore.spec import Metric
 from vecstore.vectors import Vectors
 
-TILE_ROWS = 32
 # Groups of 4 bits are scanned 16 at a time.
 GROUPS_AT_ONCE = 16
 BITS = (1, 2, 4)
@@ -46,11 +47,6 @@ def groups_of(coded: int, bits: int) -> int:
     """Groups of 4 bits that hold the codes of `coded` dimensions, a multiple of 16."""
     used = -(-coded * bits // 4)
     return -(-used // GROUPS_AT_ONCE) * GROUPS_AT_ONCE
-
-
-def tiles_bytes(count: int, groups: int, offsets: bool) -> int:
-    """Bytes of the tiles of `count` rows: codes and scales of 32 rows each, and offsets if any."""
-    return -(-count // TILE_ROWS) * (groups * 16 + TILE_ROWS * 4 * (1 + offsets))
 
 
 def patterns(bits: int) -> Vectors:
@@ -173,8 +169,8 @@ def pack_tiles(codes: Codes, *, offsets: bool) -> Bytes:
     cells[:count] = codes.groups
     halves = cells.reshape(tiles, 2, half, groups)
     low, high = halves[:, 0].transpose(0, 2, 1), halves[:, 1].transpose(0, 2, 1)
-    packed[:, : groups * 16] = (low | high << 4).reshape(tiles, groups * 16)
-    at = groups * 16
+    packed[:, : groups * GROUP_BYTES] = (low | high << 4).reshape(tiles, groups * GROUP_BYTES)
+    at = groups * GROUP_BYTES
     for values in (codes.scales, codes.offsets)[: 1 + offsets]:
         column = np.zeros(tiles * TILE_ROWS, "<f4")
         column[:count] = values
@@ -189,9 +185,9 @@ def unpack_tiles(
     """The codes of some rows, which the tiles do not name; copies."""
     count, size = len(rows), tiles_bytes(len(rows), groups, offsets)
     packed = np.frombuffer(payload, np.uint8, size).reshape(-1, tiles_bytes(1, groups, offsets))
-    halves = packed[:, : groups * 16].reshape(-1, groups, TILE_ROWS // 2).transpose(0, 2, 1)
+    halves = packed[:, : groups * GROUP_BYTES].reshape(-1, groups, GROUP_BYTES).transpose(0, 2, 1)
     cells = np.concatenate([halves & 15, halves >> 4], axis=1).reshape(-1, groups)[:count]
-    at, columns = groups * 16, []
+    at, columns = groups * GROUP_BYTES, []
     for _ in range(1 + offsets):
         column = np.ascontiguousarray(packed[:, at : at + TILE_ROWS * 4]).view("<f4")
         columns.append(column.reshape(-1)[:count])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore import layout, plain, rows
+from vecstore import index_layout, layout, plain, rows
 from vecstore.ann import compiled, index
 from vecstore.ann.index import Index
 from vecstore.catalog import Entry
@@ -223,7 +223,7 @@ class _Job:
         number, model = self.entry.number, self.model
 
         def check(value: memoryview, which: int) -> None:
-            layout.check_codes(value, number, LIST, which, model.groups, model.offsets)
+            index_layout.check_codes(value, number, LIST, which, model.groups, model.offsets)
 
         prefix = layout.collection_key(number)
         return self.snapshot.addresses("lists", prefix, wanted, model.lists, check)
@@ -234,7 +234,7 @@ class _Job:
 
         def check(value: memoryview, block: int) -> None:
             first = block * layout.BLOCK_ROWS
-            count = layout.check_codes(
+            count = index_layout.check_codes(
                 value, number, CODE_BLOCK, first, model.groups, model.offsets
             )
             held = self.state.open_rows if block == self.state.open_block else layout.BLOCK_ROWS

@@ -13,23 +13,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore import layout
+from vecstore import index_layout, layout
 from vecstore.ann import codes
 from vecstore.ann import model as models
 from vecstore.ann.codes import Codes
 from vecstore.ann.model import Model
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
-from vecstore.layout import (
-    BLOCK_ROWS,
-    CODE_BLOCK,
-    CODE_TIER,
-    LIST,
-    NO_LIST,
-    PART_ROWS,
-    Packed,
-    State,
-)
+from vecstore.index_layout import LISTED, MODEL, NO_LIST, PLAN
+from vecstore.layout import BLOCK_ROWS, CODE_BLOCK, CODE_TIER, LIST, PART_ROWS, Packed, State
 from vecstore.rows import Rows, RowWriter, Words
 from vecstore.store import Reader, Snapshot, Transaction
 from vecstore.vectors import Vectors, widen
@@ -37,7 +29,6 @@ from vecstore.vectors import Vectors, widen
 Kind = Literal["auto", "flat", "hash", "ivf"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-PLAN, MODEL, LISTED = b"plan", b"model", b"listed"
 # Models of so many collections are kept between the versions of a file.
 MODELS_KEPT = 8
 
@@ -65,7 +56,7 @@ class Index:
 
 def kind(reader: Reader, number: int) -> Kind:
     """The kind of index that was asked for."""
-    value = reader.get("index", layout.index_key(number, PLAN))
+    value = reader.get("index", index_layout.index_key(number, PLAN))
     return "auto" if value is None else _plan(value, number)["kind"]
 
 
@@ -89,7 +80,7 @@ def load(reader: Reader, entry: Entry, state: State) -> Index | None:
 
 
 def _load(reader: Reader, entry: Entry, state: State) -> Index | None:
-    value = reader.get("index", layout.index_key(entry.number, PLAN))
+    value = reader.get("index", index_layout.index_key(entry.number, PLAN))
     if value is None:
         return None
     plan = _plan(value, entry.number)
@@ -110,10 +101,10 @@ def _load_model(reader: Reader, entry: Entry, edition: bytes) -> Model:
     found: Model | None = kept.get(edition)
     if found is None:
         where = f"index: model of collection {entry.number}"
-        value = reader.get("index", layout.index_key(entry.number, MODEL))
+        value = reader.get("index", index_layout.index_key(entry.number, MODEL))
         if value is None:
             raise CorruptionError(f"{where} is missing")
-        values, arrays = layout.unpack_bundle(value, entry.number, where)
+        values, arrays = index_layout.unpack_bundle(value, entry.number, where)
         try:
             if values["edition"] != edition:
                 raise CorruptionError(f"{where}: edition {values['edition'].hex()} is another")
@@ -130,7 +121,7 @@ def _load_model(reader: Reader, entry: Entry, edition: bytes) -> Model:
 
 def _load_listed(reader: Reader, number: int, blocks: int) -> NDArray[np.bool_]:
     where = f"index: listed blocks of collection {number}"
-    value = reader.get("index", layout.index_key(number, LISTED))
+    value = reader.get("index", index_layout.index_key(number, LISTED))
     data = b"" if value is None else layout.unpack_checked(value, where)
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").astype(bool)
     if bits[blocks:].any():
@@ -156,36 +147,36 @@ def save_plan(txn: Transaction, number: int, index: Index) -> None:
         "trained": index.trained,
         "budgets": index.budgets,
     }
-    txn.put("index", layout.index_key(number, PLAN), layout.pack_meta(values))
+    txn.put("index", index_layout.index_key(number, PLAN), layout.pack_meta(values))
 
 
 def save_kind(txn: Transaction, number: int, wanted: Kind) -> None:
     """Write what kind of index is wanted of a collection that has none yet."""
     values = {"kind": wanted, "edition": None}
-    txn.put("index", layout.index_key(number, PLAN), layout.pack_meta(values))
+    txn.put("index", index_layout.index_key(number, PLAN), layout.pack_meta(values))
 
 
 def save_model(txn: Transaction, number: int, index: Index) -> None:
     """Write the model of an index."""
     values, arrays = models.to_parts(index.model)
-    value = layout.pack_bundle(number, {**values, "edition": index.edition}, arrays, txn.page)
-    txn.put("index", layout.index_key(number, MODEL), value)
+    value = index_layout.pack_bundle(number, {**values, "edition": index.edition}, arrays, txn.page)
+    txn.put("index", index_layout.index_key(number, MODEL), value)
 
 
 def save_listed(txn: Transaction, number: int, listed: NDArray[np.bool_]) -> None:
     """Write which blocks are in lists."""
     data = np.packbits(listed, bitorder="little").tobytes()
-    txn.put("index", layout.index_key(number, LISTED), layout.pack_checked(data))
+    txn.put("index", index_layout.index_key(number, LISTED), layout.pack_checked(data))
 
 
 def read_lists_of_rows(reader: Reader, number: int, blocks: int) -> NDArray[np.uint32]:
     """The list of every row, uint32 (blocks * 64,); NO_LIST for rows in none. A copy."""
     column = np.full(blocks * BLOCK_ROWS, NO_LIST, np.uint32)
     for part in range(-(-len(column) // PART_ROWS)):
-        value = reader.get("index", layout.list_part_key(number, part))
+        value = reader.get("index", index_layout.list_part_key(number, part))
         if value is not None:
             place = column[part * PART_ROWS : (part + 1) * PART_ROWS]
-            place[:] = layout.unpack_list_part(value, number, part)[: len(place)]
+            place[:] = index_layout.unpack_list_part(value, number, part)[: len(place)]
     return column
 
 
@@ -197,19 +188,19 @@ def save_lists_of_rows(
         lists = np.full(PART_ROWS, NO_LIST, np.uint32)
         found = column[part * PART_ROWS : (part + 1) * PART_ROWS]
         lists[: len(found)] = found
-        key = layout.list_part_key(number, part)
-        txn.put("index", key, layout.pack_list_part(number, part, lists, txn.page))
+        key = index_layout.list_part_key(number, part)
+        txn.put("index", key, index_layout.pack_list_part(number, part, lists, txn.page))
 
 
 def read_list(reader: Reader, number: int, model: Model, which: int) -> Codes:
     """The codes of a list; the checksum is verified."""
     where = f"list {which} of collection {number}"
-    value = reader.get("lists", layout.list_key(number, which))
+    value = reader.get("lists", index_layout.list_key(number, which))
     if value is None:
         raise CorruptionError(f"{where} is missing")
     layout.verify_bulk(value, where)
-    count = layout.check_codes(value, number, LIST, which, model.groups, model.offsets)
-    rows = layout.list_rows(value, count).copy()
+    count = index_layout.check_codes(value, number, LIST, which, model.groups, model.offsets)
+    rows = index_layout.list_rows(value, count).copy()
     payload = value[layout.HEADER.size :]
     return codes.unpack_tiles(payload, rows, model.groups, offsets=model.offsets)
 
@@ -217,8 +208,8 @@ def read_list(reader: Reader, number: int, model: Model, which: int) -> Codes:
 def save_list(txn: Transaction, number: int, model: Model, which: int, found: Codes) -> None:
     """Write a list."""
     tiles = codes.pack_tiles(found, offsets=model.offsets)
-    value = layout.pack_codes(number, LIST, which, tiles, found.rows, model.groups, txn.page)
-    txn.put("lists", layout.list_key(number, which), value)
+    value = index_layout.pack_codes(number, LIST, which, tiles, found.rows, model.groups, txn.page)
+    txn.put("lists", index_layout.list_key(number, which), value)
 
 
 def read_block_codes(reader: Reader, number: int, model: Model, block: int) -> Codes:
@@ -229,7 +220,7 @@ def read_block_codes(reader: Reader, number: int, model: Model, block: int) -> C
         raise CorruptionError(f"{where} are missing")
     layout.verify_bulk(value, where)
     first = block * BLOCK_ROWS
-    count = layout.check_codes(value, number, CODE_BLOCK, first, model.groups, model.offsets)
+    count = index_layout.check_codes(value, number, CODE_BLOCK, first, model.groups, model.offsets)
     rows = np.arange(first, first + count, dtype=np.uint32)
     payload = value[layout.HEADER.size :]
     return codes.unpack_tiles(payload, rows, model.groups, offsets=model.offsets)
@@ -239,7 +230,7 @@ def save_block_codes(txn: Transaction, number: int, model: Model, block: int, fo
     """Write the codes of a block in the tail."""
     tiles = codes.pack_tiles(found, offsets=model.offsets)
     first, groups = block * BLOCK_ROWS, model.groups
-    value = layout.pack_codes(number, CODE_BLOCK, first, tiles, found.rows, groups, txn.page)
+    value = index_layout.pack_codes(number, CODE_BLOCK, first, tiles, found.rows, groups, txn.page)
     txn.put("tiers", layout.block_key(number, block, CODE_TIER), value)
 
 

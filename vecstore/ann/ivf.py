@@ -21,7 +21,8 @@ from vecstore.ann.codes import Codes
 from vecstore.ann.index import Index
 from vecstore.ann.model import Model
 from vecstore.catalog import Entry
-from vecstore.layout import BLOCK_ROWS, CODE_TIER, NO_BLOCK, NO_LIST, PART_ROWS, State
+from vecstore.index_layout import NO_LIST
+from vecstore.layout import BLOCK_ROWS, CODE_TIER, NO_BLOCK, PART_ROWS, State
 from vecstore.store import Snapshot, Transaction
 from vecstore.vectors import Vectors
 

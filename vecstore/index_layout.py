@@ -1,0 +1,198 @@
+"""What does every byte of an index mean? Its part of docs/layout.md, implemented here alone.
+
+An index is a value a list in `lists`, the codes of blocks in the tail under a tier of their own in
+`tiers`, and in `index` what was learned and which rows are in which list.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore.errors import CorruptionError
+from vecstore.layout import (
+    BITS,
+    BLOCK_ROWS,
+    BUNDLE,
+    CHECKSUM,
+    CODE_BLOCK,
+    HEADER,
+    LIST,
+    LIST_PART,
+    PART_ROWS,
+    TILE_ROWS,
+    UINT32,
+    Header,
+    pack_bulk,
+    unpack_header,
+    verify_bulk,
+)
+
+NO_LIST = NO_ROW = 2**32 - 1
+# What is in `index` once for each collection; the parts of the column of lists follow their name.
+PLAN, MODEL, LISTED, ROWS = b"plan", b"model", b"listed", b"rows"
+GROUP_BYTES = TILE_ROWS // 2
+ARRAYS_ALIGNED = 64
+
+
+# Keys
+
+
+def list_key(collection: int, number: int) -> bytes:
+    """Key in `lists` of one list."""
+    return collection.to_bytes(4, "big") + number.to_bytes(4, "big")
+
+
+def index_key(collection: int, name: bytes) -> bytes:
+    """Key in `index` of what is there once: PLAN, MODEL or LISTED."""
+    return collection.to_bytes(4, "big") + name
+
+
+def list_part_key(collection: int, part: int) -> bytes:
+    """Key in `index` of the lists of 16,384 rows."""
+    return collection.to_bytes(4, "big") + ROWS + part.to_bytes(4, "big")
+
+
+# Lists of codes, and codes of blocks that are in no list
+
+
+def tiles_bytes(count: int, groups: int, offsets: bool) -> int:
+    """Bytes of the tiles of `count` rows: codes and scales of 32 rows each, and offsets if any."""
+    return -(-count // TILE_ROWS) * (groups * GROUP_BYTES + TILE_ROWS * 4 * (1 + offsets))
+
+
+def pack_codes(
+    collection: int,
+    kind: int,
+    first: int,
+    tiles: NDArray[np.uint8],
+    rows: NDArray[np.uint32],
+    groups: int,
+    page: int,
+) -> bytearray:
+    """Make the value of a list, or of the codes of a block.
+
+    Args:
+        collection: The collection's number.
+        kind: LIST or CODE_BLOCK.
+        first: The list's number, or the block's first row.
+        tiles: uint8, the codes.
+        rows: uint32 (n,), whose codes they are; stored in a list only.
+        groups: Groups of 4 bits of a code.
+        page: The file's page size.
+    """
+    payload = tiles.tobytes()
+    if kind == LIST:
+        names = np.full(-(-len(rows) // TILE_ROWS) * TILE_ROWS, NO_ROW, "<u4")
+        names[: len(rows)] = rows
+        payload += names.tobytes()
+    return pack_bulk(Header(kind, BITS, len(rows), groups, first, 0, 0, collection), payload, page)
+
+
+def check_codes(
+    value: bytes | memoryview, collection: int, kind: int, first: int, groups: int, offsets: bool
+) -> int:
+    """Return how many rows a list, or a block, has codes of, having checked the header.
+
+    What passes here is safe to scan, but for the numbers of rows, which are to be compared.
+
+    Raises:
+        CorruptionError: The header is not that of this list or block.
+    """
+    name = f"list {first}" if kind == LIST else f"codes of row {first} on"
+    where = f"{name} of collection {collection}"
+    header = unpack_header(value, where)
+    if (header.kind, header.dtype, header.width, header.first, header.collection) != (
+        kind,
+        BITS,
+        groups,
+        first,
+        collection,
+    ):
+        raise CorruptionError(f"{where}: the header belongs to another value: {header}")
+    length = tiles_bytes(header.rows, groups, offsets)
+    length += -(-header.rows // TILE_ROWS) * TILE_ROWS * 4 if kind == LIST else 0
+    if header.length != length or (kind == CODE_BLOCK and not 0 < header.rows <= BLOCK_ROWS):
+        raise CorruptionError(f"{where}: {header.rows} rows in {header.length} bytes")
+    return header.rows
+
+
+def list_rows(value: bytes | memoryview, count: int) -> NDArray[np.uint32]:
+    """The rows of a list that `check_codes` has passed; a view."""
+    length = unpack_header(value, "list").length
+    tiles = -(-count // TILE_ROWS)
+    return np.frombuffer(value, "<u4", count, HEADER.size + length - tiles * TILE_ROWS * 4)
+
+
+# Which list each row is in
+
+
+def pack_list_part(collection: int, part: int, lists: NDArray[np.uint32], page: int) -> bytearray:
+    """Make the value of the lists, uint32 (16,384,), that the rows of a part are in."""
+    header = Header(LIST_PART, UINT32, PART_ROWS, 0, part * PART_ROWS, 0, 0, collection)
+    return pack_bulk(header, lists.astype("<u4", copy=False).tobytes(), page)
+
+
+def unpack_list_part(value: bytes | memoryview, collection: int, part: int) -> NDArray[np.uint32]:
+    """View the lists of a part's rows; the checksum is verified, they are read to be changed.
+
+    Raises:
+        CorruptionError: Not this part, or damaged.
+    """
+    where = f"index: lists of part {part} of collection {collection}"
+    header = verify_bulk(value, where)
+    if (header.kind, header.first, header.length, header.collection) != (
+        LIST_PART,
+        part * PART_ROWS,
+        PART_ROWS * 4,
+        collection,
+    ):
+        raise CorruptionError(f"{where}: the header belongs to another value: {header}")
+    return np.frombuffer(value, "<u4", PART_ROWS, HEADER.size)
+
+
+# Named arrays
+
+
+def pack_bundle(
+    collection: int, values: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], page: int
+) -> bytearray:
+    """Make a value of named arrays and plain values: a directory in msgpack, then the arrays."""
+    directory, payload = [], bytearray()
+    for name, array in arrays.items():
+        directory.append([name, array.dtype.str, list(array.shape), len(payload)])
+        payload += np.ascontiguousarray(array).tobytes()
+        payload += bytes(-len(payload) % ARRAYS_ALIGNED)
+    head = msgpack.packb([dict(values), directory])
+    whole = CHECKSUM.pack(len(head)) + head + payload
+    return pack_bulk(Header(BUNDLE, BITS, len(arrays), 0, 0, 0, 0, collection), whole, page)
+
+
+def unpack_bundle(
+    value: bytes | memoryview, collection: int, where: str
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Copy the values and arrays of a bundle; the checksum is verified.
+
+    Raises:
+        CorruptionError: The value is damaged, or another's.
+    """
+    header = verify_bulk(value, where)
+    if (header.kind, header.collection) != (BUNDLE, collection):
+        raise CorruptionError(f"{where}: the header belongs to another value: {header}")
+    payload = bytes(value[HEADER.size : HEADER.size + header.length])
+    try:
+        (size,) = CHECKSUM.unpack_from(payload)
+        values, directory = msgpack.unpackb(payload[CHECKSUM.size : CHECKSUM.size + size])
+        start, arrays = CHECKSUM.size + size, {}
+        for name, dtype, shape, at in directory:
+            count = int(np.prod(shape))
+            found = np.frombuffer(payload, dtype, count, start + at)
+            arrays[name] = found.reshape(shape).copy()
+    except (ValueError, TypeError, struct.error, msgpack.UnpackException) as error:
+        raise CorruptionError(f"{where}: cannot be read: {error}") from error
+    return values, arrays
