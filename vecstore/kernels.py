@@ -382,7 +382,8 @@ def _fill_group(
 
 # Small parts of a search
 
-_exactly = njit(nogil=True)
+# Said outright, since a function that says nothing does as its first caller.
+_exactly = njit(nogil=True, fastmath=False)
 _quickly = njit(nogil=True, fastmath=FLOAT_MATH)
 
 
@@ -396,7 +397,10 @@ def _to_words(vector, out):
     for j in range(vector.size):
         largest = max(largest, abs(vector[j]))
     most = np.float32(min(32767, 2**31 // (128 * out.size)))
-    scale = largest / most if largest > 0 else np.float32(1)
+    scale = largest / most
+    # The inverse of less is infinite.
+    if scale < np.float32(1e-37):
+        scale = np.float32(1)
     inverse = np.float32(1) / scale
     for j in range(vector.size):
         out[j] = np.int16(np.int32(vector[j] * inverse))
@@ -483,7 +487,9 @@ def _fill_table(rotated, patterns, groups, table):
         widest = max(widest, size * top * np.float32(2))
     # The sums of all groups must fit 16 bits.
     most = np.float32(min(63, 65535 // groups))
-    step = widest / most if widest > 0 else np.float32(1)
+    step = widest / most
+    if step < np.float32(1e-37):
+        step = np.float32(1)
     inverse = np.float32(1) / step
     weights, shapes = np.uint64(rotated.ctypes.data), np.uint64(patterns.ctypes.data)
     out = np.uint64(table.ctypes.data)
@@ -640,18 +646,23 @@ def _settle(wide, query, metric, products, todo, done):
 
 @_exactly
 def _prune(optimistic, likely, rows, count, threshold, room):
-    """Keep the candidates above the threshold, at most `room` of them; return how many."""
+    """Keep the candidates that reach the threshold, at most `room` of them; return how many."""
     kept = 0
     for i in range(count):
-        if optimistic[i] > threshold:
+        if optimistic[i] >= threshold:
             optimistic[kept], likely[kept], rows[kept] = optimistic[i], likely[i], rows[i]
             kept += 1
     if kept <= room:
         return kept
     bound = np.sort(optimistic[:kept])[kept - room - 1]
+    equal = room
+    for i in range(kept):
+        equal -= optimistic[i] > bound
     count, kept = kept, 0
     for i in range(count):
-        if optimistic[i] > bound:
+        at_bound = optimistic[i] == bound
+        if optimistic[i] > bound or (at_bound and equal > 0):
+            equal -= at_bound
             optimistic[kept], likely[kept], rows[kept] = optimistic[i], likely[i], rows[i]
             kept += 1
     return kept
@@ -710,8 +721,9 @@ def _scan(
                 continue
             if sizes[1] == rows.size:
                 sizes[1] = _prune(
-                    optimistic, likely, rows, sizes[1], threshold, rows.size - rows.size // 4
-                )
+                    optimistic, likely, rows, sizes[1], threshold,
+                    rows.size - max(1, rows.size // 4),
+                )  # fmt: skip
             at, value = sizes[1], scores[i] - noise * scale[i]
             optimistic[at], likely[at], rows[at] = scores[i], value, row
             sizes[1] = at + 1

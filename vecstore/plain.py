@@ -300,7 +300,7 @@ class _Candidates:
 
 def _best_places(optimistic: Array, threshold: float, room: int) -> NDArray[np.intp]:
     """Places of the scores that reach a threshold, at most the `room` largest, ascending."""
-    kept: NDArray[np.intp] = np.flatnonzero(optimistic >= threshold)
+    kept = np.flatnonzero(optimistic >= threshold)
     if len(kept) <= room:
         return kept
     found = optimistic[kept]
@@ -308,8 +308,8 @@ def _best_places(optimistic: Array, threshold: float, room: int) -> NDArray[np.i
     above = found > bound
     equal = np.flatnonzero(found == bound)[: room - np.count_nonzero(above)]
     above[equal] = True
-    kept = kept[above]
-    return kept
+    chosen: NDArray[np.intp] = kept[above]
+    return chosen
 
 
 def _scan_lists(
