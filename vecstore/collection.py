@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
-import numbers
-import operator
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, get_args, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vecstore import catalog, fields, filters, ingest, layout, records, rows, search
+from vecstore import (
+    arguments,
+    bars,
+    catalog,
+    fields,
+    filters,
+    ingest,
+    layout,
+    records,
+    rows,
+    search,
+)
+from vecstore.arguments import Where
 from vecstore.catalog import Entry
 from vecstore.encoders import Encoder
 from vecstore.errors import EncoderMismatchError, NotFoundError, UsageError, VecstoreError
@@ -28,10 +36,6 @@ from vecstore.store import Reader, Transaction
 from vecstore.vectors import Bits, Vectors, as_queries, as_query, check_lengths, prefixes, unpack
 
 T = TypeVar("T")
-Where = Mapping[str, Any] | Filter | None
-
-INCLUDE: tuple[Include, ...] = get_args(Include)
-_INCLUDE_NAMES = ", ".join(map(repr, INCLUDE))
 DEFAULT_INCLUDE: tuple[Include, ...] = ("text", "metadata")
 DEFAULT_RECALL = 0.95
 BATCH = 1000
@@ -207,7 +211,7 @@ class Collection:
         """
         if ids is None and where is None:
             raise UsageError("say what to delete: ids, where, or where={} for every record")
-        listed = None if ids is None else [check_id(value) for value in _listed(ids)]
+        listed = None if ids is None else [check_id(value) for value in arguments.listed(ids)]
         parsed = filters.parse(where)
 
         def work(txn: Transaction) -> int:
@@ -242,13 +246,13 @@ class Collection:
         Returns:
             How many records were stored.
         """
-        size = _whole(batch, "batch", 1)
+        size = arguments.whole(batch, "batch", 1)
         if not isinstance(items, Iterable):
             raise UsageError(f"items is {type(items).__name__} {show(items)}, not dicts")
         total = len(items) if isinstance(items, Sequence) else None
         write = self.upsert if upsert else self.add
         stored = 0
-        with _progress(progress, total) as advance:
+        with bars.counting(progress, total) as advance:
             try:
                 for group in ingest.groups(items, size):
                     write(
@@ -289,8 +293,8 @@ class Collection:
             ids: One id, or several.
             include: Which of "text", "metadata" and "vector" the records carry.
         """
-        wanted = _check_include(include)
-        listed = [check_id(value) for value in _listed(ids)]
+        wanted = arguments.check_include(include)
+        listed = [check_id(value) for value in arguments.listed(ids)]
         with self._source.reading() as reader:
             entry = self._entry(reader)
             found = [records.get(reader, entry.number, value) for value in listed]
@@ -327,8 +331,8 @@ class Collection:
             limit: The most records to yield.
             include: Which of "text", "metadata" and "vector" the records carry.
         """
-        wanted, parsed = _check_include(include), filters.parse(where)
-        left = None if limit is None else _whole(limit, "limit", 0)
+        wanted, parsed = arguments.check_include(include), filters.parse(where)
+        left = None if limit is None else arguments.whole(limit, "limit", 0)
         order = self._order_of(after)
         return self._scan(parsed, order, left, wanted)
 
@@ -383,7 +387,9 @@ class Collection:
                 their own; the query may be as short. A vector that begins with so many zeros has
                 a cosine of 0.
         """
-        request = _request(k, where, min_score, offset, after, include, recall, self._prefix(dims))
+        request = arguments.request(
+            k, where, min_score, offset, after, include, recall, self._prefix(dims)
+        )
         if isinstance(query, str):
             vectors: Vectors | Bits = self._embed([query])
         else:
@@ -401,6 +407,7 @@ class Collection:
         include: Iterable[Include] = DEFAULT_INCLUDE,
         recall: Recall = DEFAULT_RECALL,
         dims: int | None = None,
+        threads: int | None = None,
     ) -> list[Hits]:
         """Return one Hits per query, all from the same moment; options as in `search`.
 
@@ -413,8 +420,20 @@ class Collection:
             include: Which of "text", "metadata" and "vector" the hits carry.
             recall: The share of the true neighbours wanted, or "exact".
             dims: Compare only this many leading numbers (or bits).
+            threads: How many threads share the queries where an index answers; None for as many
+                as there are processors that the process may use.
         """
-        request = _request(k, where, min_score, offset, None, include, recall, self._prefix(dims))
+        request = arguments.request(
+            k,
+            where,
+            min_score,
+            offset,
+            None,
+            include,
+            recall,
+            self._prefix(dims),
+            arguments.check_threads(threads),
+        )
         if isinstance(queries, str):
             raise UsageError("search_many takes several queries; for one text use search")
         if isinstance(queries, Sequence) and any(isinstance(query, str) for query in queries):
@@ -464,7 +483,7 @@ class Collection:
         return ingest.embed(self._declared, texts, self._encoder(), "query")
 
     def _prefix(self, dims: int | None) -> int | None:
-        return None if dims is None else self._declared.check_dims(_whole(dims, "dims", 1))
+        return None if dims is None else self._declared.check_dims(arguments.whole(dims, "dims", 1))
 
     def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:
         vectors = prefixes(vectors, request.dims)
@@ -507,112 +526,3 @@ def _records(
         )
         for item, vector in zip(found, vectors, strict=True)
     ]
-
-
-# Checks of arguments
-
-
-def _listed(ids: Id | Iterable[Id]) -> list[Any]:
-    if is_id(ids):
-        return [ids]
-    # Bytes would be read as int ids, and a filter in the place of ids as the id of its field.
-    if isinstance(ids, bytes | bytearray | Mapping | Filter) or not isinstance(ids, Iterable):
-        hint = "; a filter is given as where=" if isinstance(ids, Mapping | Filter) else ""
-        raise UsageError(f"ids is {type(ids).__name__} {show(ids)}, not an id or a list{hint}")
-    return list(ids)
-
-
-def _check_include(include: Iterable[Include]) -> frozenset[Include]:
-    if isinstance(include, str):
-        raise UsageError(f"include={include!r} is a str; give a tuple such as ({include!r},)")
-    if not isinstance(include, Iterable):
-        raise UsageError(f"include={show(include)} must be a tuple of {_INCLUDE_NAMES}")
-    listed = list(include)
-    for name in listed:
-        if name not in INCLUDE:
-            raise UsageError(f"include holds {show(name)}; it may hold {_INCLUDE_NAMES}")
-    return frozenset(listed)
-
-
-def _whole(value: object, what: str, least: int) -> int:
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # refusing others is the point
-    except TypeError:
-        number = least - 1
-    if isinstance(value, bool) or number < least:
-        raise UsageError(f"{what}={show(value)} must be a whole number of at least {least}")
-    return number
-
-
-def _number(value: object) -> float:
-    """A real number as float; NaN for whatever is none."""
-    try:
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return float(value) if real else math.nan  # type: ignore[arg-type]
-    except OverflowError:
-        return math.nan
-
-
-def _request(
-    k: int,
-    where: Where,
-    min_score: float | None,
-    offset: int,
-    after: Hit | None,
-    include: Iterable[Include],
-    recall: Recall,
-    dims: int | None,
-) -> Request:
-    if after is not None and not isinstance(after, Hit):
-        raise UsageError(f"after={show(after)} must be a Hit of an earlier page")
-    least = None if min_score is None else _number(min_score)
-    if least is not None and not math.isfinite(least):
-        raise UsageError(f"min_score={show(min_score)} must be a finite number")
-    named = isinstance(recall, str) and recall == "exact"
-    if not named and not 0 < _number(recall) <= 1:
-        raise UsageError(f'recall={show(recall)} must be "exact" or a number over 0 and at most 1')
-    return Request(
-        k=_whole(k, "k", 1),
-        where=filters.parse(where),
-        min_score=least,
-        offset=_whole(offset, "offset", 0),
-        after=None if after is None else (after.score, after.order),
-        include=_check_include(include),
-        recall=recall,
-        dims=dims,
-    )
-
-
-@contextlib.contextmanager
-def _progress(wanted: bool | None, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on stderr and yield what moves it on."""
-    if not (sys.stderr.isatty() if wanted is None else wanted):
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]} records/s"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("storing", total=total, rate="")
-
-        def advance(count: int) -> None:
-            bar.advance(task, count)
-            speed = bar.tasks[0].finished_speed or bar.tasks[0].speed
-            bar.update(task, rate="" if speed is None else f"{speed:.0f}")
-
-        yield advance

@@ -1,0 +1,114 @@
+"""What may a collection be asked for? Checks of arguments, before anything is read."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+from vecstore import filters
+from vecstore.errors import UsageError
+from vecstore.filters import Filter
+from vecstore.hits import Hit
+from vecstore.planner import Recall
+from vecstore.search import Request
+from vecstore.spec import Id, Include, is_id, show
+
+Where = Mapping[str, Any] | Filter | None
+
+INCLUDE: tuple[Include, ...] = get_args(Include)
+_INCLUDE_NAMES = ", ".join(map(repr, INCLUDE))
+
+
+def listed(ids: Id | Iterable[Id]) -> list[Any]:
+    """One id or several as a list; whether they are ids is not checked."""
+    if is_id(ids):
+        return [ids]
+    # Bytes would be read as int ids, and a filter in the place of ids as the id of its field.
+    if isinstance(ids, bytes | bytearray | Mapping | Filter) or not isinstance(ids, Iterable):
+        hint = "; a filter is given as where=" if isinstance(ids, Mapping | Filter) else ""
+        raise UsageError(f"ids is {type(ids).__name__} {show(ids)}, not an id or a list{hint}")
+    return list(ids)
+
+
+def check_include(include: Iterable[Include]) -> frozenset[Include]:
+    """What records or hits are to carry."""
+    if isinstance(include, str):
+        raise UsageError(f"include={include!r} is a str; give a tuple such as ({include!r},)")
+    if not isinstance(include, Iterable):
+        raise UsageError(f"include={show(include)} must be a tuple of {_INCLUDE_NAMES}")
+    listed = list(include)
+    for name in listed:
+        if name not in INCLUDE:
+            raise UsageError(f"include holds {show(name)}; it may hold {_INCLUDE_NAMES}")
+    return frozenset(listed)
+
+
+def whole(value: object, what: str, least: int) -> int:
+    """A whole number of at least `least`, as int."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # refusing others is the point
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise UsageError(f"{what}={show(value)} must be a whole number of at least {least}")
+    return number
+
+
+def _number(value: object) -> float:
+    """A real number as float; NaN for whatever is none."""
+    try:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return float(value) if real else math.nan  # type: ignore[arg-type]
+    except OverflowError:
+        return math.nan
+
+
+def request(
+    k: int,
+    where: Where,
+    min_score: float | None,
+    offset: int,
+    after: Hit | None,
+    include: Iterable[Include],
+    recall: Recall,
+    dims: int | None,
+    threads: int = 1,
+) -> Request:
+    """A checked request; arguments as in `Collection.search`."""
+    if after is not None and not isinstance(after, Hit):
+        raise UsageError(f"after={show(after)} must be a Hit of an earlier page")
+    least = None if min_score is None else _number(min_score)
+    if least is not None and not math.isfinite(least):
+        raise UsageError(f"min_score={show(min_score)} must be a finite number")
+    check_recall(recall)
+    return Request(
+        k=whole(k, "k", 1),
+        where=filters.parse(where),
+        min_score=least,
+        offset=whole(offset, "offset", 0),
+        after=None if after is None else (after.score, after.order),
+        include=check_include(include),
+        recall=recall,
+        dims=dims,
+        threads=threads,
+    )
+
+
+def check_recall(recall: Recall) -> None:
+    """Raise UsageError for what is no share of neighbours that may be wanted."""
+    named = isinstance(recall, str) and recall == "exact"
+    if not named and not 0 < _number(recall) <= 1:
+        raise UsageError(f'recall={show(recall)} must be "exact" or a number over 0 and at most 1')
+
+
+def check_threads(threads: int | None) -> int:
+    """How many threads may be used; for None as many as the process has processors."""
+    if threads is not None:
+        return whole(threads, "threads", 1)
+    # Not every system can say which processors a process may use.
+    affinity = getattr(os, "sched_getaffinity", None)
+    return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
