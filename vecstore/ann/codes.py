@@ -174,7 +174,7 @@ def pack_tiles(codes: Codes, *, offsets: bool) -> Bytes:
     for values in (codes.scales, codes.offsets)[: 1 + offsets]:
         column = np.zeros(tiles * TILE_ROWS, "<f4")
         column[:count] = values
-        packed[:, at : at + TILE_ROWS * 4] = column.view(np.uint8).reshape(tiles, -1)
+        packed[:, at : at + TILE_ROWS * 4] = column.view(np.uint8).reshape(tiles, TILE_ROWS * 4)
         at += TILE_ROWS * 4
     return packed.reshape(-1)
 
