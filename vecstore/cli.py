@@ -351,6 +351,30 @@ def dump(database: str, name: str | None, where: Any, vectors: bool | None) -> N
     out.flush()
 
 
+@main.command()
+@_json
+def warm(as_json: bool) -> None:
+    """Compile the search, so that no process has to later.
+
+    For images of containers and other machines that are set up once. What is compiled is kept in
+    the user's cache folder and fits this processor and this release.
+    """
+    from vecstore.ann import compiled
+
+    if compiled.folder() is None:
+        raise VecstoreError("there is no cache folder that is writable, and by nobody else")
+    with _console(stderr=True).status("Compiling") as status:
+        done = compiled.compile_now(status.update)
+    if done.folder is None:
+        raise VecstoreError(f"{compiled.folder()} has no room for the compiled search")
+    if as_json:
+        found = {"folder": str(done.folder), "compiled": done.fresh, "seconds": done.seconds}
+        click.echo(formats.dumps(found, indent=2))
+    else:
+        what = "compiled" if done.fresh else "already compiled; loaded"
+        click.echo(one_line(f"{what} in {done.seconds:.1f} s, kept in {done.folder}"))
+
+
 # Collections
 
 

@@ -98,11 +98,11 @@ def search(
         best = None if missing[1] else _rescore(queries[number], target, told, tables, found)
         if best is None:
             return number
-        compared = time.perf_counter_ns()
-        counts[number] = held = len(best.rows)
-        orders[number, :held], scores[number, :held] = _settle(wide[number], told, tables, best)
+        (rows, rescored), compared = best, time.perf_counter_ns()
+        counts[number] = held = len(rows)
+        orders[number, :held], scores[number, :held] = _settle(wide[number], told, tables, rows)
         stats[number] = (
-            *(seen, scanned, best.rescored),
+            *(seen, scanned, rescored),
             *(routed - begun, narrowed - routed, compared - narrowed),
             time.perf_counter_ns() - compared,
         )
@@ -158,8 +158,9 @@ class _Target:
 
     Attributes:
         bases: float32 (lists + 1,), what every row of a list scores at least.
-        pairs: uint32 (groups, 256), what a byte of a tile adds to the sums of its two rows: the
-            one of the low half in the low 16 bits.
+        pairs: uint32 (groups * 256,), what a byte of a tile adds to the sums of its two rows: to
+            the one of the low half in the low 16 bits.
+        places: intp (groups, 1), where the entries of each group begin.
         start: What a sum of zero is worth; `step` what one more is.
         noise: How far off a code of scale 1 may be.
         gap: What the distance to a list weighs beside its rank.
@@ -168,6 +169,7 @@ class _Target:
 
     bases: Floats
     pairs: NDArray[np.uint32]
+    places: NDArray[np.intp]
     start: np.float32
     step: np.float32
     noise: np.float32
@@ -227,7 +229,8 @@ class _Coarse:
         pairs, start, step = self._fill_table(rotated, told.groups)
         wide = rotated.astype(np.float64)
         noise = told.slack * np.sqrt(np.float32(wide @ wide))
-        return _Target(bases, pairs, start, step, noise, gap, shift)
+        places = np.arange(0, told.groups * 256, 256)[:, None]
+        return _Target(bases, pairs, places, start, step, noise, gap, shift)
 
     def _fill_table(
         self, rotated: Floats, groups: int
@@ -249,7 +252,7 @@ class _Coarse:
             step = np.float32(1)
         scaled = (sums + least[:, None]) * (np.float32(1) / step) + np.float32(0.5)
         table = scaled.astype(np.uint8).astype(np.uint32)
-        return (table[:, None, :] | table[:, :, None] << 16).reshape(groups, 256), start, step
+        return (table[:, None, :] | table[:, :, None] << 16).reshape(-1), start, step
 
 
 # Scan: codes become candidates
@@ -444,70 +447,72 @@ def _scan(
     tiles = address + HEADER
     stride = told.groups * 16 + TILE_ROWS * 4 * (1 + told.offsets)
     if first is None:
-        names = _view(tiles + count * stride, "<u4", (count * TILE_ROWS,)).astype(np.int64)
+        names = _view(tiles + count * stride, "<u4", (count * TILE_ROWS,))
     else:
         names = np.arange(first, first + count * TILE_ROWS)
     for at in range(0, count, TILES_AT_ONCE):
         size = min(TILES_AT_ONCE, count - at)
-        optimistic, likely = _score_tiles(tiles + at * stride, size, stride, base, target, told)
-        places = np.flatnonzero(optimistic > found.threshold)
-        rows = names[places + at * TILE_ROWS]
-        inside = rows < len(mask) << 6
-        places, rows = places[inside], rows[inside]
-        allowed = mask[rows >> 6] >> (rows & 63).astype(np.uint64) & np.uint64(1) != 0
-        places, rows = places[allowed], rows[allowed]
-        tile, bar = -1, found.threshold
-        for place, score, value, row in zip(
-            places.tolist(),
-            optimistic[places].tolist(),
-            likely[places].tolist(),
-            rows.tolist(),
-            strict=True,
-        ):
-            # A tile is compared with the threshold that was reached before it.
-            if place >> 5 != tile:
-                tile, bar = place >> 5, found.threshold
-            if score > bar:
-                found.add(score, value, row)
+        scored = _score_tiles(tiles + at * stride, size, stride, base, target, told)
+        _offer(*scored, names[at * TILE_ROWS :], target, mask, found)
     return count * TILE_ROWS
+
+
+def _offer(
+    optimistic: Floats,
+    scales: Floats,
+    names: Integers,
+    target: _Target,
+    mask: Words,
+    found: _Candidates,
+) -> None:
+    """Add the rows of some tiles that are wanted and may be among the best."""
+    places = np.flatnonzero(optimistic > found.threshold)
+    rows = names[places].astype(np.int64)
+    words = rows >> 6
+    bits = mask.take(words, mode="clip") >> (rows & 63).astype(np.uint64) & np.uint64(1)
+    wanted = (words < len(mask)) & (bits != 0)
+    places, rows = places[wanted], rows[wanted]
+    hopes = optimistic[places]
+    noises = np.multiply(scales[places >> 5, places & 31], target.noise, dtype=np.float64)
+    likely = (hopes - noises).astype(np.float32)
+    columns = (places >> 5).tolist(), hopes.tolist(), likely.tolist(), rows.tolist()
+    last, bar = -1, found.threshold
+    for tile, hope, value, row in zip(*columns, strict=True):
+        # A tile is compared with the threshold that was reached before it.
+        if tile != last:
+            last, bar = tile, found.threshold
+        if hope > bar:
+            found.add(hope, value, row)
 
 
 def _score_tiles(
     address: int, count: int, stride: int, base: np.float32, target: _Target, told: _Told
 ) -> tuple[Floats, Floats]:
-    """Optimistic and likely scores of the rows of some tiles, float32 (32 * count,)."""
+    """Optimistic scores, float32 (32 * count,), of the rows of some tiles; scales (count, 32)."""
     groups = told.groups
     codes = _view(address, "u1", (count, groups, 16), (stride, 16, 1))
-    places = codes + np.arange(0, groups * 256, 256)[:, None]
-    both = target.pairs.reshape(-1).take(places).sum(axis=1, dtype=np.uint32)
+    # No place is outside; "clip" is the quickest way not to look.
+    both = target.pairs.take(codes + target.places, mode="clip").sum(axis=1, dtype=np.uint32)
     sums = np.concatenate([both & 0xFFFF, both >> 16], axis=1)
     column = address + groups * 16, "<f4", (count, TILE_ROWS), (stride, 4)
-    scales: Wide = _view(*column).astype(np.float64)
+    scales = _view(*column)
     bases: Any = base
     if told.offsets:
         bases = base + _view(column[0] + TILE_ROWS * 4, *column[1:])
     start = target.start + target.noise
     inner = (float(start) + float(target.step) * sums).astype(np.float32)
-    optimistic = (bases + scales * inner).astype(np.float32)
-    likely = (optimistic - float(target.noise) * scales).astype(np.float32)
-    return optimistic.reshape(-1), likely.reshape(-1)
+    # Products of two float32 are exact.
+    optimistic = (bases + np.multiply(scales, inner, dtype=np.float64)).astype(np.float32)
+    return optimistic.reshape(-1), scales
 
 
 # Rescore: candidates by their stored vectors
 
 
-@dataclass(frozen=True, slots=True)
-class _Best:
-    """The rows that won, and how many were compared."""
-
-    rows: Integers
-    rescored: int
-
-
 def _rescore(
     query: Floats, target: _Target, told: _Told, tables: _Tables, found: _Candidates
-) -> _Best | None:
-    """The best of the candidates by their stored vectors; None if blocks are missing."""
+) -> tuple[Integers, int] | None:
+    """The best rows by stored vectors, how many were compared; None if blocks are missing."""
     found.prune(told.room)
     optimistic, likely = np.array(found.optimistic), np.array(found.likely)
     rows = np.array(found.rows, np.int64)
@@ -524,7 +529,7 @@ def _rescore(
     if len(best.items) == told.k:
         rest = rest[_best_places(optimistic[rest], best.values[0], told.room)]
     _compare(query, target, told, tables, optimistic, rows, rest, best)
-    return _Best(np.array(best.items, np.int64), front + len(rest))
+    return np.array(best.items, np.int64), front + len(rest)
 
 
 def _divided(chosen: NDArray[np.bool_]) -> tuple[NDArray[np.intp], int]:
@@ -559,9 +564,9 @@ def _compare(
             best.keep_best(told.k, score, row)
 
 
-def _settle(wide: Wide, told: _Told, tables: _Tables, best: _Best) -> tuple[Words, Wide]:
+def _settle(wide: Wide, told: _Told, tables: _Tables, rows: Integers) -> tuple[Words, Wide]:
     """Orders and exact scores, best first; as `exact.score` computes them, to the bit."""
-    stored = _stored(best.rows, told, tables)
+    stored = _stored(rows, told, tables)
     scores: Wide
     if told.metric == L2:
         scores = 0.0 - np.sqrt(((stored - wide) ** 2).sum(axis=1))
@@ -570,8 +575,8 @@ def _settle(wide: Wide, told: _Told, tables: _Tables, best: _Best) -> tuple[Word
     if told.metric == COSINE:
         sizes = np.sqrt((stored**2).sum(axis=1))
         scores = np.clip(scores / np.where(sizes > 0, sizes, 1.0), -1.0, 1.0)
-    blocks = tables.blocks[best.rows >> 6] + np.uint64(HEADER)
-    orders = _gather(blocks + (8 * (best.rows & 63)).astype(np.uint64), "<u8", 1)[:, 0]
+    blocks = tables.blocks[rows >> 6] + np.uint64(HEADER)
+    orders = _gather(blocks + (8 * (rows & 63)).astype(np.uint64), "<u8", 1)[:, 0]
     ranked = np.lexsort((orders, -scores))
     return orders[ranked], scores[ranked]
 

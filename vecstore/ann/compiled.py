@@ -87,6 +87,12 @@ def state() -> State:
     return _finder.state
 
 
+def folder() -> Path | None:
+    """The folder that the compiled search is kept in; None if there is none to be trusted."""
+    with _Folder.opened(_finder.folder) as found:
+        return _finder.folder if found else None
+
+
 # Where it is kept
 
 
