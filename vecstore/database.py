@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from vecstore import catalog, check, encoders, layout, maintenance
+from vecstore.ann.index import Kind
 from vecstore.catalog import Entry
 from vecstore.check import Problem
 from vecstore.collection import Collection
@@ -26,6 +27,7 @@ from vecstore.errors import (
     SpecError,
     StoreError,
 )
+from vecstore.recent import Recent, RecentOf
 from vecstore.spec import CollectionSpec, Metric, Precision, check_name, show
 from vecstore.store import (
     CLOSE_TIMEOUT,
@@ -47,6 +49,7 @@ def open(
     read_only: bool = False,
     durable: bool = True,
     timeout: float = DEFAULT_TIMEOUT,
+    remember_queries: bool = True,
 ) -> Database:
     """Open a database file, or make it if it does not exist.
 
@@ -56,6 +59,8 @@ def open(
         durable: Wait for the disk at each commit. Without, a killed process loses nothing, but a
             power cut may lose, or damage, what was written since the last `db.sync()`.
         timeout: Seconds to wait for locks, where a call does not say otherwise.
+        remember_queries: Keep a sample of 256 query vectors of each collection in this process's
+            memory, for `optimize` and `audit` to measure with; it is never written anywhere.
 
     Raises:
         FormatError: Not a vecstore file, or one of another format version.
@@ -63,7 +68,8 @@ def open(
         LockedError: This process has the file open already, or another one compacts it.
         StoreError: The path cannot be opened.
     """
-    return Database(Store(path, read_only=read_only, durable=durable, timeout=timeout))
+    store = Store(path, read_only=read_only, durable=durable, timeout=timeout)
+    return Database(store, remember_queries=remember_queries)
 
 
 class _Thread(threading.local):
@@ -75,9 +81,10 @@ class _Thread(threading.local):
 class Database:
     """One open file; made by `vecstore.open`. Threads may share it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, remember_queries: bool = True) -> None:
         self._store = store
         self._encoders: dict[bytes, Encoder] = {}
+        self._recent = RecentOf() if remember_queries else None
         self._local = _Thread()
 
     # What it is
@@ -148,6 +155,7 @@ class Database:
         encoder: EncoderLike | None = None,
         mrl: Sequence[int] | None = None,
         precision: Precision | None = None,
+        index: Kind | None = None,
         timeout: float | None = None,
     ) -> Collection:
         """Return the collection of this name, made if it does not exist.
@@ -169,6 +177,10 @@ class Database:
             precision: How vectors are stored: "float32" (the default), "float16" (half the space,
                 11 bits of each number) or "int8" (a quarter, a scale and 8 bits of each number).
                 What is stored is the truth that exact search and `get` go by.
+            index: How searches find rows: "auto" (the default: lists of codes once that is faster
+                than comparing all), "flat" (comparing all, always), "hash" (codes of all rows in
+                one list, from the first record on) or "ivf" (lists of codes, once there are 256
+                rows). `collection.reindex` changes it. Under "hamming" "flat" or "auto".
             timeout: Seconds to wait for the right to write.
 
         Raises:
@@ -177,6 +189,7 @@ class Database:
             NotFoundError: The file is read-only and has no such collection.
         """
         check_name(name)
+        maintenance.check_kind(index, metric)
         sizes = _check_mrl(mrl)
         given = None if encoder is None else encoders.resolve(encoder)
         with self.reading() as reader:
@@ -185,10 +198,11 @@ class Database:
                 raise catalog.missing(reader, name)
         if entry is None:
             spec = _new_spec(name, dim, metric, given, sizes, precision)
-            entry = self.writing(
-                lambda txn: catalog.find(txn, name) or catalog.create(txn, spec), timeout
-            )
+            entry = self.writing(lambda txn: _create(txn, spec, index), timeout)
         _compare(entry.spec, dim, metric, given, sizes, precision)
+        if index is not None:
+            with self.reading() as reader:
+                _compare_kind(entry, maintenance.kind(reader, entry.number), index)
         if given is not None:
             self._encoders[entry.uid] = given
         return Collection(self, entry)
@@ -373,6 +387,10 @@ class Database:
         """The encoder given for a collection, or else the bundled one."""
         return self._encoders.get(uid) or encoders.resolve(None)
 
+    def recent(self, uid: bytes) -> Recent | None:
+        """The sample of a collection's recent queries; None if they are not to be remembered."""
+        return None if self._recent is None else self._recent.of(uid)
+
 
 class View:
     """A database as it was at one moment; reads only. Made by `db.snapshot()`.
@@ -434,6 +452,29 @@ class View:
     def encoder(self, uid: bytes) -> Encoder:
         """The encoder that the database has for a collection."""
         return self._database.encoder(uid)
+
+    def recent(self, uid: bytes) -> Recent | None:
+        """The sample of recent queries that the database has of a collection."""
+        return self._database.recent(uid)
+
+
+def _create(txn: Transaction, spec: CollectionSpec, index: Kind | None) -> Entry:
+    """Make a collection, unless somebody else just did."""
+    found = catalog.find(txn, spec.name)
+    if found is not None:
+        return found
+    entry = catalog.create(txn, spec)
+    if index is not None:
+        maintenance.set_kind(txn, entry, index)
+    return entry
+
+
+def _compare_kind(entry: Entry, stored: Kind, asked: Kind) -> None:
+    if asked != stored:
+        raise SpecError(
+            f"collection {entry.spec.name!r} has index={stored!r}, not {asked!r}; leave the"
+            f" argument out, or change the index with collection.reindex({asked!r})"
+        )
 
 
 def _new_spec(

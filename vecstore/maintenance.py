@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,11 @@ from vecstore.ann.index import IndexedRows, Kind
 from vecstore.ann.ivf import Draft
 from vecstore.ann.model import Progress
 from vecstore.catalog import Entry
-from vecstore.errors import CorruptionError
+from vecstore.errors import CorruptionError, SpecError
 from vecstore.layout import BLOCK_ROWS, State
+from vecstore.spec import show
 from vecstore.store import Reader, Snapshot, Transaction
+from vecstore.vectors import Vectors
 
 SPARSE_ROWS = BLOCK_ROWS // 2
 # Blocks repacked in one transaction: a slice of at most 8,192 records.
@@ -115,7 +117,7 @@ BACKLOG, BACKLOG_EACH = 2048, 4
 # Lists are trained anew when there are so many times the rows, while that is quick.
 GROWTH, QUICK_ROWS = 4, 250_000
 
-Step = Literal["train", "keep up"]
+Step = Literal["train", "calibrate", "keep up"]
 
 
 class Source(Protocol):
@@ -137,7 +139,9 @@ def after_write(source: Source, number: int, uid: bytes, timeout: float | None =
         state = catalog.state(reader, number)
         step = due(reader, entry, state)
         draft = training.train(reader, entry, state) if step == "train" else None
-    if step is not None:
+    if step == "calibrate":
+        calibrate(source, entry, timeout=timeout)
+    elif step is not None:
         _carry_out(source, entry, draft, timeout)
 
 
@@ -147,9 +151,12 @@ def due(reader: Reader, entry: Entry, state: State) -> Step | None:
     if state.backlog < BACKLOG and state.records > state.backlog:
         return None
     wanted = index.kind(reader, entry.number)
-    if wanted not in ("auto", "ivf") or entry.spec.metric == "hamming":
+    if wanted == "flat" or entry.spec.metric == "hamming":
         return None
     found = index.load(reader, entry, state)
+    if wanted == "hash":
+        grown = found is not None and GROWTH * max(found.trained, LEAST_ROWS) <= state.records
+        return "calibrate" if grown and state.records <= QUICK_ROWS else None
     if found is None:
         return "train" if state.records >= _least_rows(entry, wanted) else None
     if GROWTH * found.trained <= state.records <= QUICK_ROWS:
@@ -178,15 +185,57 @@ def _carry_out(source: Source, entry: Entry, draft: Draft | None, timeout: float
     source.writing(work, timeout)
 
 
+def calibrate(
+    source: Source,
+    entry: Entry,
+    *,
+    real: Vectors | None = None,
+    progress: Progress | None = None,
+    timeout: float | None = None,
+) -> bool:
+    """Measure and save the budgets of an index anew; return whether there is one.
+
+    Args:
+        source: Where to read and write.
+        entry: The collection.
+        real: float32 (m, dim), queries that were asked lately.
+        progress: Called with the share of the work that is done.
+        timeout: Seconds to wait for the right to write.
+    """
+    with source.reading() as reader:
+        if not isinstance(reader, Snapshot):
+            return False
+        state = catalog.state(reader, entry.number)
+        seen = index.load(reader, entry, state)
+        if seen is None:
+            return False
+        budgets = training.calibrate(reader, entry, state, seen, real=real, progress=progress)
+
+    def work(txn: Transaction) -> bool:
+        now = catalog.state(txn, entry.number)
+        found = index.load(txn, catalog.read(txn, entry.number, entry.uid), now)
+        # What was measured is of no use to an index that has replaced the one measured.
+        if found is None or found.edition != seen.edition:
+            return False
+        # Codes in row order are not trained: that they were measured is what is kept of them.
+        trained = found.trained if found.model.lists else state.records
+        saved = replace(found, budgets=budgets, trained=trained)
+        index.save_plan(txn, entry.number, saved)
+        return True
+
+    return source.writing(work, timeout)
+
+
 def optimize(
     source: Source,
     number: int,
     uid: bytes,
     *,
     train: bool | None = None,
+    real: Vectors | None = None,
     progress: Progress | None = None,
     timeout: float | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Bring the index of a collection into its best state.
 
     Args:
@@ -194,33 +243,79 @@ def optimize(
         number: The collection's number.
         uid: Its uid.
         train: Whether to train anew; by default if the collection has changed much since.
+        real: float32 (m, dim), queries that were asked lately.
         progress: Called with the share of the work that is done.
         timeout: Seconds to wait for the right to write, each time.
+
+    Returns:
+        "trained" and "calibrated" (whether), "lists" (how many there are now).
     """
+    tell = progress or (lambda share: None)
     with source.reading() as reader:
         entry = catalog.read(reader, number, uid)
         wanted = index.kind(reader, number)
     while source.writing(lambda txn: repack(txn, catalog.read(txn, number, uid)), timeout):
         pass
-    if entry.spec.metric == "hamming" or wanted == "flat":
-        return
+    draft = None
+    if entry.spec.metric != "hamming" and wanted in ("auto", "ivf"):
+        with source.reading() as reader:
+            if isinstance(reader, Snapshot):
+                draft = _draft(reader, entry, wanted, train, real, tell)
+        _carry_out(source, entry, draft, timeout)
+    calibrated = draft is not None
+    if draft is None:
+        calibrated = calibrate(source, entry, real=real, progress=progress, timeout=timeout)
     with source.reading() as reader:
-        if not isinstance(reader, Snapshot):
-            return
-        state = catalog.state(reader, number)
-        found = index.load(reader, entry, state)
-        if train is None:
-            train = found is None or not 0.5 <= state.records / max(1, found.trained) <= 2
-        enough = state.records >= (1 if wanted == "hash" else _least_rows(entry, wanted))
-        draft = None
-        if train and enough:
-            lists = 0 if wanted == "hash" else None
-            draft = training.train(reader, entry, state, lists=lists, progress=progress)
-    _carry_out(source, entry, draft, timeout)
+        found = index.load(reader, entry, catalog.state(reader, number))
+    tell(1.0)
+    lists = 0 if found is None else int((~found.model.closed).sum())
+    return {"trained": draft is not None, "calibrated": calibrated, "lists": lists}
+
+
+def _draft(
+    reader: Snapshot,
+    entry: Entry,
+    wanted: Kind,
+    train: bool | None,
+    real: Vectors | None,
+    progress: Progress,
+) -> Draft | None:
+    """New lists, if it is time for them and there are rows enough."""
+    state = catalog.state(reader, entry.number)
+    found = index.load(reader, entry, state)
+    if train is None:
+        train = found is None or not 0.5 <= state.records / max(1, found.trained) <= 2
+    if not train or state.records < _least_rows(entry, wanted):
+        return None
+    return training.train(reader, entry, state, real=real, progress=progress)
+
+
+def kind(reader: Reader, number: int) -> Kind:
+    """The kind of index that a collection is to have."""
+    return index.kind(reader, number)
+
+
+def check_kind(wanted: object, metric: object) -> None:
+    """Raise SpecError if a collection of this metric cannot have this kind of index.
+
+    None is for none in particular.
+    """
+    if wanted is None:
+        return
+    if not isinstance(wanted, str) or wanted not in index.KINDS:
+        raise SpecError(f"index={show(wanted)} is unknown; use one of {', '.join(index.KINDS)}")
+    if metric == "hamming" and wanted not in ("auto", "flat"):
+        raise SpecError(
+            f"index={wanted!r} is not there for metric 'hamming' yet, which compares all rows; use"
+            " 'flat' or 'auto'"
+        )
 
 
 def set_kind(txn: Transaction, entry: Entry, wanted: Kind) -> None:
-    """Write what kind of index a collection is to have, and drop one of another kind."""
+    """Write what kind of index a collection is to have, and drop one of another kind.
+
+    Codes in row order are there at once, of all rows.
+    """
     state = catalog.state(txn, entry.number)
     found = index.load(txn, entry, state)
     lists = wanted in ("auto", "ivf")
@@ -228,6 +323,9 @@ def set_kind(txn: Transaction, entry: Entry, wanted: Kind) -> None:
         index.save_plan(txn, entry.number, replace(found, kind=wanted))
         return
     ivf.clear(txn, entry.number)
-    index.save_kind(txn, entry.number, wanted)
-    state.backlog = state.records
+    if wanted == "hash":
+        ivf.write(txn, entry, state, wanted, training.untrained(entry))
+    else:
+        index.save_kind(txn, entry.number, wanted)
+        state.backlog = state.records
     catalog.save_state(txn, entry.number, state)

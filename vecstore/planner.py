@@ -49,7 +49,8 @@ def plan(
     # Among all rows, the wanted ones reach as far as so many would without the filter.
     spread = wanted * rows / allowed
     reading = calibration.read(budgets, recall, max(1, round(spread)))
-    reason = f"the index is measured to reach a recall of {reading.recall:.3f} for {recall} wanted"
+    known = "measured" if budgets.get("measured", True) else "estimated"
+    reason = f"the index is {known} to reach a recall of {reading.recall:.3f} for {recall} wanted"
     if allowed < rows:
         reason += f"; the filter allows {allowed} of {rows} rows, so it looks further"
     budget = Budget(gap=reading.gap, reach=reading.reach, slack=reading.slack)

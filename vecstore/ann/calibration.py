@@ -7,7 +7,8 @@ one-sided 95 % lower bound of the mean recall reaches the target.
 
 Half of the queries are rows that no list was trained on. The others are mixtures of two rows, which
 stand for queries that are unlike the rows: farther from all of them, and between lists. The harder
-half decides.
+half decides. Where enough real queries are known, they are one half, and rows and mixtures together
+are the other one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from vecstore.ann.codes import Codes
 from vecstore.ann.model import Model
-from vecstore.vectors import Vectors
+from vecstore.vectors import Vectors, lengths
 
 Floats = NDArray[np.float64]
 
@@ -36,6 +37,8 @@ Z_95 = 1.645
 GAPS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 GRID = 96
 SLACKS = np.linspace(0.0, 6.0, 61)
+# Fewer real queries say too little.
+LEAST_REAL = 32
 
 
 def queries(vectors: Vectors, others: Vectors, metric: str) -> Vectors:
@@ -45,6 +48,42 @@ def queries(vectors: Vectors, others: Vectors, metric: str) -> Vectors:
         sizes = np.sqrt(np.vecdot(mixed, mixed))[:, None]
         mixed = mixed / np.where(sizes > 0, sizes, 1.0)
     return np.concatenate([vectors, mixed]).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The queries of a calibration.
+
+    Attributes:
+        queries: float32 (m, dim).
+        own: int64 (m,), the row that each is, or -1.
+        first: How many of them are the first of the two halves, of which the harder one decides.
+    """
+
+    queries: Vectors
+    own: NDArray[np.int64]
+    first: int
+
+    @classmethod
+    def of(
+        cls,
+        vectors: Vectors,
+        others: Vectors,
+        own: NDArray[np.int64],
+        metric: str,
+        real: Vectors | None,
+    ) -> Asked:
+        """Rows, mixtures with other rows, and real queries, if there are enough of them."""
+        if real is None or len(real) < LEAST_REAL:
+            return cls(queries(vectors, others, metric), np.tile(own, 2), len(vectors))
+        # Rows and mixtures are one half now: as many as before would cost more, and not tell more.
+        count = -(-len(vectors) // 2)
+        made = queries(vectors[:count], others[:count], metric)
+        if metric == "cosine":
+            real = (real / lengths(real)[:, None]).astype(np.float32)
+        none = np.full(len(real), -1, np.int64)
+        known = np.concatenate([np.tile(own[:count], 2), none])
+        return cls(np.concatenate([made, real]), known, len(made))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +178,13 @@ class _Truth:
 
 
 def calibrate(
-    model: Model,
-    asked: Vectors,
-    own: NDArray[np.int64],
-    parts: Iterable[Part],
-    sizes: NDArray[np.intp],
+    model: Model, asked: Asked, parts: Iterable[Part], sizes: NDArray[np.intp]
 ) -> dict[str, Any]:
     """Measure the budgets for all levels of recall.
 
     Args:
         model: The model that rows are coded with.
-        asked: float32 (m, dim), the queries; of their two halves the harder decides.
-        own: int64 (m,), the row that each query is, or -1.
+        asked: The queries.
         parts: All rows of the collection.
         sizes: Rows of each list, (lists,).
 
@@ -158,7 +192,7 @@ def calibrate(
         Plain values for `budget`: "gap", and for each size of answer the levels of recall with the
         least reach and slack.
     """
-    truth = _Truth(model, asked, own)
+    truth = _Truth(model, asked.queries, asked.own)
     for part in parts:
         truth.add(part)
     truth.finish()
@@ -170,19 +204,30 @@ def calibrate(
         if k > there:
             break
         near = truth.lists[:, :k]
-        needed = np.zeros((len(asked), k))
-        if model.lists:
-            rank = np.take_along_axis(ranks, near, 1)
-            needed = np.log1p(rank) + gap * np.take_along_axis(far, near, 1)
-        budgets["sizes"][str(k)] = _levels(needed, truth.slack(k))
+        rank = np.take_along_axis(ranks, near, 1)
+        needed = np.log1p(rank) + gap * np.take_along_axis(far, near, 1)
+        budgets["sizes"][str(k)] = _levels(needed, truth.slack(k), asked.first)
     return budgets
 
 
+def unmeasured() -> dict[str, Any]:
+    """Budgets for codes in row order, of a collection with too few rows to measure any.
+
+    Codes are hardly ever off by so much, and all of them are scanned.
+    """
+    curve = [[0.0, float(SLACKS[-1]), level] for level in LEVELS]
+    return {"gap": 0.0, "levels": list(LEVELS), "sizes": {"1": curve}, "measured": False}
+
+
 def _order(model: Model, truth: _Truth) -> tuple[NDArray[np.intp], Floats]:
-    """Rank of each list for each query, and how much farther than the nearest it is."""
+    """Rank of each list for each query, and how much farther than the nearest it is.
+
+    Both are zero for the rows in no list, which every search scans: the last column.
+    """
     bases = truth.bases[:, : model.lists].astype(np.float64)
+    none = np.zeros((len(bases), 1))
     if model.lists == 0:
-        return np.zeros(bases.shape, np.intp), bases
+        return none.astype(np.intp), none
     order = np.argsort(-bases, axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(model.lists)[None], 1)
@@ -193,46 +238,46 @@ def _order(model: Model, truth: _Truth) -> tuple[NDArray[np.intp], Floats]:
         far /= np.sqrt(np.maximum(whole, 1e-30))
     elif model.metric == "l2":
         far /= np.sqrt(np.maximum(whole - 2 * top, 1e-30))
-    return ranks, far
+    return np.append(ranks, none.astype(np.intp), axis=1), np.append(far, none, axis=1)
 
 
 def _choose_gap(
     truth: _Truth, ranks: NDArray[np.intp], far: Floats, sizes: NDArray[np.intp], k: int
 ) -> float:
     """The weight of distance beside rank with which fewest rows are scanned at a recall of 0.95."""
-    lists = far.shape[1]
+    lists = far.shape[1] - 1
     if lists < 2 or k < 1:
         return 0.0
     near = truth.lists[:, :k]
-    spread = float(np.median(np.sort(far, axis=1)[:, min(32, lists - 1)]))
+    spread = float(np.median(np.sort(far[:, :lists], axis=1)[:, min(32, lists - 1)]))
     best = (np.inf, 0.0)
     for weight in GAPS:
         gap = weight / spread if spread > 0 else 0.0
         needed = np.log1p(ranks) + gap * far
         reach = np.quantile(np.take_along_axis(needed, near, 1), 0.95)
-        scanned = float(((needed <= reach) * sizes).sum(axis=1).mean())
+        scanned = float(((needed[:, :lists] <= reach) * sizes[:lists]).sum(axis=1).mean())
         best = min(best, (scanned, gap))
     return best[1]
 
 
-def _levels(needed: Floats, slack: Floats) -> list[list[float]]:
+def _levels(needed: Floats, slack: Floats, first: int) -> list[list[float]]:
     """For each level of recall reach, slack and expected recall."""
     grid = np.unique(np.quantile(needed, np.linspace(0.0, 1.0, GRID)))
-    reaches, slacks = _bounds(needed, grid), _bounds(slack, SLACKS)
+    reaches, slacks = _bounds(needed, grid, first), _bounds(slack, SLACKS, first)
     found = []
     for level in LEVELS:
         reach = _least(grid, reaches, 1 - LISTS_SHARE * (1 - level))
         most = _least(SLACKS, slacks, 1 - (1 - LISTS_SHARE) * (1 - level))
         both = ((needed <= reach) & (slack <= most)).mean(axis=1)
-        expected = min(float(half.mean()) for half in np.array_split(both, 2))
+        expected = min(float(half.mean()) for half in (both[:first], both[first:]))
         found.append([reach, most, expected])
     return found
 
 
-def _bounds(needed: Floats, grid: Floats) -> Floats:
+def _bounds(needed: Floats, grid: Floats, first: int) -> Floats:
     """Lower bounds of the mean recall at each value of a grid, of the harder half of queries."""
     bounds = []
-    for half in np.array_split(needed, 2):
+    for half in (needed[:first], needed[first:]):
         # How many neighbours of each query need at most each value.
         place = np.searchsorted(grid, half, side="left")
         queries = np.arange(len(half))[:, None] * (len(grid) + 1)

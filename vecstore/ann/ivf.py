@@ -21,6 +21,7 @@ from vecstore.ann.codes import Codes
 from vecstore.ann.index import Index
 from vecstore.ann.model import Model
 from vecstore.catalog import Entry
+from vecstore.errors import CorruptionError
 from vecstore.index_layout import NO_LIST
 from vecstore.layout import BLOCK_ROWS, CODE_TIER, NO_BLOCK, PART_ROWS, State
 from vecstore.store import Snapshot, Transaction
@@ -165,6 +166,37 @@ def gather(
         for at in range(0, len(numbers), GATHERED_AT_ONCE)
     ]
     return np.concatenate([np.zeros((0, entry.spec.dim), np.float32), *vectors])
+
+
+# Reading all of it
+
+
+def read_codes(
+    snapshot: Snapshot, entry: Entry, state: State, found: Index
+) -> tuple[Codes, NDArray[np.intp]]:
+    """Codes of all living rows, ascending, and the list of each; those of the tail are in none."""
+    number, model = entry.number, found.model
+    alive = rows.live(snapshot, number, state)
+    column = index.read_lists_of_rows(snapshot, number, state.blocks)
+    living = _bits(alive)
+    column[~living] = NO_LIST
+    parts, lists = [codes.empty(model.groups)], [np.zeros(0, np.intp)]
+    for which in range(model.lists):
+        part = index.read_list(snapshot, number, model, which)
+        inside = part.rows < len(column)
+        inside[inside] = column[part.rows[inside]] == which
+        parts.append(part.take(inside))
+        lists.append(np.full(int(inside.sum()), which))
+    for block in index.tail(found, alive).tolist():
+        part = index.read_block_codes(snapshot, number, model, block)
+        inside = living[part.rows]
+        parts.append(part.take(inside))
+        lists.append(np.full(int(inside.sum()), model.lists))
+    joined, placed = codes.join(parts), np.concatenate(lists)
+    order = np.argsort(joined.rows, kind="stable")
+    if not np.array_equal(joined.rows[order], np.flatnonzero(living)):
+        raise CorruptionError(f"lists: the codes of collection {number} are not those of its rows")
+    return joined.take(order), placed[order]
 
 
 # Keeping up

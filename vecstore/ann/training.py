@@ -1,4 +1,7 @@
-"""How is an index made from nothing? Sample, model, codes and calibration, all in one snapshot."""
+"""How is an index made from nothing, and measured? Sample, model, codes and calibration.
+
+All in one snapshot, which holds up no writer.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from numpy.typing import NDArray
 from vecstore import rows
 from vecstore.ann import calibration, codes, ivf, kmeans
 from vecstore.ann import model as models
-from vecstore.ann.calibration import Part
+from vecstore.ann.calibration import Asked, Part
 from vecstore.ann.codes import Codes
+from vecstore.ann.index import Index
 from vecstore.ann.ivf import Draft
 from vecstore.ann.model import Model, Progress, Shape
 from vecstore.catalog import Entry
@@ -24,6 +28,8 @@ SEED = 20_240
 BLOCKS_AT_ONCE = 128
 QUERIES = 256
 FEW_QUERIES, MANY_ROWS = 128, 400_000
+# With fewer rows there is nothing to measure codes in row order with.
+LEAST_ROWS = 256
 
 
 def train(
@@ -32,6 +38,7 @@ def train(
     state: State,
     *,
     lists: int | None = None,
+    real: Vectors | None = None,
     progress: Progress | None = None,
 ) -> Draft:
     """Learn a model from a snapshot, code its rows and calibrate.
@@ -41,6 +48,7 @@ def train(
         entry: The collection.
         state: Its counters.
         lists: How many lists; as many as suit the rows for None.
+        real: float32 (m, dim), queries that were asked lately.
         progress: Called with the share of the work that is done.
     """
     tell = progress or (lambda share: None)
@@ -63,13 +71,58 @@ def train(
         model = models.untrained(dim, *shape, metric, seed=SEED)
     blocks = np.flatnonzero(alive)
     found, placed = _code(snapshot, entry, state, model, blocks, lambda s: tell(0.5 + 0.25 * s))
-    budgets = _calibrate(snapshot, entry, state, model, asked, found, placed, rng)
+    drawn = _draw(snapshot, entry, state, asked, real, rng)
+    budgets = _calibrate(snapshot, entry, state, model, drawn, found, placed)
     tell(1.0)
     if not wanted:
         # Without lists every block is in the tail.
         blocks, placed, found = blocks[:0], placed[:0], found.take(slice(0))
     sums = ivf.checksums(snapshot, entry.number, blocks)
     return Draft(model, budgets, blocks, sums, placed, found, len(living))
+
+
+def untrained(entry: Entry) -> Draft:
+    """Codes in row order, which need no sample, with budgets that need no queries."""
+    dim = entry.spec.dim
+    model = models.untrained(dim, *_shape(dim), entry.spec.metric, seed=SEED)
+    none = np.zeros(0, np.intp)
+    sums = np.zeros(0, np.uint32)
+    budgets = calibration.unmeasured()
+    return Draft(model, budgets, none, sums, none, codes.empty(model.groups), 0)
+
+
+def calibrate(
+    snapshot: Snapshot,
+    entry: Entry,
+    state: State,
+    found: Index,
+    *,
+    real: Vectors | None = None,
+    progress: Progress | None = None,
+) -> dict[str, object]:
+    """Measure the budgets of an index anew, as it is now.
+
+    Args:
+        snapshot: Where to read.
+        entry: The collection.
+        state: Its counters.
+        found: Its index.
+        real: float32 (m, dim), queries that were asked lately.
+        progress: Called with the share of the work that is done.
+    """
+    tell = progress or (lambda share: None)
+    living = rows.members(rows.live(snapshot, entry.number, state))
+    if len(living) < LEAST_ROWS and not found.model.lists:
+        return calibration.unmeasured()
+    rng = np.random.default_rng(SEED)
+    coded, placed = ivf.read_codes(snapshot, entry, state, found)
+    tell(0.25)
+    count = QUERIES if len(living) < MANY_ROWS else FEW_QUERIES
+    picked = living[rng.permutation(len(living))[:count]]
+    drawn = _draw(snapshot, entry, state, picked, real, rng)
+    budgets = _calibrate(snapshot, entry, state, found.model, drawn, coded, placed)
+    tell(1.0)
+    return budgets
 
 
 def _shape(dim: int) -> tuple[int, int]:
@@ -129,20 +182,29 @@ def _code(
     return codes.join(found), np.concatenate(placed)
 
 
+def _draw(
+    snapshot: Snapshot,
+    entry: Entry,
+    state: State,
+    own: NDArray[np.intp],
+    real: Vectors | None,
+    rng: np.random.Generator,
+) -> Asked:
+    """Queries to calibrate with, made of some rows, and real ones."""
+    vectors = ivf.gather(snapshot, entry, state, own)
+    others = vectors[rng.permutation(len(vectors))]
+    return Asked.of(vectors, others, own.astype(np.int64), entry.spec.metric, real)
+
+
 def _calibrate(
     snapshot: Snapshot,
     entry: Entry,
     state: State,
     model: Model,
-    own: NDArray[np.intp],
+    asked: Asked,
     found: Codes,
     placed: NDArray[np.intp],
-    rng: np.random.Generator,
 ) -> dict[str, object]:
-    vectors = ivf.gather(snapshot, entry, state, own)
-    asked = calibration.queries(vectors, vectors[rng.permutation(len(vectors))], model.metric)
-    known = np.tile(own.astype(np.int64), 2)
-
     def parts() -> Iterator[Part]:
         at = 0
         blocks = np.flatnonzero(rows.live(snapshot, entry.number, state))
@@ -152,4 +214,4 @@ def _calibrate(
             yield Part(stored, placed[part], found.take(part))
 
     sizes = np.bincount(placed, minlength=model.lists)
-    return calibration.calibrate(model, asked, known, parts(), sizes)
+    return calibration.calibrate(model, asked, parts(), sizes)
