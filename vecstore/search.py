@@ -6,7 +6,7 @@ cases their scores are exact, in float64, and equal ones stand in the order of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,13 +58,27 @@ class Request:
     threads: int = 1
 
 
-def run(reader: Reader, entry: Entry, queries: Vectors | Bits, request: Request) -> list[Hits]:
+# Told each stage as it ends; after "search" too, how long each query's stages took.
+Lap = Callable[..., object]
+
+
+def _no_lap(stage: str, times: NDArray[np.int64] | None = None) -> None:
+    """What is told where nobody watches."""
+
+
+def run(
+    reader: Reader,
+    entry: Entry,
+    queries: Vectors | Bits,
+    request: Request,
+    lap: Lap = _no_lap,
+) -> list[Hits]:
     """Answer queries inside one transaction.
 
     They are float32 (m, dim), or uint8 (m, dim / 8) under hamming; with `request.dims` as short as
     that says.
     """
-    search = _Search(reader, entry, request)
+    search = _Search(reader, entry, request, lap)
     if search.plan.method == "none":
         return [Hits([], plan=search.plan, complete="exhausted") for _ in queries]
     if search.budget is not None:
@@ -75,10 +89,11 @@ def run(reader: Reader, entry: Entry, queries: Vectors | Bits, request: Request)
 class _Search:
     """One call: what its queries share."""
 
-    def __init__(self, reader: Reader, entry: Entry, request: Request) -> None:
-        self.reader, self.entry, self.request = reader, entry, request
+    def __init__(self, reader: Reader, entry: Entry, request: Request, lap: Lap) -> None:
+        self.reader, self.entry, self.request, self.lap = reader, entry, request, lap
         self.state = catalog.state(reader, entry.number)
         self.mask = fields.resolve(reader, entry.number, self.state, request.where)
+        lap("resolve")
         self.view = self._view()
         self.plan, self.budget = planner.plan(
             rows=self.state.records,
@@ -88,6 +103,7 @@ class _Search:
             wanted=request.offset + request.k,
             budgets=None if self.view is None else self.view.index.budgets,
         )
+        lap("plan")
 
     def _view(self) -> engine.View | None:
         """The index as this search may use it."""
@@ -106,10 +122,12 @@ class _Search:
         for at in range(0, len(queries), step):
             part = queries[at : at + step]
             search = kind(self.reader, self.entry, self.state, self.mask, part, request.dims)
+            self.lap("scan")
             for number in range(len(part)):
                 scores, orders, places = search.best(
                     number, request.offset + request.k, request.after
                 )
+                self.lap("settle")
                 found.append(self._hits(scores, orders, places, self.plan, "exact"))
         return found
 
@@ -133,6 +151,7 @@ class _Search:
             budget,
             threads=request.threads,
         )
+        self.lap("search", found.stats)
         answers = []
         for number, count in enumerate(found.counts.tolist()):
             lists, scanned, compared = found.stats[number, :3].tolist()
@@ -156,6 +175,7 @@ class _Search:
             part = slice(part.start, min(part.stop, int((scores >= request.min_score).sum())))
         rows_ = None if places is None else places[part].tolist()
         hits = self._hydrate(scores[part].tolist(), orders[part].tolist(), rows_)
+        self.lap("hydrate")
         return Hits(hits, plan=plan, complete=complete if len(hits) == request.k else "exhausted")
 
     def _hydrate(
