@@ -1,0 +1,186 @@
+"""Indexes in plain memory, to call the kernel and its twin on: tables of addresses by hand."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vecstore import layout, plain
+from vecstore.ann import codes
+from vecstore.ann.model import Model, Shape, train, untrained
+
+METRICS = {"cosine": plain.COSINE, "dot": plain.DOT, "l2": plain.L2}
+DTYPES = {layout.FLOAT32: "<f4", layout.FLOAT16: "<f2", layout.INT8: "i1"}
+NO_ROW = 2**32 - 1
+
+
+def value(count: int, payload: bytes) -> np.ndarray:
+    """A bulk value of so many rows; the payload is aligned as in the file."""
+    room = np.zeros(layout.HEADER.size + len(payload) + 128, np.uint8)
+    at = -(room.ctypes.data + layout.HEADER.size) % 64
+    whole = room[at : at + layout.HEADER.size + len(payload)]
+    whole[plain.ROWS_AT : plain.ROWS_AT + 4] = np.array([count], "<u4").view(np.uint8)
+    whole[layout.HEADER.size :] = np.frombuffer(payload, np.uint8)
+    return whole
+
+
+@dataclass
+class Memory:
+    """The arguments of a search that do not depend on the query, and what keeps them alive.
+
+    Attributes:
+        model: What rows are coded with.
+        vectors: float32 (n, dim), as stored.
+        listed: The list of each row, or -1 in the tail.
+        precision: Of the stored vectors.
+    """
+
+    model: Model
+    vectors: np.ndarray
+    listed: np.ndarray
+    precision: int = layout.FLOAT32
+    kept: list = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        count, model = len(self.vectors), self.model
+        self.size = -(-count // 64)
+        self.lists = np.zeros(model.lists, np.uint64)
+        self.blocks = np.zeros(self.size, np.uint64)
+        self.codes = np.zeros(self.size, np.uint64)
+        self.mask = self.words(np.arange(count))
+        self.tail_mask = self.words(np.flatnonzero(self.listed < 0))
+        self.tail = np.unique(np.flatnonzero(self.listed < 0) >> 6).astype(np.int64)
+        for number in range(model.lists):
+            self.lists[number] = self.put_list(number, np.flatnonzero(self.listed == number))
+        for block in range(self.size):
+            rows = np.arange(block * 64, min(block * 64 + 64, count))
+            self.blocks[block] = self.put_block(rows)
+        for block in self.tail.tolist():
+            rows = np.arange(block * 64, min(block * 64 + 64, count))
+            self.codes[block] = self.put(len(rows), self.tiles(rows, None))
+
+    def words(self, rows) -> np.ndarray:
+        """A mask of rows."""
+        bits = np.zeros(self.size * 64, bool)
+        bits[rows] = True
+        return np.packbits(bits, bitorder="little").view("<u8").copy()
+
+    def put(self, count: int, payload: bytes) -> int:
+        """Keep a value and return its address."""
+        self.kept.append(value(count, payload))
+        return self.kept[-1].ctypes.data
+
+    def tiles(self, rows, lists) -> bytes:
+        """The codes of some rows."""
+        if not len(rows):
+            return b""
+        vectors = self.vectors[rows]
+        found = self.model.encode(vectors, lists, rows.astype(np.uint32))
+        return codes.pack_tiles(found, offsets=self.model.offsets).tobytes()
+
+    def put_list(self, number: int, rows, names=None) -> int:
+        """Keep a list; `names` are the rows that it says it has."""
+        where = np.full(len(rows), number)
+        named = np.full(-(-len(rows) // 32) * 32, NO_ROW, "<u4")
+        named[: len(rows)] = rows if names is None else names
+        return self.put(len(rows), self.tiles(rows, where) + named.tobytes())
+
+    def put_block(self, rows, held=None) -> int:
+        """Keep a block; `held` is the number of rows that it says it has."""
+        orders = np.zeros(64, "<u8")
+        orders[: len(rows)] = self.orders(rows)
+        payload = orders.tobytes() + bytes(layout.NORMS_BYTES)
+        vectors = np.zeros((64, self.vectors.shape[1]), DTYPES[self.precision])
+        if self.precision == layout.INT8:
+            scales = np.zeros(64, "<f4")
+            numbers, scales[: len(rows)] = quantized(self.vectors[rows])
+            vectors[: len(rows)] = numbers
+            payload += scales.tobytes()
+        else:
+            vectors[: len(rows)] = self.vectors[rows]
+        return self.put(len(rows) if held is None else held, payload + vectors.tobytes())
+
+    def orders(self, rows) -> np.ndarray:
+        """The orders of rows: neither ascending nor dense."""
+        rows = np.asarray(rows, np.uint64)
+        return rows * np.uint64(2654435761) % np.uint64(2**32)
+
+    def stored(self) -> np.ndarray:
+        """The vectors that the blocks hold, float32."""
+        if self.precision == layout.FLOAT16:
+            return self.vectors.astype(np.float16).astype(np.float32)
+        if self.precision == layout.INT8:
+            numbers, scales = quantized(self.vectors)
+            return numbers.astype(np.float32) * scales[:, None]
+        return self.vectors
+
+
+def quantized(vectors):
+    """int8 numbers and float32 scales of vectors."""
+    largest = np.abs(vectors).max(axis=1) / np.float32(127)
+    scales = np.where(largest > 0, largest, np.float32(1)).astype(np.float32)
+    return np.rint(vectors / scales[:, None]).astype(np.int8), scales
+
+
+def build(
+    vectors, metric, *, lists, bits, coded=None, tail=0, precision=layout.FLOAT32, seed=0
+) -> Memory:
+    """Train on some vectors and put them into lists, all but the last `tail`."""
+    count, dim = vectors.shape
+    coded = coded or dim
+    if lists:
+        model = train(vectors, Shape(lists=lists, coded=coded, bits=bits), metric, seed=seed)
+        listed = model.assign(vectors)
+        listed[count - tail :] = -1
+    else:
+        model = untrained(dim, coded, bits, metric, seed=seed)
+        listed = np.full(count, -1)
+    return Memory(model, vectors, listed, precision)
+
+
+@dataclass
+class Answer:
+    """What a search said."""
+
+    orders: np.ndarray
+    scores: np.ndarray
+    counts: np.ndarray
+    stats: np.ndarray
+    missing: np.ndarray
+    done: int
+
+
+def ask(
+    search, memory: Memory, queries, k, *, gap=1.0, reach=100.0, slack=2.0, least=1, most=None,
+    room=4096, mask=None, note=16, first=0, **tables,
+) -> Answer:  # fmt: skip
+    """Search; a budget this large reaches every list."""
+    model, count = memory.model, len(queries)
+    integers = np.zeros(plain.INTEGERS, np.int64)
+    integers[plain.DIM], integers[plain.GROUPS] = model.dim, model.groups
+    integers[plain.OFFSETS], integers[plain.LISTS] = model.offsets, model.lists
+    integers[plain.K], integers[plain.ROOM] = k, room
+    integers[plain.METRIC], integers[plain.PRECISION] = METRICS[model.metric], memory.precision
+    integers[plain.LEAST] = least
+    integers[plain.MOST] = model.lists if most is None else most
+    floats = np.zeros(3, np.float32)
+    floats[plain.GAP], floats[plain.REACH], floats[plain.SLACK] = gap, reach, slack
+    mask = memory.mask if mask is None else mask
+    answer = Answer(
+        np.zeros((count, k), np.uint64),
+        np.full((count, k), np.nan),
+        np.zeros(count, np.int64),
+        np.zeros((count, plain.STAGES), np.int64),
+        np.zeros(2 + note, np.int64),
+        0,
+    )
+    queries = np.ascontiguousarray(queries, np.float32)
+    matrices = [model.reduction, model.rotation, model.centroids]
+    answer.done = search(
+        queries, model.centred(queries), queries.astype(np.float64), integers, floats,
+        *(array for one in matrices for array in (one.values, one.scales)),
+        model.bias, model.patterns, tables.get("lists", memory.lists),
+        tables.get("blocks", memory.blocks), tables.get("codes", memory.codes), memory.tail, mask,
+        mask & memory.tail_mask, answer.orders, answer.scores, answer.counts, answer.stats,
+        answer.missing, first,
+    )  # fmt: skip
+    return answer

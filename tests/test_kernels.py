@@ -1,0 +1,366 @@
+"""The compiled search against its numpy twin, against exact scores, and against hostile bytes."""
+
+import ast
+import inspect
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_cases import Memory, ask, build
+
+from vecstore import exact, kernels, layout, plain
+from vecstore.ann import compiled
+from vecstore.ann.model import Matrix, untrained
+
+METRICS = ["cosine", "dot", "l2"]
+
+
+@pytest.fixture(scope="session")
+def search():
+    """The compiled search, from the user's cache if it was ever compiled here."""
+    return compiled.compile_now().search
+
+
+def drawn(rng, count, dim, metric):
+    vectors = rng.normal(size=(count, dim)).astype(np.float32)
+    if metric == "cosine":
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def oracle(memory, query, k, allowed=None):
+    """Orders and scores by float64, best first."""
+    count = len(memory.vectors)
+    rows = np.arange(count) if allowed is None else np.asarray(allowed)
+    scores = exact.score(memory.stored()[rows], query.astype(np.float64), memory.model.metric)
+    orders = memory.orders(rows)
+    best = np.lexsort((orders, -scores))[:k]
+    return orders[best], scores[best]
+
+
+def assert_same(mine, twins):
+    """The hits to the bit; how many candidates were compared may differ by a rounding."""
+    assert mine.done == twins.done
+    assert mine.missing[0] == twins.missing[0]
+    assert mine.counts.tolist() == twins.counts.tolist()
+    assert mine.orders.tolist() == twins.orders.tolist()
+    assert mine.scores.tobytes() == twins.scores.tobytes()
+    seen = [plain.LISTS_SEEN, plain.ROWS_SEEN]
+    assert mine.stats[:, seen].tolist() == twins.stats[:, seen].tolist()
+
+
+# The twin
+
+
+@st.composite
+def cases(draw):
+    """An index, queries, and how to search it."""
+    metric = draw(st.sampled_from(METRICS))
+    dim = draw(st.sampled_from([2, 3, 31, 33, 64, 70, 384]))
+    count = draw(st.integers(1, 400))
+    lists = draw(st.integers(0, min(12, count)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    memory = build(
+        drawn(rng, count, dim, metric),
+        metric,
+        lists=lists,
+        bits=draw(st.sampled_from([1, 2, 4])),
+        coded=draw(st.sampled_from([dim, max(1, dim // 2)])),
+        tail=draw(st.integers(0, count)),
+        precision=draw(st.sampled_from([layout.FLOAT32, layout.FLOAT16, layout.INT8])),
+    )
+    how = {
+        "k": draw(st.sampled_from([1, 5, count, count + 3])),
+        "gap": draw(st.sampled_from([0.0, 1.0, 4.0])),
+        "reach": draw(st.sampled_from([0.0, 1.0, 2.0, 100.0])),
+        "slack": draw(st.sampled_from([0.0, 0.5, 2.0])),
+        "least": draw(st.integers(0, 3)),
+        "most": draw(st.integers(0, lists)),
+    }
+    if draw(st.booleans()):
+        few = rng.choice(count, draw(st.integers(0, min(count, 20))), replace=False)
+        how["mask"] = memory.words(few)
+    return memory, drawn(rng, 3, dim, metric), how
+
+
+@given(case=cases())
+def test_kernel_and_twin_find_the_same(search, case):
+    memory, queries, how = case
+
+    assert_same(ask(search, memory, queries, **how), ask(plain.search, memory, queries, **how))
+
+
+@given(case=cases(), room=st.integers(1, 60))
+def test_with_little_room_what_is_found_is_still_true(search, case, room):
+    memory, queries, how = case
+
+    for one in (search, plain.search):
+        found = ask(one, memory, queries, **how, room=room)
+        for number, query in enumerate(queries):
+            count = found.counts[number]
+            orders, scores = oracle(memory, query, len(memory.vectors))
+            expected = dict(zip(orders.tolist(), scores.tolist(), strict=True))
+            hits = found.orders[number, :count].tolist()
+            assert len(set(hits)) == count <= min(how["k"], room)
+            assert found.scores[number, :count].tolist() == [expected[order] for order in hits]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("precision", [layout.FLOAT32, layout.FLOAT16, layout.INT8])
+def test_a_search_of_everything_is_exact(search, rng, metric, precision):
+    memory = build(drawn(rng, 700, 70, metric), metric, lists=9, bits=2, tail=90,
+                   precision=precision)  # fmt: skip
+    queries = drawn(rng, 5, 70, metric)
+
+    for one in (search, plain.search):
+        found = ask(one, memory, queries, 20, slack=100.0)
+        for number, query in enumerate(queries):
+            orders, scores = oracle(memory, query, 20)
+            assert found.orders[number].tolist() == orders.tolist()
+            assert found.scores[number].tobytes() == scores.tobytes()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_filter_that_lets_few_rows_through_loses_none(search, rng, metric):
+    memory = build(drawn(rng, 900, 33, metric), metric, lists=12, bits=1, tail=50)
+    allowed = rng.choice(900, 7, replace=False)
+    query = drawn(rng, 1, 33, metric)
+
+    for one in (search, plain.search):
+        found = ask(one, memory, query, 10, reach=0.0, mask=memory.words(allowed))
+        assert found.counts.tolist() == [7]
+        assert found.orders[0, :7].tolist() == oracle(memory, query[0], 7, allowed)[0].tolist()
+
+
+@pytest.mark.parametrize("dim", [8, 9, 127, 128, 129, 136, 257, 1000, 1536, 4100, 8192])
+@pytest.mark.parametrize("metric", METRICS)
+def test_scores_add_up_as_numpy_does(search, rng, dim, metric):
+    # Orthogonal directions of so many dimensions take seconds, and codes do not matter here.
+    rough = replace(untrained(2, 1, 1, metric, seed=0), mean=np.zeros(dim, np.float32))
+    wide = Matrix.of(drawn(rng, 8, dim, "dot"))
+    rough = replace(rough, rotation=wide, reduction=Matrix.of(np.zeros((1, dim), np.float32)))
+    memory = Memory(rough, drawn(rng, 40, dim, metric), np.full(40, -1))
+    query = drawn(rng, 1, dim, metric)
+
+    found = ask(search, memory, query, 40, slack=1000.0)
+
+    assert found.scores[0].tobytes() == oracle(memory, query[0], 40)[1].tobytes()
+
+
+# Candidates that tie
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_equal_vectors_fill_the_answer(search, rng, metric):
+    memory = build(np.tile(drawn(rng, 1, 33, metric), (300, 1)), metric, lists=3, bits=1)
+    query = drawn(rng, 1, 33, metric)
+
+    mine, twins = (ask(one, memory, query, 10) for one in (search, plain.search))
+
+    assert mine.counts.tolist() == [10]
+    assert mine.orders[0].tolist() == sorted(mine.orders[0].tolist())
+    assert_same(mine, twins)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-38])
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_a_query_without_length_finds_k(search, rng, metric, scale):
+    memory = build(drawn(rng, 300, 33, metric), metric, lists=3, bits=1, tail=40)
+    queries = memory.model.mean + scale * drawn(rng, 2, 33, metric)
+
+    mine, twins = (ask(one, memory, queries, 10) for one in (search, plain.search))
+
+    assert mine.counts.tolist() == twins.counts.tolist() == [10, 10]
+    # Of scores this small float32 keeps a bit or two.
+    if scale == 0:
+        assert_same(mine, twins)
+
+
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_vectors_of_zeros_are_found(search, rng, metric):
+    memory = build(np.zeros((300, 33), np.float32), metric, lists=3, bits=2)
+    query = drawn(rng, 1, 33, metric)
+
+    mine, twins = (ask(one, memory, query, 10) for one in (search, plain.search))
+
+    assert mine.counts.tolist() == [10]
+    assert_same(mine, twins)
+
+
+@pytest.mark.parametrize("room", [10, 11, 37])
+def test_ties_that_have_no_room_are_dropped_and_not_all(search, rng, room):
+    memory = build(np.tile(drawn(rng, 1, 33, "dot"), (300, 1)), "dot", lists=0, bits=1)
+    query = drawn(rng, 1, 33, "dot")
+
+    mine, twins = (ask(one, memory, query, 300, room=room) for one in (search, plain.search))
+
+    assert 0 < mine.counts[0] <= room
+    assert_same(mine, twins)
+
+
+# Tables with entries missing
+
+
+@pytest.mark.parametrize("note", [1, 3, 100])
+def test_entries_are_filled_by_need(search, rng, note):
+    memory = build(drawn(rng, 900, 33, "l2"), "l2", lists=8, bits=1, tail=200)
+    queries = drawn(rng, 3, 33, "l2")
+    whole = ask(search, memory, queries, 10)
+    asked = []
+
+    for one in (search, plain.search):
+        tables = {
+            name: np.zeros_like(getattr(memory, name)) for name in ("lists", "blocks", "codes")
+        }
+        names = {plain.LIST: "lists", plain.CODES: "codes", plain.BLOCK: "blocks"}
+        log, first = [], 0
+        while first < len(queries):
+            found = ask(one, memory, queries, 10, note=note, first=first, **tables)
+            kind, count = found.missing[:2].tolist()
+            log.append((found.done, kind, found.missing[2 : 2 + count].tolist()))
+            if kind == plain.NOTHING:
+                assert found.orders[first:].tolist() == whole.orders[first:].tolist()
+            else:
+                assert 0 < count <= note
+                numbers = found.missing[2 : 2 + count]
+                assert not tables[names[kind]][numbers].any()
+                tables[names[kind]][numbers] = getattr(memory, names[kind])[numbers]
+            first = found.done
+        asked.append(log)
+
+    assert asked[0] == asked[1]
+    assert {kind for _, kind, _ in asked[0]} == set(range(4))
+
+
+# What damage in the file may do
+
+
+@pytest.fixture
+def sound(rng) -> Memory:
+    return build(drawn(rng, 300, 33, "dot"), "dot", lists=4, bits=1, tail=70)
+
+
+def test_rows_beyond_the_mask_are_passed_over(search, rng, sound):
+    rows = np.flatnonzero(sound.listed == 0)
+    wild = np.array([320, 321, 2**31, 2**32 - 65, 2**32 - 1])
+    names = rows.copy()
+    names[: len(wild)] = wild[: len(names)]
+    sound.lists[0] = sound.put_list(0, rows, names)
+    queries = drawn(rng, 3, 33, "dot")
+
+    mine, twins = (ask(one, sound, queries, 300) for one in (search, plain.search))
+
+    assert mine.counts.max() <= 300 - min(len(wild), len(rows))
+    assert_same(mine, twins)
+
+
+def test_rows_beyond_a_block_are_passed_over(search, rng, sound):
+    sound.blocks[1] = sound.put_block(np.arange(64, 128), held=10)
+    queries = drawn(rng, 3, 33, "dot")
+
+    mine, twins = (ask(one, sound, queries, 300) for one in (search, plain.search))
+
+    assert mine.counts.tolist() == [300 - 54] * 3
+    assert_same(mine, twins)
+
+
+def test_a_row_that_two_lists_name_is_no_harm(search, rng, sound):
+    rows = np.flatnonzero(sound.listed == 0)
+    sound.lists[1] = sound.put_list(1, rows)
+    queries = drawn(rng, 3, 33, "dot")
+
+    assert_same(*(ask(one, sound, queries, 50) for one in (search, plain.search)))
+
+
+# The rules of the file
+
+
+def test_names_and_offsets_are_those_of_the_twin_and_the_layout():
+    shared = [name for name in vars(plain) if name.isupper() and not name.startswith("_")]
+    shared.remove("TILES_AT_ONCE")
+    shared.remove("ROWS_AT")
+
+    assert {name: getattr(kernels, name) for name in shared} == {
+        name: getattr(plain, name) for name in shared
+    }
+    assert layout.HEADER.size == kernels.HEADER
+    assert layout.COLUMNS_BYTES == kernels.COLUMNS
+    assert layout.SCALES_BYTES == kernels.SCALES
+    packed = layout.HEADER.pack(b"vecs", 1, 1, 0, 12345, 0, 0, 0, 0, 0)
+    assert int.from_bytes(packed[plain.ROWS_AT : plain.ROWS_AT + 4], "little") == 12345
+
+
+def broken_rules(source):
+    """What a file of kernels does that none may."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+            found += [alias.name for alias in node.names if alias.name == "prange"]
+        found += [name for name in names if name.split(".")[0] == "vecstore"]
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "njit":
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if given.get("nogil") != "True":
+                found.append("a kernel that holds the GIL")
+            # numba lets a function that says nothing inherit from whoever calls it first.
+            if given.get("fastmath") not in ("False", "FLOAT_MATH"):
+                found.append("a kernel that does not say how exact it is")
+            found += given.keys() - {"nogil", "fastmath", "error_model"}
+        decorators = getattr(node, "decorator_list", [])
+        found += [
+            f"@{ast.unparse(one)}"
+            for one in decorators
+            if ast.unparse(one) not in ("intrinsic", "_exactly", "_quickly")
+        ]
+    return found
+
+
+def test_kernels_keep_the_rules():
+    assert broken_rules(inspect.getsource(kernels)) == []
+    assert {"reassoc", "contract", "nsz"} == kernels.FLOAT_MATH
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from vecstore import layout",
+        "from numba import prange",
+        "_fast = njit(nogil=True, fastmath=FLOAT_MATH, parallel=True)",
+        "_fast = njit(nogil=True, fastmath=True)",
+        "_fast = njit(nogil=True)",
+        "_fast = njit(fastmath=False)",
+        "@njit\ndef kernel(): pass",
+    ],
+)
+def test_a_broken_rule_is_found(line):
+    assert broken_rules(line)
+
+
+def test_the_search_has_one_signature_with_inputs_that_are_only_read(search):
+    outputs = {"orders", "scores", "counts", "stats", "missing"}
+    names = list(inspect.signature(kernels.search).parameters)
+
+    assert list(search.overloads) == [kernels.SEARCH.args]
+    assert search.targetoptions["nogil"]
+    for name, kind in zip(names, kernels.SEARCH.args, strict=True):
+        if name != "first":
+            assert kind.mutable == (name in outputs), name
+            assert kind.layout == "C"
+
+
+def test_twin_and_kernel_take_the_same_arguments():
+    mine, twins = (
+        list(inspect.signature(one).parameters) for one in (kernels.search, plain.search)
+    )
+
+    assert mine == twins
+
+
+def test_other_types_are_refused_and_not_compiled(search, rng, sound):
+    with pytest.raises(TypeError):
+        ask(search, sound, drawn(rng, 1, 33, "dot"), 5, mask=sound.mask.astype(np.int64))
