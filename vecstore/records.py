@@ -46,6 +46,22 @@ def read(reader: Reader, collection: int, order: int) -> Stored:
     return _unpack(key, value)
 
 
+Body = tuple[int, Id, str | None, dict[str, Any] | None]
+
+
+def read_many(reader: Reader, collection: int, orders: list[int]) -> list[Body]:
+    """Row, id, text and metadata of the records of some orders; as `read`."""
+    prefix, get = layout.collection_key(collection), reader.get
+    found = []
+    for order in orders:
+        key = prefix + order.to_bytes(8, "big")
+        value = get("records", key)
+        if value is None:
+            raise CorruptionError(f"records: order {order} of collection {collection} is missing")
+        found.append((layout.check_record(key, value), *layout.unpack_body(value)))
+    return found
+
+
 def get(reader: Reader, collection: int, value: Id) -> Stored | None:
     """The record with this id, or None."""
     order = find(reader, collection, value)

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from vecstore import catalog, fields, planner, records, rows
 from vecstore.ann import engine, index
-from vecstore.ann.engine import Budget
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.exact import Exact, ExactBits
+from vecstore.fields import Mask
 from vecstore.filters import Filter
 from vecstore.hits import Hit, Hits, Plan
-from vecstore.layout import BLOCK_ROWS
+from vecstore.layout import BLOCK_ROWS, State
 from vecstore.planner import Recall
 from vecstore.spec import Include
 from vecstore.store import Reader, Snapshot
@@ -81,9 +81,23 @@ def run(
     search = _Search(reader, entry, request, lap)
     if search.plan.method == "none":
         return [Hits([], plan=search.plan, complete="exhausted") for _ in queries]
-    if search.budget is not None:
-        return search.approximate(queries, search.budget)
+    if search.job is not None:
+        return search.approximate(queries, search.job)
     return search.exact(queries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Preparation:
+    """All of a search that does not depend on its queries."""
+
+    state: State
+    mask: Mask
+    plan: Plan
+    job: engine.Job | None
+
+
+# Preparations that one version of a collection remembers; the oldest goes first.
+PREPARATIONS = 64
 
 
 class _Search:
@@ -91,28 +105,59 @@ class _Search:
 
     def __init__(self, reader: Reader, entry: Entry, request: Request, lap: Lap) -> None:
         self.reader, self.entry, self.request, self.lap = reader, entry, request, lap
-        self.state = catalog.state(reader, entry.number)
-        self.mask = fields.resolve(reader, entry.number, self.state, request.where)
-        lap("resolve")
-        self.view = self._view()
-        self.plan, self.budget = planner.plan(
-            rows=self.state.records,
-            allowed=self.mask.count,
+        made = self._remembered() if isinstance(reader, Snapshot) else self._prepare()
+        self.state, self.mask, self.plan, self.job = made.state, made.mask, made.plan, made.job
+
+    def _remembered(self) -> _Preparation:
+        """A preparation of this version of the file, made if it is the first of its kind."""
+        request = self.request
+        key = (
+            request.offset + request.k,
+            request.recall,
+            request.after is None and request.dims is None,
+            None if request.where is None else request.where.key(),
+        )
+        known: dict[Any, _Preparation] = self.reader.cache.setdefault(  # type: ignore[attr-defined]
+            ("search", self.entry.number), {}
+        )
+        made = known.get(key)
+        if made is None:
+            made = self._prepare()
+            # Other threads may do the same; a list is taken in one step.
+            for oldest in list(known)[: len(known) + 1 - PREPARATIONS]:
+                known.pop(oldest, None)
+            known[key] = made
+        return made
+
+    def _prepare(self) -> _Preparation:
+        request, entry = self.request, self.entry
+        state = catalog.state(self.reader, entry.number)
+        mask = fields.resolve(self.reader, entry.number, state, request.where)
+        self.lap("resolve")
+        view = self._view(state)
+        plan, budget = planner.plan(
+            rows=state.records,
+            allowed=mask.count,
             filtered=request.where is not None,
             recall=request.recall,
             wanted=request.offset + request.k,
-            budgets=None if self.view is None else self.view.index.budgets,
+            budgets=None if view is None else view.index.budgets,
         )
-        lap("plan")
+        job = None
+        if view is not None and budget is not None:
+            wanted = min(request.offset + request.k, mask.count)
+            job = engine.Job(entry, state, view, mask.words, wanted, budget)
+        self.lap("plan")
+        return _Preparation(state, mask, plan, job)
 
-    def _view(self) -> engine.View | None:
+    def _view(self, state: State) -> engine.View | None:
         """The index as this search may use it."""
         request = self.request
         whole = request.after is None and request.dims is None and request.recall != "exact"
         if not whole or not isinstance(self.reader, Snapshot):
             return None
-        found = index.load(self.reader, self.entry, self.state)
-        return None if found is None else engine.view(self.reader, self.entry, self.state, found)
+        found = index.load(self.reader, self.entry, state)
+        return None if found is None else engine.view(self.reader, self.entry, state, found)
 
     def exact(self, queries: Vectors | Bits) -> list[Hits]:
         """Compare every allowed row."""
@@ -131,26 +176,13 @@ class _Search:
                 found.append(self._hits(scores, orders, places, self.plan, "exact"))
         return found
 
-    def approximate(self, queries: Vectors | Bits, budget: Budget) -> list[Hits]:
+    def approximate(self, queries: Vectors | Bits, job: engine.Job) -> list[Hits]:
         """Look through the index."""
         assert isinstance(self.reader, Snapshot)
-        assert self.view is not None
         wide = queries.astype(np.float64)
         if self.entry.spec.metric == "cosine":
             wide /= lengths(queries)[:, None]
-        request = self.request
-        wanted = min(request.offset + request.k, self.mask.count)
-        found = engine.search(
-            self.reader,
-            self.entry,
-            self.state,
-            self.view,
-            self.mask.words,
-            wide,
-            wanted,
-            budget,
-            threads=request.threads,
-        )
+        found = job.search(self.reader, wide, threads=self.request.threads)
         self.lap("search", found.stats)
         answers = []
         for number, count in enumerate(found.counts.tolist()):
@@ -183,29 +215,31 @@ class _Search:
     ) -> list[Hit]:
         """Read the records of the best."""
         include, number = self.request.include, self.entry.number
-        found = [records.read(self.reader, number, order) for order in orders]
+        found = records.read_many(self.reader, number, orders)
         if places is not None:
             for row, record in zip(places, found, strict=True):
-                if record.row != row:
+                if record[0] != row:
                     raise CorruptionError(
-                        f"records: row {row} leads to id {record.id!r}, whose row is {record.row}"
+                        f"records: row {row} leads to id {record[1]!r}, whose row is {record[0]}"
                     )
         vectors: Iterable[Any] = [None] * len(found)
         if "vector" in include:
-            chosen = np.array([record.row for record in found], np.intp)
+            chosen = np.array([record[0] for record in found], np.intp)
             stored = rows.gather_packed(self.reader, number, self.state, self.entry.form, chosen)
             vectors = unpack(stored.packed, self.entry.spec)
         text, metadata = "text" in include, "metadata" in include
-        cosine = self.entry.spec.metric == "cosine"
+        best = 1.0 if self.entry.spec.metric == "cosine" else 0.0
         return [
             Hit(
-                id=record.id,
+                id=identity,
                 score=value,
-                distance=1.0 - value if cosine else 0.0 - value,
-                text=record.text if text else None,
-                metadata=record.metadata if metadata else None,
+                distance=best - value,
+                text=words if text else None,
+                metadata=values if metadata else None,
                 vector=vector,
-                order=record.order,
+                order=order,
             )
-            for value, record, vector in zip(scores, found, vectors, strict=True)
+            for value, order, (_, identity, words, values), vector in zip(
+                scores, orders, found, vectors, strict=True
+            )
         ]

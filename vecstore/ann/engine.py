@@ -66,6 +66,10 @@ class Found:
     counts: NDArray[np.int64]
     stats: NDArray[np.int64]
 
+    def part(self, part: slice) -> Found:
+        """What belongs to some of the queries."""
+        return Found(self.orders[part], self.scores[part], self.counts[part], self.stats[part])
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -94,131 +98,120 @@ def view(snapshot: Snapshot, entry: Entry, state: State, found: Index) -> View:
     return known
 
 
-def search(
-    snapshot: Snapshot,
-    entry: Entry,
-    state: State,
-    seen: View,
-    mask: Words,
-    wide: NDArray[np.float64],
-    k: int,
-    budget: Budget,
-    *,
-    threads: int = 1,
-) -> Found:
-    """Find the k nearest of the rows of a mask.
+class Job:
+    """A way to search one version of the file; its queries share all but themselves.
 
     Args:
-        snapshot: Where to read.
         entry: The collection.
         state: Its counters.
         seen: Its index.
         mask: uint64 (blocks,), the rows that may be found.
-        wide: float64 (m, dim), the queries; under cosine of unit length.
-        k: How many.
+        k: How many are wanted.
         budget: How far to go.
-        threads: How many threads may share the queries.
     """
-    run = compiled.ready() or plain.search
-    job = _Job(snapshot, entry, state, seen, mask, k, budget, run)
-    count = len(wide)
-    found = Found(
-        np.zeros((count, k), np.uint64),
-        np.zeros((count, k)),
-        np.zeros(count, np.int64),
-        np.zeros((count, plain.STAGES), np.int64),
-    )
-    shares = min(threads, count // QUERIES_A_THREAD)
-    if shares < 2:
-        job.run(wide, found, slice(0, count))
-        return found
-    edges = np.linspace(0, count, shares + 1).astype(int).tolist()
-    with ThreadPoolExecutor(shares) as pool:
-        parts = [slice(*edge) for edge in itertools.pairwise(edges)]
-        list(pool.map(lambda part: job.run(wide, found, part), parts))
-    return found
-
-
-class _Job:
-    """One search: the arguments that its calls share."""
 
     def __init__(
-        self,
-        snapshot: Snapshot,
-        entry: Entry,
-        state: State,
-        seen: View,
-        mask: Words,
-        k: int,
-        budget: Budget,
-        run: Callable[..., int],
+        self, entry: Entry, state: State, seen: View, mask: Words, k: int, budget: Budget
     ) -> None:
-        self.snapshot, self.entry, self.state = snapshot, entry, state
-        self.model, self.seen, self.mask, self.k = seen.index.model, seen, mask, k
-        self.tail_mask = mask & seen.tail_words if len(seen.tail) else mask
-        self.call = run
+        self.entry, self.state, self.k = entry, state, k
+        self.model = model = seen.index.model
         # Threads share the snapshot, which is one transaction.
         self.filling = threading.Lock()
         integers = np.zeros(plain.INTEGERS, np.int64)
         integers[plain.DIM] = entry.spec.dim
-        integers[plain.GROUPS] = self.model.groups
-        integers[plain.OFFSETS] = self.model.offsets
-        integers[plain.LISTS] = self.model.lists
+        integers[plain.GROUPS] = model.groups
+        integers[plain.OFFSETS] = model.offsets
+        integers[plain.LISTS] = model.lists
         integers[plain.K] = k
         integers[plain.ROOM] = ROOM + ROOM_EACH * k
         integers[plain.METRIC] = METRICS[entry.spec.metric]
         integers[plain.PRECISION] = entry.form.code
         integers[plain.LEAST] = budget.least
-        integers[plain.MOST] = self.model.lists
-        self.integers = integers
-        self.floats = np.array([budget.gap, budget.reach, budget.slack], np.float32)
+        integers[plain.MOST] = model.lists
+        self.learnt = (
+            integers,
+            np.array([budget.gap, budget.reach, budget.slack], np.float32),
+            model.reduction.values,
+            model.reduction.scales,
+            model.rotation.values,
+            model.rotation.scales,
+            model.centroids.values,
+            model.centroids.scales,
+            model.bias,
+            model.patterns,
+        )
+        self.masks = (seen.tail, mask, mask & seen.tail_words if len(seen.tail) else mask)
+        self.tables: tuple[NDArray[np.uint64], ...] | None = None
 
-    def run(self, wide: NDArray[np.float64], found: Found, part: slice) -> None:
-        """Answer some of the queries."""
-        queries = wide[part].astype(np.float32)
-        model, missing = self.model, np.zeros(2 + MISSING, np.int64)
-        none: NDArray[np.intp] = np.zeros(0, np.intp)
-        with self.filling:
-            lists, blocks, codes = self.lists(none), self.blocks(none), self.codes(none)
+    def search(self, snapshot: Snapshot, wide: NDArray[np.float64], *, threads: int = 1) -> Found:
+        """Find the nearest rows.
+
+        Args:
+            snapshot: Where to read; of the version that the job was made for.
+            wide: float64 (m, dim), the queries; under cosine of unit length.
+            threads: How many threads may share the queries.
+        """
+        call = compiled.ready() or plain.search
+        count = len(wide)
+        found = Found(
+            np.empty((count, self.k), np.uint64),
+            np.empty((count, self.k)),
+            np.zeros(count, np.int64),
+            np.zeros((count, plain.STAGES), np.int64),
+        )
+        shares = min(threads, count // QUERIES_A_THREAD)
+        if shares < 2:
+            self._run(snapshot, call, wide, found)
+            return found
+        edges = np.linspace(0, count, shares + 1).astype(int).tolist()
+        parts = [slice(*edge) for edge in itertools.pairwise(edges)]
+        with ThreadPoolExecutor(shares) as pool:
+            list(pool.map(lambda p: self._run(snapshot, call, wide[p], found.part(p)), parts))
+        return found
+
+    def _run(
+        self, snapshot: Snapshot, call: Callable[..., int], wide: NDArray[np.float64], found: Found
+    ) -> None:
+        queries = wide.astype(np.float32)
+        centred = self.model.centred(queries)
+        missing = np.empty(2 + MISSING, np.int64)
         first = 0
-        while first < len(queries):
-            first = self.call(
+        while True:
+            tables = self.tables or self._fill(snapshot, missing, plain.NOTHING)
+            first = call(
                 queries,
-                model.centred(queries),
-                wide[part],
-                self.integers,
-                self.floats,
-                model.reduction.values,
-                model.reduction.scales,
-                model.rotation.values,
-                model.rotation.scales,
-                model.centroids.values,
-                model.centroids.scales,
-                model.bias,
-                model.patterns,
-                lists,
-                blocks,
-                codes,
-                self.seen.tail,
-                self.mask,
-                self.tail_mask,
-                found.orders[part],
-                found.scores[part],
-                found.counts[part],
-                found.stats[part],
+                centred,
+                wide,
+                *self.learnt,
+                *tables,
+                *self.masks,
+                found.orders,
+                found.scores,
+                found.counts,
+                found.stats,
                 missing,
                 first,
             )
-            wanted = np.unique(missing[2 : 2 + missing[1]])
-            with self.filling:
-                if missing[0] == plain.LIST:
-                    lists = self.lists(wanted)
-                elif missing[0] == plain.CODES:
-                    codes = self.codes(wanted)
-                elif missing[0] == plain.BLOCK:
-                    blocks = self.blocks(wanted)
+            if first == len(queries):
+                return
+            self._fill(snapshot, missing, int(missing[0]))
 
-    def lists(self, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
+    def _fill(
+        self, snapshot: Snapshot, missing: NDArray[np.int64], kind: int
+    ) -> tuple[NDArray[np.uint64], ...]:
+        """The tables of lists, blocks and codes, with what was missing in one of them."""
+        none: NDArray[np.intp] = np.zeros(0, np.intp)
+        wanted = none if kind == plain.NOTHING else np.unique(missing[2 : 2 + missing[1]])
+        with self.filling:
+            tables = (
+                self.lists(snapshot, wanted if kind == plain.LIST else none),
+                self.blocks(snapshot, wanted if kind == plain.BLOCK else none),
+                self.codes(snapshot, wanted if kind == plain.CODES else none),
+            )
+            self.tables = tables
+        return tables
+
+    def lists(self, snapshot: Snapshot, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
         """The table of lists, filled for some of them."""
         number, model = self.entry.number, self.model
 
@@ -226,9 +219,9 @@ class _Job:
             index_layout.check_codes(value, number, LIST, which, model.groups, model.offsets)
 
         prefix = layout.collection_key(number)
-        return self.snapshot.addresses("lists", prefix, wanted, model.lists, check)
+        return snapshot.addresses("lists", prefix, wanted, model.lists, check)
 
-    def codes(self, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
+    def codes(self, snapshot: Snapshot, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
         """The table of codes of blocks in the tail, filled for some of them."""
         number, model = self.entry.number, self.model
 
@@ -244,8 +237,8 @@ class _Job:
                 )
 
         prefix = layout.tier_prefix(number, CODE_TIER)
-        return self.snapshot.addresses("tiers", prefix, wanted, self.state.blocks, check)
+        return snapshot.addresses("tiers", prefix, wanted, self.state.blocks, check)
 
-    def blocks(self, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
+    def blocks(self, snapshot: Snapshot, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
         """The table of blocks, filled for some of them."""
-        return rows.table(self.snapshot, self.entry.number, self.state, self.entry.form, wanted)
+        return rows.table(snapshot, self.entry.number, self.state, self.entry.form, wanted)
