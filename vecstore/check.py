@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vecstore import catalog, layout, records, rows
+from vecstore.ann import verify
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError, NotFoundError, StoreError
 from vecstore.layout import BLOCK_ROWS, Packed, State
@@ -119,7 +120,7 @@ def _check_owners(reader: Reader, report: Report, database: str, numbers: set[in
     for key, _ in reader.items(database, b""):
         if len(key) < 4 or int.from_bytes(key[:4], "big") not in numbers:
             strangers += 1
-        elif database in ("lists", "index", "fields"):
+        elif database == "fields":
             report.add(database, f"key {key.hex()}: format {layout.FORMAT} keeps nothing here (2)")
     if strangers:
         report.add(database, f"{strangers} keys belong to no collection (2)")
@@ -141,6 +142,7 @@ class _CollectionCheck:
         self._check_ids()
         alive = self._check_live()
         self._check_blocks(alive)
+        verify.verify(self.reader, self.report, self.entry, self.state, alive)
 
     def _check_records(self) -> None:
         """Records are whole, and ids, orders and rows lead back to them (3, 4)."""
@@ -197,7 +199,11 @@ class _CollectionCheck:
         """A block has a value if and only if a row of it lives; rows lead to records (4, 6, 7)."""
         present = set()
         prefix = layout.tier_prefix(self.number)
+        coded = layout.tier_prefix(self.number, layout.CODE_TIER)
         for key, value in self.reader.items("tiers", layout.collection_key(self.number)):
+            if key.startswith(coded):
+                # The index has its own check.
+                continue
             if not key.startswith(prefix) or len(key) != len(prefix) + 4:
                 self.report.add(self.where, f"tiers: key {key.hex()} is not expected (6)")
                 continue

@@ -7,6 +7,7 @@ their own transaction. A listed block that died keeps its number until no list n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -22,7 +23,7 @@ from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.index_layout import LISTED, MODEL, NO_LIST, PLAN
 from vecstore.layout import BLOCK_ROWS, CODE_BLOCK, CODE_TIER, LIST, PART_ROWS, Packed, State
-from vecstore.rows import Rows, RowWriter, Words
+from vecstore.rows import PART_WORDS, Rows, RowWriter, Words
 from vecstore.store import Reader, Snapshot, Transaction
 from vecstore.vectors import Vectors, widen
 
@@ -56,70 +57,105 @@ class Index:
 
 def kind(reader: Reader, number: int) -> Kind:
     """The kind of index that was asked for."""
-    value = reader.get("index", index_layout.index_key(number, PLAN))
-    return "auto" if value is None else _plan(value, number)["kind"]
+    plan = _read_plan(reader, number)
+    return "auto" if plan is None else plan["kind"]
 
 
-def _plan(value: bytes | memoryview, number: int) -> dict[str, Any]:
+def _read_plan(reader: Reader, number: int) -> dict[str, Any] | None:
+    """What an index was planned to be; None if nobody cared."""
     where = f"index: plan of collection {number}"
+    value = reader.get("index", index_layout.index_key(number, PLAN))
+    if value is None:
+        return None
     plan = layout.unpack_meta(value, where)
     if plan.get("kind") not in KINDS:
         raise CorruptionError(f"{where}: {plan.get('kind')!r} is no kind of index")
+    if plan.get("edition") is not None:
+        try:
+            _check_plan(plan)
+        except (KeyError, ValueError, TypeError) as error:
+            raise CorruptionError(f"{where}: cannot be read: {error!r}") from error
     return plan
+
+
+def _check_plan(plan: dict[str, Any]) -> None:
+    """Raise an error if the plan of an index that is there is none."""
+    trained, budgets = plan["trained"], plan["budgets"]
+    if not isinstance(plan["edition"], bytes) or not isinstance(trained, int) or trained < 0:
+        raise ValueError(f"edition {plan['edition']!r}, trained with {trained!r} rows")
+    levels = len(budgets["levels"])
+    numbers = [np.array([*budgets["levels"], budgets["gap"]], np.float64)]
+    for size, curve in budgets["sizes"].items():
+        numbers.append(np.array(curve, np.float64))
+        if int(size) < 1 or numbers[-1].shape != (levels, 3):
+            raise ValueError(f"a curve of {numbers[-1].shape} for {size!r} hits")
+    if len(numbers) < 2 or not all(np.isfinite(part).all() for part in numbers):
+        raise ValueError(f"{len(numbers) - 1} curves, or numbers that are not finite")
 
 
 def load(reader: Reader, entry: Entry, state: State) -> Index | None:
     """The index of a collection, or None while it has none."""
     if not isinstance(reader, Snapshot):
-        return _load(reader, entry, state)
+        return _load(reader, entry, state, _known_model)
     key = ("index", entry.number)
     if key not in reader.cache:
-        reader.cache[key] = _load(reader, entry, state)
+        reader.cache[key] = _load(reader, entry, state, _known_model)
     index: Index | None = reader.cache[key]
     return index
 
 
-def _load(reader: Reader, entry: Entry, state: State) -> Index | None:
-    value = reader.get("index", index_layout.index_key(entry.number, PLAN))
-    if value is None:
-        return None
-    plan = _plan(value, entry.number)
-    if plan.get("edition") is None:
+def load_anew(reader: Reader, entry: Entry, state: State) -> Index | None:
+    """The index as the file has it: all of it is read and verified, nothing is remembered."""
+    return _load(reader, entry, state, _read_model)
+
+
+def _load(
+    reader: Reader, entry: Entry, state: State, model: Callable[[Reader, Entry, bytes], Model]
+) -> Index | None:
+    plan = _read_plan(reader, entry.number)
+    if plan is None or plan.get("edition") is None:
         return None
     return Index(
         plan["kind"],
         plan["edition"],
         plan["trained"],
         plan["budgets"],
-        _load_model(reader, entry, plan["edition"]),
-        _load_listed(reader, entry.number, state.blocks),
+        model(reader, entry, plan["edition"]),
+        _read_listed(reader, entry.number, state.blocks),
     )
 
 
-def _load_model(reader: Reader, entry: Entry, edition: bytes) -> Model:
+def _known_model(reader: Reader, entry: Entry, edition: bytes) -> Model:
+    """As `_read_model`, but remembered from version to version."""
     kept = reader.store.tables.kept
-    found: Model | None = kept.get(edition)
+    # The number too: a plan under a wrong key must not lead to another collection's model.
+    name = layout.collection_key(entry.number) + edition
+    found: Model | None = kept.get(name)
     if found is None:
-        where = f"index: model of collection {entry.number}"
-        value = reader.get("index", index_layout.index_key(entry.number, MODEL))
-        if value is None:
-            raise CorruptionError(f"{where} is missing")
-        values, arrays = index_layout.unpack_bundle(value, entry.number, where)
-        try:
-            if values["edition"] != edition:
-                raise CorruptionError(f"{where}: edition {values['edition'].hex()} is another")
-            metric = entry.spec.metric
-            found = models.from_parts(metric, values, arrays)
-            models.check(found, entry.spec.dim)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise CorruptionError(f"{where}: cannot be read: {error!r}") from error
+        found = _read_model(reader, entry, edition)
         for oldest in list(kept)[: len(kept) + 1 - MODELS_KEPT]:
             kept.pop(oldest, None)
-        kept[edition] = found
+        kept[name] = found
     return found
 
 
-def _load_listed(reader: Reader, number: int, blocks: int) -> NDArray[np.bool_]:
+def _read_model(reader: Reader, entry: Entry, edition: bytes) -> Model:
+    where = f"index: model of collection {entry.number}"
+    value = reader.get("index", index_layout.index_key(entry.number, MODEL))
+    if value is None:
+        raise CorruptionError(f"{where} is missing")
+    values, arrays = index_layout.unpack_bundle(value, entry.number, where)
+    try:
+        if values["edition"] != edition:
+            raise ValueError(f"its edition is {values['edition']!r}, the plan's is {edition!r}")
+        found = models.from_parts(entry.spec.metric, values, arrays)
+        models.check(found, entry.spec.dim)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CorruptionError(f"{where}: cannot be read: {error!r}") from error
+    return found
+
+
+def _read_listed(reader: Reader, number: int, blocks: int) -> NDArray[np.bool_]:
     where = f"index: listed blocks of collection {number}"
     value = reader.get("index", index_layout.index_key(number, LISTED))
     data = b"" if value is None else layout.unpack_checked(value, where)
@@ -169,15 +205,30 @@ def save_listed(txn: Transaction, number: int, listed: NDArray[np.bool_]) -> Non
     txn.put("index", index_layout.index_key(number, LISTED), layout.pack_checked(data))
 
 
-def read_lists_of_rows(reader: Reader, number: int, blocks: int) -> NDArray[np.uint32]:
-    """The list of every row, uint32 (blocks * 64,); NO_LIST for rows in none. A copy."""
-    column = np.full(blocks * BLOCK_ROWS, NO_LIST, np.uint32)
+def read_lists_of_rows(reader: Reader, number: int, found: Index) -> NDArray[np.uint32]:
+    """The list of every row, uint32 (blocks * 64,); NO_LIST for rows in none. A copy.
+
+    Raises:
+        CorruptionError: It is damaged, or names other blocks than those that are listed.
+    """
+    where = f"index: lists of the rows of collection {number}"
+    column = np.full(len(found.listed) * BLOCK_ROWS, NO_LIST, np.uint32)
     for part in range(-(-len(column) // PART_ROWS)):
         value = reader.get("index", index_layout.list_part_key(number, part))
         if value is not None:
             place = column[part * PART_ROWS : (part + 1) * PART_ROWS]
             place[:] = index_layout.unpack_list_part(value, number, part)[: len(place)]
+    if ((column >= found.model.lists) & (column != NO_LIST)).any():
+        raise CorruptionError(f"{where}: there are no more than {found.model.lists} lists")
+    if (blocks_listed(column) != found.listed).any():
+        raise CorruptionError(f"{where}: blocks that are listed are in no list, or the reverse")
     return column
+
+
+def blocks_listed(column: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """The blocks of which a row is in a list, bool (blocks,), by the list of every row."""
+    listed: NDArray[np.bool_] = (column.reshape(-1, BLOCK_ROWS) != NO_LIST).any(axis=1)
+    return listed
 
 
 def save_lists_of_rows(
@@ -265,6 +316,13 @@ class IndexedRows(RowWriter):
                 self._txn.delete("tiers", layout.block_key(self._collection, block, CODE_TIER))
         if self._fresh:
             self._code(self._index.model)
+
+    def trim(self) -> None:
+        """Give back the numbers of dead blocks at the end, after `finish`."""
+        before = self._state.blocks
+        super().trim()
+        for part in range(*(-(-blocks // PART_WORDS) for blocks in (self._state.blocks, before))):
+            self._txn.delete("index", index_layout.list_part_key(self._collection, part))
 
     def _code(self, model: Model) -> None:
         rows = np.concatenate([part for part, _ in self._fresh])

@@ -104,7 +104,7 @@ def write(txn: Transaction, entry: Entry, state: State, kind: index.Kind, draft:
     inside[inside] = same[places[inside]] & living[draft.codes.rows[inside]]
     column = np.full(state.blocks * BLOCK_ROWS, NO_LIST, np.uint32)
     _write_lists(txn, number, draft, np.flatnonzero(inside), column)
-    listed = (column.reshape(-1, BLOCK_ROWS) != NO_LIST).any(axis=1)
+    listed = index.blocks_listed(column)
     made = Index(kind, edition(), draft.count, dict(draft.budgets), model, listed)
     parts = np.arange(-(-len(column) // PART_ROWS))
     index.save_lists_of_rows(txn, number, column, parts)
@@ -177,7 +177,7 @@ def read_codes(
     """Codes of all living rows, ascending, and the list of each; those of the tail are in none."""
     number, model = entry.number, found.model
     alive = rows.live(snapshot, number, state)
-    column = index.read_lists_of_rows(snapshot, number, state.blocks)
+    column = index.read_lists_of_rows(snapshot, number, found)
     living = _bits(alive)
     column[~living] = NO_LIST
     parts, lists = [codes.empty(model.groups)], [np.zeros(0, np.intp)]
@@ -211,7 +211,7 @@ class _Upkeep:
         self.number = entry.number
         self.alive = rows.live(txn, self.number, state)
         self.living = _bits(self.alive)
-        self.column = index.read_lists_of_rows(txn, self.number, state.blocks)
+        self.column = index.read_lists_of_rows(txn, self.number, found)
         self.changed: dict[int, Codes] = {}
         self.parts: set[int] = set()
         self.centres = self.model.centres.copy()
@@ -333,7 +333,7 @@ class _Upkeep:
         model, number = self.current(), self.number
         for which, found in sorted(self.changed.items()):
             index.save_list(self.txn, number, model, which, found)
-        listed = (self.column.reshape(-1, BLOCK_ROWS) != NO_LIST).any(axis=1)
+        listed = index.blocks_listed(self.column)
         for block in self.moved:
             self.txn.delete("tiers", layout.block_key(number, block, CODE_TIER))
         made = replace(self.index, model=model, listed=listed)

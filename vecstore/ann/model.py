@@ -270,10 +270,21 @@ def check(model: Model, dim: int) -> None:
     for name, (found, wanted) in parts.items():
         if found != wanted:
             raise ValueError(f"{name} is {found}, not {wanted}")
-    for name in ("reduction", "rotation", "centroids"):
-        matrix: Matrix = getattr(model, name)
-        shape = (_fill(matrix.rows, ROWS_AT_ONCE), _fill(matrix.columns, COLUMNS_AT_ONCE))
-        if matrix.values.shape != shape or matrix.scales.shape != shape[:1]:
-            raise ValueError(f"{name} has shape {matrix.values.shape}, not {shape}")
     if model.bits not in codes.BITS or not 0 < model.rotation.rows <= dim:
         raise ValueError(f"{model.bits} bits of {model.rotation.rows} dims")
+    if not 0 < model.reduction.rows <= dim:
+        raise ValueError(f"centroids of {model.reduction.rows} dims")
+    for name in ("reduction", "rotation", "centroids"):
+        _check_matrix(name, getattr(model, name))
+    if model.mean.dtype != np.float32 or not np.isfinite(model.mean).all():
+        raise ValueError(f"a mean of {model.mean.dtype}, or one that is not finite")
+
+
+def _check_matrix(name: str, matrix: Matrix) -> None:
+    shape = (_fill(matrix.rows, ROWS_AT_ONCE), _fill(matrix.columns, COLUMNS_AT_ONCE))
+    if matrix.values.shape != shape or matrix.scales.shape != shape[:1]:
+        raise ValueError(f"{name} has shape {matrix.values.shape}, not {shape}")
+    if matrix.values.dtype != np.int8 or matrix.scales.dtype != np.float32:
+        raise ValueError(f"{name} is of {matrix.values.dtype} and {matrix.scales.dtype}")
+    if not np.isfinite(matrix.scales).all():
+        raise ValueError(f"{name} has a scale that is not finite")

@@ -1,0 +1,244 @@
+"""Is an index as docs/layout.md says? Compares lists, codes and what names them with the rows.
+
+The numbers in brackets are those of the invariants in docs/layout.md.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore import index_layout, layout, rows
+from vecstore.ann import codes, index
+from vecstore.ann.codes import Codes
+from vecstore.ann.index import Index
+from vecstore.ann.model import Model
+from vecstore.catalog import Entry
+from vecstore.index_layout import LISTED, MODEL, NO_LIST, NO_ROW, PLAN
+from vecstore.layout import (
+    BLOCK_ROWS,
+    CODE_BLOCK,
+    CODE_TIER,
+    LIST,
+    NO_BLOCK,
+    PART_ROWS,
+    TILE_ROWS,
+    State,
+)
+from vecstore.rows import Words
+from vecstore.store import Reader
+from vecstore.vectors import Vectors, lengths
+
+# Rows whose codes are made again.
+SAMPLE, SEED = 64, 20_240
+# Sums in another order may move a number over the edge between two levels: of so many groups one
+# may differ, and scales and offsets by so much. What is as small as rounding is not compared.
+GROUPS_A_FLIP, ERROR, ROUNDING = 16, 1e-3, 1e-5
+
+
+class Report(Protocol):
+    """Where problems are noted."""
+
+    def add(self, where: str, what: str) -> None:
+        """Note a problem."""
+
+    def guard(self, where: str) -> AbstractContextManager[None]:
+        """Note whatever damage stops the body of the with statement, and go on after it."""
+
+
+def verify(reader: Reader, report: Report, entry: Entry, state: State, alive: Words) -> None:
+    """Report everything that is wrong with the index of a collection, or with its absence.
+
+    Args:
+        reader: Where to read.
+        report: Where problems are noted.
+        entry: The collection.
+        state: Its counters.
+        alive: Its living rows, uint64 (blocks,).
+    """
+    where, found = f"index of collection {entry.spec.name!r}", None
+    with report.guard(where):
+        found = index.load_anew(reader, entry, state)
+        if found is None:
+            _check_absence(reader, report, entry.number, where)
+    if found is not None:
+        _IndexCheck(reader, report, entry, state, alive, found, where).run()
+
+
+def _check_absence(reader: Reader, report: Report, number: int, where: str) -> None:
+    """A collection without an index has at most the wish for one (9)."""
+    wish = index_layout.index_key(number, PLAN)
+    prefixes = {
+        "index": layout.collection_key(number),
+        "lists": layout.collection_key(number),
+        "tiers": layout.tier_prefix(number, CODE_TIER),
+    }
+    for database, prefix in prefixes.items():
+        strange = [key for key, _ in reader.items(database, prefix) if key != wish]
+        if strange:
+            what = f"{len(strange)} keys, such as {strange[0].hex()}, though there is no index (9)"
+            report.add(where, f"{database}: {what}")
+
+
+class _IndexCheck:
+    """The links between the parts of one index, and to the rows."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        report: Report,
+        entry: Entry,
+        state: State,
+        alive: Words,
+        found: Index,
+        where: str,
+    ) -> None:
+        self.reader, self.report, self.entry, self.state = reader, report, entry, state
+        self.number, self.index, self.model = entry.number, found, found.model
+        self.alive, self.where = alive, where
+        self.living = np.unpackbits(alive.view(np.uint8), bitorder="little").astype(bool)
+        # Rows whose codes could be read; and the list of each, NO_LIST for the tail.
+        self.readable = np.zeros(len(self.living), bool)
+        self.placed = np.full(len(self.living), NO_LIST, np.uint32)
+
+    def run(self) -> None:
+        """Check everything."""
+        self._check_keys()
+        with self.report.guard(self.where):
+            self._check_column(*self._read_lists())
+        self._check_tail()
+        with self.report.guard(self.where), np.errstate(all="ignore"):
+            self._check_sample()
+
+    def _add(self, what: str) -> None:
+        self.report.add(self.where, what)
+
+    def _check_keys(self) -> None:
+        """There is a list for each centroid, and nothing that belongs to none (9)."""
+        parts = range(-(-len(self.living) // PART_ROWS))
+        known = {index_layout.index_key(self.number, name) for name in (PLAN, MODEL, LISTED)}
+        known |= {index_layout.list_part_key(self.number, part) for part in parts}
+        lists = {index_layout.list_key(self.number, which) for which in range(self.model.lists)}
+        prefix = layout.collection_key(self.number)
+        for key, _ in self.reader.items("index", prefix):
+            if key not in known:
+                self._add(f"index: key {key.hex()} is not expected (9)")
+        there = {key for key, _ in self.reader.items("lists", prefix)}
+        for key in sorted(there - lists):
+            self._add(f"lists: key {key.hex()} is not expected (9)")
+        if lists - there:
+            self._add(f"lists: {len(lists - there)} of {len(lists)} are missing (9)")
+
+    def _read_lists(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows that lists name, and the list of each; lists that are damaged are left out."""
+        named, counts = [np.zeros(0, np.uint32)], np.zeros(self.model.lists, np.int64)
+        for which in range(self.model.lists):
+            with self.report.guard(self.where):
+                value = self.reader.get("lists", index_layout.list_key(self.number, which))
+                if value is not None:
+                    named.append(self._rows_of(value, which))
+                    counts[which] = len(named[-1])
+        for which in np.flatnonzero(self.model.closed & (counts > 0)).tolist():
+            self._add(f"list {which} is closed and names {counts[which]} rows (10)")
+        return np.concatenate(named).astype(np.int64), np.repeat(np.arange(len(counts)), counts)
+
+    def _rows_of(self, value: memoryview, which: int) -> NDArray[np.uint32]:
+        layout.verify_bulk(value, f"list {which}")
+        groups, offsets = self.model.groups, self.model.offsets
+        count = index_layout.check_codes(value, self.number, LIST, which, groups, offsets)
+        rows_ = index_layout.list_rows(value, -(-count // TILE_ROWS) * TILE_ROWS)
+        if (rows_[count:] != NO_ROW).any():
+            self._add(f"list {which} names rows beyond its last (10)")
+        return rows_[:count].copy()
+
+    def _check_column(self, named: NDArray[np.int64], lists: NDArray[np.int64]) -> None:
+        """Lists name the rows that the rows' lists name, once each (10); blocks are whole (11)."""
+        beyond = named >= len(self.living)
+        if beyond.any():
+            self._add(f"list {lists[beyond][0]} names row {named[beyond][0]}, which is not (10)")
+        named, lists = named[~beyond], lists[~beyond]
+        # One row in two lists stays with the last, which is enough for a sample.
+        self.placed[named], self.readable[named] = lists, True
+        column = index.read_lists_of_rows(self.reader, self.number, self.index)
+        times = np.bincount(named, minlength=len(column))
+        wrong = named[column[named] != lists]
+        self._add_rows(wrong, "in a list that is not theirs (10)")
+        self._add_rows(np.flatnonzero(times > 1), "in lists more than once (10)")
+        self._add_rows(np.flatnonzero((times == 0) & (column != NO_LIST)), "not in their list (10)")
+        loose = self.living & np.repeat(self.index.listed, BLOCK_ROWS) & (column == NO_LIST)
+        self._add_rows(np.flatnonzero(loose), "of blocks in lists, but in none (11)")
+        if self.state.open_block != NO_BLOCK and self.index.listed[self.state.open_block]:
+            self._add(f"block {self.state.open_block} is open and in lists (11)")
+
+    def _add_rows(self, found: NDArray[np.int64], what: str) -> None:
+        if len(found):
+            self._add(f"{len(found)} rows, such as {found[0]}, are {what}")
+
+    def _check_tail(self) -> None:
+        """Living blocks in no list, and no others, have codes of all that they hold (12)."""
+        tail, prefix = (
+            index.tail(self.index, self.alive),
+            layout.tier_prefix(self.number, CODE_TIER),
+        )
+        wanted, seen = set(tail.tolist()), set()
+        for key, value in self.reader.items("tiers", prefix):
+            block = int.from_bytes(key[len(prefix) :], "big")
+            if len(key) != len(prefix) + 4 or block not in wanted:
+                self._add(f"tiers: codes under key {key.hex()} are of no block in the tail (12)")
+                continue
+            seen.add(block)
+            with self.report.guard(self.where):
+                self._check_block(value, block)
+        for block in sorted(wanted - seen):
+            self._add(f"block {block} is in no list and has no codes (12)")
+
+    def _check_block(self, value: memoryview, block: int) -> None:
+        layout.verify_bulk(value, f"codes of block {block}")
+        groups, offsets, first = self.model.groups, self.model.offsets, block * BLOCK_ROWS
+        count = index_layout.check_codes(value, self.number, CODE_BLOCK, first, groups, offsets)
+        held = self.state.open_rows if block == self.state.open_block else BLOCK_ROWS
+        if count != held:
+            self._add(f"block {block} has codes of {count} of its {held} rows (12)")
+        self.readable[first : first + count] = True
+
+    def _check_sample(self) -> None:
+        """Codes are those that the model gives the vectors (13)."""
+        chosen = np.flatnonzero(self.readable & self.living)
+        chosen = np.random.default_rng(SEED).permutation(chosen)[:SAMPLE]
+        chosen = chosen[np.argsort(self.placed[chosen], kind="stable")]
+        if len(chosen) == 0:
+            return
+        form = self.entry.form
+        vectors = rows.gather(self.reader, self.number, self.state, form, chosen)[2]
+        lists = np.minimum(self.placed[chosen], self.model.lists).astype(np.intp)
+        made = self.model.encode(vectors, lists, chosen.astype(np.uint32))
+        stored = codes.join([self._stored(row) for row in chosen.tolist()])
+        wrong = chosen[_differ(self.model, vectors, made, stored)]
+        self._add_rows(wrong, f"of {len(chosen)} not coded as their vectors are (13)")
+
+    def _stored(self, row: int) -> Codes:
+        """The code of one row as it is in the file."""
+        which = int(self.placed[row])
+        if which == NO_LIST:
+            found = index.read_block_codes(self.reader, self.number, self.model, row >> 6)
+            return found.take(slice(row & 63, (row & 63) + 1))
+        found = index.read_list(self.reader, self.number, self.model, which)
+        return found.take(np.flatnonzero(found.rows == row)[:1])
+
+
+def _differ(model: Model, vectors: Vectors, made: Codes, stored: Codes) -> NDArray[np.bool_]:
+    """Which rows have other codes than were made again, bool (n,)."""
+    sizes = lengths(vectors) + float(np.linalg.norm(model.mean))
+    flipped = (made.groups != stored.groups).sum(axis=1)
+    scales, offsets = (
+        abs(getattr(made, name).astype(np.float64) - getattr(stored, name))
+        for name in ("scales", "offsets")
+    )
+    # Nothing is true of what is not a number.
+    same = (flipped <= 1 + made.groups.shape[1] // GROUPS_A_FLIP) & (scales <= ERROR * made.scales)
+    same |= made.scales * model.rotation.rows**0.5 <= ROUNDING * sizes
+    wrong: NDArray[np.bool_] = ~(same & (offsets <= ERROR * sizes**2))
+    return wrong
