@@ -127,7 +127,7 @@ def test_energy_of_zeros_is_zero():
 # orthogonal
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 64, 384, DENSE, DENSE + 1, 1536])
+@pytest.mark.parametrize("dim", [1, 2, 3, 64, 384, DENSE, DENSE + 1])
 def test_a_random_rotation_is_orthogonal(dim):
     matrix = rotation.orthogonal(dim, 5)
 
@@ -150,7 +150,7 @@ def test_a_random_rotation_prefers_no_direction():
     np.testing.assert_allclose((matrices**2).mean(axis=0), 1 / 3, atol=0.04)
 
 
-@pytest.mark.parametrize("dim", [600, DENSE + 1, 2500])
+@pytest.mark.parametrize("dim", [600, DENSE + 1, 1600])
 def test_a_rotation_spreads_every_axis_over_all_dims(dim):
     matrix = rotation.orthogonal(dim, 5).astype(np.float64) * np.sqrt(dim)
 
@@ -161,12 +161,12 @@ def test_a_rotation_spreads_every_axis_over_all_dims(dim):
 
 
 def test_a_rotation_of_blocks_keeps_no_trace_of_a_run_of_dims(rng):
-    dim = 2500
+    dim = 1600
     matrix = rotation.orthogonal(dim, 5)
     run = np.zeros(dim, np.float32)
     run[:300] = rng.standard_normal(300)
 
     turned = (matrix @ run).astype(np.float64)
 
-    parts = np.array([np.square(part).sum() for part in np.array_split(turned, 10)])
-    np.testing.assert_allclose(parts / parts.sum(), 0.1, atol=0.04)
+    parts = np.array([np.square(part).sum() for part in np.array_split(turned, 8)])
+    np.testing.assert_allclose(parts / parts.sum(), 1 / 8, atol=0.05)
