@@ -308,6 +308,7 @@ def test_hits_by_a_prefix_are_those_of_cut_vectors(
         vectors[rng.random(n) < 0.1, :dims] *= np.float32(1e-12)
         if dims < dim:
             vectors[rng.random(n) < 0.1, :dims] = 0
+            vectors[~vectors.any(axis=1), -1] = 1
         fill(collection, model, vectors)
         queries, where = rng.normal(size=(2, dim)).astype(np.float32), {"n": {"$lt": n // 2}}
         for query, hits in zip(queries, collection.search_many(queries, k, dims=dims), strict=True):
