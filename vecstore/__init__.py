@@ -33,13 +33,14 @@ from vecstore.errors import (
     VectorError,
 )
 from vecstore.filters import F, Filter
-from vecstore.hits import Hit, Hits, Plan, Record
+from vecstore.hits import Audit, Explanation, Hit, Hits, Plan, Record
 from vecstore.spec import CollectionSpec
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyExistsError",
+    "Audit",
     "ClosedError",
     "Collection",
     "CollectionSpec",
@@ -48,6 +49,7 @@ __all__ = [
     "Encoder",
     "EncoderError",
     "EncoderMismatchError",
+    "Explanation",
     "F",
     "Filter",
     "FilterError",

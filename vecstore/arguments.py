@@ -105,6 +105,12 @@ def check_recall(recall: Recall) -> None:
         raise UsageError(f'recall={show(recall)} must be "exact" or a number over 0 and at most 1')
 
 
+def check_share(recall: object) -> None:
+    """Raise UsageError for what is no number over 0 and at most 1."""
+    if not 0 < _number(recall) <= 1:
+        raise UsageError(f"recall={show(recall)} must be a number over 0 and at most 1")
+
+
 def check_threads(threads: int | None) -> int:
     """How many threads may be used; for None as many as the process has processors."""
     if threads is not None:

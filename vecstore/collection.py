@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from vecstore import (
     arguments,
+    audit,
     bars,
     catalog,
+    explain,
     fields,
     filters,
     ingest,
     layout,
+    maintenance,
     records,
     rows,
     search,
 )
+from vecstore.ann.index import Kind
 from vecstore.arguments import Where
 from vecstore.catalog import Entry
-from vecstore.encoders import Encoder
-from vecstore.errors import EncoderMismatchError, NotFoundError, UsageError, VecstoreError
+from vecstore.errors import NotFoundError, UsageError
 from vecstore.filters import Filter
-from vecstore.hits import Hit, Hits, Record
+from vecstore.handle import Handle
+from vecstore.hits import Audit, Explanation, Hit, Hits, Record
 from vecstore.planner import Recall
 from vecstore.records import Stored
 from vecstore.search import Request
-from vecstore.spec import CollectionSpec, Id, Include, check_id, is_id, show
+from vecstore.spec import Id, Include, check_id, is_id, show
 from vecstore.store import Reader, Transaction
-from vecstore.vectors import Bits, Vectors, as_queries, as_query, check_lengths, prefixes, unpack
+from vecstore.vectors import Bits, Vectors, as_queries, unpack
 
-T = TypeVar("T")
 DEFAULT_INCLUDE: tuple[Include, ...] = ("text", "metadata")
 DEFAULT_RECALL = 0.95
 BATCH = 1000
@@ -43,56 +46,12 @@ BATCH = 1000
 PAGE = 256
 
 
-class Source(Protocol):
-    """Where a collection reads and writes: a database, or a view of one."""
-
-    def reading(self) -> contextlib.AbstractContextManager[Reader]:
-        """A transaction to read in."""
-
-    def writing(self, work: Callable[[Transaction], T], timeout: float | None) -> T:
-        """Run work in a write transaction and commit it."""
-
-    def encoder(self, uid: bytes) -> Encoder:
-        """The encoder that was given for a collection, or else the bundled one."""
-
-    def wrote(self, number: int, uid: bytes) -> None:
-        """Take note that a collection was written to, to keep its index up to date."""
-
-
-class Collection:
+class Collection(Handle):
     """Records of one kind: vectors of one dimension under one metric. Made by `db.collection`.
 
     Texts are embedded by the collection's encoder, outside any transaction. Every method that
     writes is one transaction: it happens whole or not at all.
     """
-
-    def __init__(self, source: Source, entry: Entry) -> None:
-        self._source = source
-        self._number = entry.number
-        self._uid = entry.uid
-        # All of a spec but its name is fixed for the life of a collection.
-        self._declared = entry.spec
-
-    # What it is
-
-    @property
-    def spec(self) -> CollectionSpec:
-        """The collection's declaration."""
-        with self._source.reading() as reader:
-            return self._entry(reader).spec
-
-    @property
-    def name(self) -> str:
-        """The collection's name."""
-        return self.spec.name
-
-    def __repr__(self) -> str:
-        try:
-            spec = self.spec
-        except VecstoreError as error:
-            return f"<Collection that cannot be read: {error}>"
-        encoder = "" if spec.encoder is None else f", encoder={spec.encoder!r}"
-        return f"<Collection {spec.name!r} dim={spec.dim} metric={spec.metric!r}{encoder}>"
 
     def __len__(self) -> int:
         return self.count()
@@ -106,11 +65,17 @@ class Collection:
             return records.find(reader, self._entry(reader).number, check_id(value)) is not None
 
     def stats(self) -> dict[str, Any]:
-        """Return counts and sizes: records, rows, dead rows, bytes of vectors, the spec."""
+        """Return counts and sizes: records, dead rows, bytes of vectors, the spec, the index.
+
+        Of the index: the kind that is wanted ("index"), "lists", how many rows there were when it
+        was trained ("trained_rows"), how many are in none of the lists ("tail_rows"), and the
+        bytes of their codes ("index_bytes"); zeros while there is none.
+        """
         with self._source.reading() as reader:
             entry = self._entry(reader)
             state = catalog.state(reader, entry.number)
             blocks = int(np.count_nonzero(rows.live(reader, entry.number, state)))
+            found = explain.stats(reader, entry, state)
         held = blocks * layout.BLOCK_ROWS
         if state.open_block != layout.NO_BLOCK:
             held -= layout.BLOCK_ROWS - state.open_rows
@@ -120,6 +85,7 @@ class Collection:
             "dead_rows": held - state.records,
             "blocks": blocks,
             "vector_bytes": state.records * entry.form.row_bytes,
+            **found,
         }
 
     # Writing
@@ -390,11 +356,7 @@ class Collection:
         request = arguments.request(
             k, where, min_score, offset, after, include, recall, self._prefix(dims)
         )
-        if isinstance(query, str):
-            vectors: Vectors | Bits = self._embed([query])
-        else:
-            vectors = as_query(query, self._declared, request.dims)
-        return self._search(vectors, request)[0]
+        return self._search(self._query(query, request), request)[0]
 
     def search_many(
         self,
@@ -444,10 +406,138 @@ class Collection:
             vectors = as_queries(queries, self._declared, request.dims)
         return self._search(vectors, request)
 
-    # Inside
+    # The index
 
-    def _entry(self, reader: Reader) -> Entry:
-        return catalog.read(reader, self._number, self._uid)
+    def explain(
+        self,
+        query: str | ArrayLike,
+        k: int = 10,
+        *,
+        where: Where = None,
+        min_score: float | None = None,
+        offset: int = 0,
+        after: Hit | None = None,
+        include: Iterable[Include] = DEFAULT_INCLUDE,
+        recall: Recall = DEFAULT_RECALL,
+        dims: int | None = None,
+    ) -> Explanation:
+        """Search as `search` does, with the same arguments, and return how it was done.
+
+        Returns:
+            The plan and its reason, what was scanned and compared, the milliseconds of each
+            stage, and the hits. It prints as a table.
+        """
+        request = arguments.request(
+            k, where, min_score, offset, after, include, recall, self._prefix(dims)
+        )
+        begun = time.perf_counter()
+        vectors = self._checked(self._query(query, request), request)
+        spent = 1000 * (time.perf_counter() - begun) if isinstance(query, str) else None
+        with self._source.reading() as reader:
+            return explain.run(reader, self._entry(reader), vectors, request, spent)
+
+    def audit(
+        self,
+        k: int = 10,
+        sample: int = 200,
+        *,
+        recall: float = DEFAULT_RECALL,
+        where: Where = None,
+        recalibrate: bool = False,
+        progress: bool | None = None,
+        timeout: float | None = None,
+    ) -> Audit:
+        """Measure the recall of searches now, by comparing them with exact ones.
+
+        The queries are stored records, whose neighbours are then other records, and the vectors
+        that were searched for lately in this process. The exact answers take about as long as that
+        many searches with `recall="exact"`.
+
+        Args:
+            k: How many neighbours of each query.
+            sample: How many records to ask for; all of them if there are fewer.
+            recall: The recall that is wanted of the searches, over 0 and at most 1.
+            where: Ask for, and among, the records that satisfy a filter.
+            recalibrate: First measure anew how far searches have to go, and store that.
+            progress: Show a progress bar on stderr; by default if that is a terminal.
+            timeout: Seconds to wait for the right to write, where `recalibrate` is given.
+
+        Returns:
+            The mean recall, a lower bound of it, and whether it reaches what is wanted.
+
+        Raises:
+            ReadOnlyError: The file is read-only, and `recalibrate` was given.
+            StoreError: Inside `db.transaction()`, and `recalibrate` was given.
+        """
+        arguments.check_share(recall)
+        size = arguments.whole(sample, "sample", 1)
+        request = arguments.request(k, where, None, 0, None, (), recall, None)
+        real = self._recent_queries()
+        with bars.sharing(progress, "measuring") as tell:
+            if recalibrate:
+                entry = self._outside("measures in a snapshot and then writes")
+                maintenance.calibrate(self._source, entry, real=real, timeout=timeout)
+            with self._source.reading() as reader:
+                return audit.run(reader, self._entry(reader), request, size, real, tell)
+
+    def optimize(
+        self, *, progress: bool | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Bring the collection and its index into their best state, which may take long.
+
+        Sparse blocks are repacked, all rows get into lists, the lists are trained anew if the
+        collection has changed much since, and how far searches have to go is measured anew, also
+        with the queries that were asked lately in this process. Others may read and write
+        meanwhile.
+
+        Args:
+            progress: Show a progress bar on stderr; by default if that is a terminal.
+            timeout: Seconds to wait for the right to write, each time.
+
+        Returns:
+            "trained" and "calibrated" (whether that was done), "lists" (how many there are) and
+            "seconds".
+
+        Raises:
+            ReadOnlyError: The file, or this view of it, only reads.
+            StoreError: Inside `db.transaction()`.
+        """
+        begun = time.perf_counter()
+        entry, real = self._outside("optimizes in steps"), self._recent_queries()
+        with bars.sharing(progress, "optimizing") as tell:
+            report = maintenance.optimize(
+                self._source, entry.number, entry.uid, real=real, progress=tell, timeout=timeout
+            )
+        return {**report, "seconds": time.perf_counter() - begun}
+
+    def reindex(
+        self, kind: Kind, *, progress: bool | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Give the collection another kind of index, and make it; the records stay as they are.
+
+        Args:
+            kind: "auto", "flat", "hash" or "ivf", as for `db.collection`.
+            progress: Show a progress bar on stderr; by default if that is a terminal.
+            timeout: Seconds to wait for the right to write, each time.
+
+        Returns:
+            What `optimize` returns.
+
+        Raises:
+            SpecError: There is no such kind, or not under this metric.
+            ReadOnlyError: The file, or this view of it, only reads.
+            StoreError: Inside `db.transaction()`.
+        """
+        maintenance.check_kind(kind, self._declared.metric)
+        self._outside("replaces an index in steps")
+
+        def work(txn: Transaction) -> None:
+            maintenance.set_kind(txn, self._entry(txn), kind)
+
+        self._source.writing(work, timeout)
+        return self.optimize(progress=progress, timeout=timeout)
+
+    # Inside
 
     def _store(
         self,
@@ -460,35 +550,9 @@ class Collection:
         self._source.wrote(self._number, self._uid)
         return ready.ids
 
-    def _encoder(self) -> Encoder:
-        spec = self._declared
-        if spec.encoder is None:
-            raise UsageError(
-                f"collection {spec.name!r} holds bare vectors (dim={spec.dim}) and has no encoder"
-                " for texts: give vectors"
-            )
-        encoder = self._source.encoder(self._uid)
-        if encoder.fingerprint != spec.fingerprint:
-            raise EncoderMismatchError(
-                f"collection {spec.name!r} was made with encoder {spec.encoder!r}"
-                f" ({spec.fingerprint}), not with {encoder.name!r} ({encoder.fingerprint}); pass"
-                " its own to db.collection(name, encoder=...)"
-            )
-        return encoder
-
-    def _embed(self, texts: list[Any]) -> Vectors:
-        for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise UsageError(f"query {i} is {show(text)}: it must be a text that is not empty")
-        return ingest.embed(self._declared, texts, self._encoder(), "query")
-
-    def _prefix(self, dims: int | None) -> int | None:
-        return None if dims is None else self._declared.check_dims(arguments.whole(dims, "dims", 1))
-
     def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:
-        vectors = prefixes(vectors, request.dims)
-        if self._declared.metric != "hamming":
-            check_lengths(vectors, self._declared.metric, "query")
+        vectors = self._checked(vectors, request)
+        self._remember(vectors, request)
         with self._source.reading() as reader:
             return search.run(reader, self._entry(reader), vectors, request)
 

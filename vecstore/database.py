@@ -189,7 +189,8 @@ class Database:
             NotFoundError: The file is read-only and has no such collection.
         """
         check_name(name)
-        maintenance.check_kind(index, metric)
+        if index is not None:
+            maintenance.check_kind(index, metric)
         sizes = _check_mrl(mrl)
         given = None if encoder is None else encoders.resolve(encoder)
         with self.reading() as reader:

@@ -1,10 +1,10 @@
-"""What comes back? Records, hits, and the plan by which hits were found. All own their memory."""
+"""What comes back? Records, hits, how they were found, how good they are. All own their memory."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -16,6 +16,7 @@ from vecstore.spec import Id
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    from rich.table import Table
 
 # Columns of a printed table, and letters of a value that are looked at for it.
 WIDTH = 110
@@ -181,7 +182,6 @@ class Hits(Sequence[Hit]):
         return f"Hits({self.ids!r}, complete={self.complete!r})"
 
     def __str__(self) -> str:
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
@@ -200,10 +200,132 @@ class Hits(Sequence[Hit]):
         for hit, row in zip(self._hits, rows, strict=True):
             cut = (_shorten(value, width) for value, width in zip(row, widths, strict=True))
             table.add_row(f"{hit.score:.4f}", *map(Text, cut))
-        out = io.StringIO()
-        # Wide enough that nothing is left for the table to cut: it would begin with the ids.
-        Console(file=out, width=4 * WIDTH, color_system=None).print(table)
-        return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))
+        return _printed(table)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """How one search was carried out, and what it took; prints as a table.
+
+    Attributes:
+        method: "scan" (every row), "rows" (the matching rows only), "index" or "none".
+        reason: Why this method, in a sentence.
+        index: The kind of index that the collection is to have.
+        lists: Lists of the index in all.
+        lists_scanned: Lists whose codes were scanned.
+        rows: Living rows of the collection.
+        allowed: Rows that the filter lets through.
+        tail: Living rows that are in no list; every search through the index scans them.
+        scanned: Rows whose codes were scanned, in whole tiles of 32.
+        compared: Rows whose vectors were compared.
+        expected_recall: The recall that the plan was chosen for; 1.0 for an exact method.
+        answered_by: "compiled" or "numpy".
+        kernels: What is known of the compiled search in this process: "compiled", "compiling" or
+            "numpy" (not there, or not asked for yet).
+        milliseconds: What each stage took: "encode" (texts), "resolve" (the filter), "plan",
+            "coarse" (which lists), "scan", "compare" (candidates), "settle" (float64 scores),
+            "hydrate" (records). Stages that did not run, or whose result was
+            known from an earlier search of the same version of the file, are left out.
+        hits: The answers.
+    """
+
+    method: Literal["scan", "rows", "index", "none"]
+    reason: str
+    index: str
+    lists: int
+    lists_scanned: int
+    rows: int
+    allowed: int
+    tail: int
+    scanned: int
+    compared: int
+    expected_recall: float
+    answered_by: Literal["compiled", "numpy"]
+    kernels: Literal["compiled", "compiling", "numpy"]
+    milliseconds: dict[str, float]
+    hits: Hits = field(repr=False)
+
+    @property
+    def total_milliseconds(self) -> float:
+        """What all stages took together."""
+        return sum(self.milliseconds.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the hits as plain values."""
+        names = (item.name for item in fields(self) if item.name != "hits")
+        return {name: getattr(self, name) for name in names}
+
+    def __str__(self) -> str:
+        from rich.table import Table
+        from rich.text import Text
+
+        waiting = " (the kernels are being compiled)" if self.kernels == "compiling" else ""
+        spent = ", ".join(f"{stage} {took:.3f}" for stage, took in self.milliseconds.items())
+        lines = {
+            "method": f"{self.method}: {self.reason}",
+            "index": f"{self.index}, {self.lists:,} lists, {self.tail:,} rows in none of them",
+            "rows": f"{self.rows:,}, of which the filter allows {self.allowed:,}",
+            "scanned": f"{self.lists_scanned:,} lists, the codes of {self.scanned:,} rows",
+            "compared": f"the vectors of {self.compared:,} rows",
+            "recall": f"{self.expected_recall:.3f} expected",
+            "answered by": f"{self.answered_by}{waiting}",
+            "milliseconds": f"{self.total_milliseconds:.3f} ({spent})",
+        }
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for name, text in lines.items():
+            table.add_row(name, Text(text))
+        return _printed(table)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """The recall of a collection as it was measured; prints as two lines.
+
+    Attributes:
+        recall: The mean recall over all queries: the share of the true k nearest that were found.
+        low: The lower bound of that mean that holds with a confidence of 95 %.
+        target: The recall that was wanted of the searches.
+        queries: How many queries were asked.
+        remembered: How many of these were not stored records, but queries asked lately.
+        k: How many neighbours of each.
+        holds: Whether the mean reaches the target, for records and for queries asked lately alike.
+        method: The method of the plan, as in `Explanation`.
+        expected_recall: The recall that the plan was chosen for.
+    """
+
+    recall: float
+    low: float
+    target: float
+    queries: int
+    remembered: int
+    k: int
+    holds: bool
+    method: Literal["scan", "rows", "index", "none"]
+    expected_recall: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def __str__(self) -> str:
+        if not self.queries:
+            return "there is no record to ask for: nothing was measured"
+        verdict = "holds" if self.holds else "does not hold"
+        return (
+            f"recall@{self.k} {self.recall:.4f}, at least {self.low:.4f} with 95 % confidence:"
+            f" {self.target} {verdict}\n"
+            f"{self.queries:,} queries, {self.remembered:,} of them asked lately; method"
+            f" {self.method!r}, expected {self.expected_recall:.4f}"
+        )
+
+
+def _printed(table: Table) -> str:
+    from rich.console import Console
+
+    out = io.StringIO()
+    # Wide enough that nothing is left for the table to cut: it would begin with the ids.
+    Console(file=out, width=4 * WIDTH, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))
 
 
 def _widths(rows: list[list[str]]) -> tuple[int, int, int]:

@@ -296,12 +296,7 @@ def kind(reader: Reader, number: int) -> Kind:
 
 
 def check_kind(wanted: object, metric: object) -> None:
-    """Raise SpecError if a collection of this metric cannot have this kind of index.
-
-    None is for none in particular.
-    """
-    if wanted is None:
-        return
+    """Raise SpecError if a collection of this metric cannot have this kind of index."""
     if not isinstance(wanted, str) or wanted not in index.KINDS:
         raise SpecError(f"index={show(wanted)} is unknown; use one of {', '.join(index.KINDS)}")
     if metric == "hamming" and wanted not in ("auto", "flat"):

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from vecstore.vectors import Vectors
+from vecstore.vectors import Bits, Vectors
 
 SIZE = 256
 # Once the sample is full, one query of so many replaces one of it.
@@ -33,7 +33,7 @@ class Recent:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def add(self, queries: Vectors) -> None:
+    def add(self, queries: Vectors | Bits) -> None:
         """Take some of the queries, float32 (m, dim), into the sample."""
         if self._pass_over >= len(queries):
             self._pass_over -= len(queries)
@@ -41,7 +41,7 @@ class Recent:
         with self._lock:
             at = max(0, self._pass_over)
             while at < len(queries):
-                at += self._keep(queries[at].copy())
+                at += self._keep(queries[at].astype(np.float32))
             self._pass_over = at - len(queries)
 
     def _keep(self, query: Vectors) -> int:

@@ -1,0 +1,115 @@
+"""How was a query answered? One search, watched stage by stage."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore import catalog, plain, rows, search
+from vecstore.ann import compiled, index
+from vecstore.catalog import Entry
+from vecstore.hits import Explanation
+from vecstore.layout import TILE_ROWS, State
+from vecstore.search import Request
+from vecstore.store import Reader
+from vecstore.vectors import Bits, Vectors
+
+# Stages of the search through the index, and where their times stand.
+STAGES = {
+    "coarse": plain.COARSE_TIME,
+    "scan": plain.SCAN_TIME,
+    "compare": plain.RESCORE_TIME,
+    "settle": plain.SETTLE_TIME,
+}
+
+
+class _Watch:
+    """Milliseconds of each stage, in their order."""
+
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+        self._begun = time.perf_counter_ns()
+
+    def __call__(self, stage: str, stats: NDArray[np.int64] | None = None) -> None:
+        """A stage has ended."""
+        took = (time.perf_counter_ns() - self._begun) / 1e6
+        if stats is None:
+            self.milliseconds[stage] = took
+        else:
+            # The kernel counts cycles, and numpy nanoseconds: only their shares are known.
+            parts = {name: int(stats[0, place]) for name, place in STAGES.items()}
+            whole = max(1, sum(parts.values()))
+            self.milliseconds |= {name: took * part / whole for name, part in parts.items()}
+        self._begun = time.perf_counter_ns()
+
+
+def run(
+    reader: Reader, entry: Entry, query: Vectors | Bits, request: Request, encoding: float | None
+) -> Explanation:
+    """Search, and say how.
+
+    Args:
+        reader: Where to read.
+        entry: The collection.
+        query: An array of one query, as in `search.run`.
+        request: What is asked for.
+        encoding: Milliseconds that it took to embed the query, if it was a text.
+    """
+    watch = _Watch()
+    if encoding is not None:
+        watch.milliseconds["encode"] = encoding
+    (hits,) = search.run(reader, entry, query, request, watch)
+    plan = hits.plan
+    exact = plan.method in ("scan", "rows")
+    state = catalog.state(reader, entry.number)
+    known = compiled.state()
+    answered: Literal["compiled", "numpy"] = "numpy"
+    if plan.method == "index" and known == "compiled":
+        answered = "compiled"
+    return Explanation(
+        method=plan.method,
+        reason=plan.reason,
+        lists_scanned=plan.lists,
+        rows=plan.rows,
+        allowed=plan.allowed,
+        scanned=plan.scanned,
+        compared=plan.allowed if exact else plan.compared,
+        expected_recall=plan.expected_recall,
+        answered_by=answered,
+        kernels=known,
+        milliseconds=watch.milliseconds,
+        hits=hits,
+        **_shape(reader, entry, state),
+    )
+
+
+def _shape(reader: Reader, entry: Entry, state: State) -> dict[str, Any]:
+    """Kind, lists and tail of an index."""
+    wanted = index.kind(reader, entry.number)
+    found = index.load(reader, entry, state)
+    if found is None:
+        return {"index": wanted, "lists": 0, "tail": 0}
+    alive = rows.live(reader, entry.number, state)
+    lists = int(np.count_nonzero(~found.model.closed))
+    return {"index": wanted, "lists": lists, "tail": rows.count(alive[index.tail(found, alive)])}
+
+
+def stats(reader: Reader, entry: Entry, state: State) -> dict[str, Any]:
+    """What `Collection.stats` says of the index."""
+    shape, found = _shape(reader, entry, state), index.load(reader, entry, state)
+    trained, size = 0, 0
+    if found is not None:
+        trained = found.trained
+        tile = TILE_ROWS * 4 * (1 + found.model.offsets) + 16 * found.model.groups
+        # Rows in lists are named there; those of the tail stand in their order.
+        size = state.records * tile // TILE_ROWS + 4 * (state.records - shape["tail"])
+    return {
+        "index": shape["index"],
+        "lists": shape["lists"],
+        "trained_rows": trained,
+        "tail_rows": shape["tail"],
+        "index_bytes": size,
+    }

@@ -1,0 +1,130 @@
+"""What is a handle of a collection? Where it reads, its declaration, its encoder, its queries."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from numpy.typing import ArrayLike
+
+from vecstore import arguments, catalog, ingest
+from vecstore.catalog import Entry
+from vecstore.encoders import Encoder
+from vecstore.errors import EncoderMismatchError, StoreError, UsageError, VecstoreError
+from vecstore.recent import Recent
+from vecstore.search import Request
+from vecstore.spec import CollectionSpec, show
+from vecstore.store import Reader, Transaction
+from vecstore.vectors import Bits, Vectors, as_query, check_lengths, prefixes
+
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """Where a collection reads and writes: a database, or a view of one."""
+
+    def reading(self) -> contextlib.AbstractContextManager[Reader]:
+        """A transaction to read in."""
+
+    def writing(self, work: Callable[[Transaction], T], timeout: float | None) -> T:
+        """Run work in a write transaction and commit it."""
+
+    def encoder(self, uid: bytes) -> Encoder:
+        """The encoder that was given for a collection, or else the bundled one."""
+
+    def wrote(self, number: int, uid: bytes) -> None:
+        """Take note that a collection was written to, to keep its index up to date."""
+
+    def recent(self, uid: bytes) -> Recent | None:
+        """The sample of a collection's recent queries; None if they are not to be remembered."""
+
+
+class Handle:
+    """A collection that stays the same one when it is renamed, and no other when it is dropped."""
+
+    def __init__(self, source: Source, entry: Entry) -> None:
+        self._source = source
+        self._number = entry.number
+        self._uid = entry.uid
+        # All of a spec but its name is fixed for the life of a collection.
+        self._declared = entry.spec
+
+    @property
+    def spec(self) -> CollectionSpec:
+        """The collection's declaration."""
+        with self._source.reading() as reader:
+            return self._entry(reader).spec
+
+    @property
+    def name(self) -> str:
+        """The collection's name."""
+        return self.spec.name
+
+    def __repr__(self) -> str:
+        try:
+            spec = self.spec
+        except VecstoreError as error:
+            return f"<Collection that cannot be read: {error}>"
+        encoder = "" if spec.encoder is None else f", encoder={spec.encoder!r}"
+        return f"<Collection {spec.name!r} dim={spec.dim} metric={spec.metric!r}{encoder}>"
+
+    def _entry(self, reader: Reader) -> Entry:
+        return catalog.read(reader, self._number, self._uid)
+
+    def _outside(self, what: str) -> Entry:
+        """The entry; StoreError inside a transaction, which sees no snapshot."""
+        with self._source.reading() as reader:
+            if isinstance(reader, Transaction):
+                raise StoreError(
+                    f"this thread is inside db.transaction(), and this call {what}, each a"
+                    " transaction of its own; end the transaction first"
+                )
+            return self._entry(reader)
+
+    def _recent_queries(self) -> Vectors | None:
+        recent = self._source.recent(self._uid)
+        return None if recent is None else recent.queries()
+
+    def _encoder(self) -> Encoder:
+        spec = self._declared
+        if spec.encoder is None:
+            raise UsageError(
+                f"collection {spec.name!r} holds bare vectors (dim={spec.dim}) and has no encoder"
+                " for texts: give vectors"
+            )
+        encoder = self._source.encoder(self._uid)
+        if encoder.fingerprint != spec.fingerprint:
+            raise EncoderMismatchError(
+                f"collection {spec.name!r} was made with encoder {spec.encoder!r}"
+                f" ({spec.fingerprint}), not with {encoder.name!r} ({encoder.fingerprint}); pass"
+                " its own to db.collection(name, encoder=...)"
+            )
+        return encoder
+
+    def _embed(self, texts: list[Any]) -> Vectors:
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise UsageError(f"query {i} is {show(text)}: it must be a text that is not empty")
+        return ingest.embed(self._declared, texts, self._encoder(), "query")
+
+    def _prefix(self, dims: int | None) -> int | None:
+        return None if dims is None else self._declared.check_dims(arguments.whole(dims, "dims", 1))
+
+    def _query(self, query: str | ArrayLike, request: Request) -> Vectors | Bits:
+        """One query as an array of one."""
+        if isinstance(query, str):
+            return self._embed([query])
+        return as_query(query, self._declared, request.dims)
+
+    def _checked(self, vectors: Vectors | Bits, request: Request) -> Vectors | Bits:
+        vectors = prefixes(vectors, request.dims)
+        if self._declared.metric != "hamming":
+            check_lengths(vectors, self._declared.metric, "query")
+        return vectors
+
+    def _remember(self, vectors: Vectors | Bits, request: Request) -> None:
+        """Take queries into the sample; no index answers with parts of vectors, nor with bits."""
+        recent = self._source.recent(self._uid)
+        if recent is not None and request.dims is None and self._declared.metric != "hamming":
+            recent.add(vectors)
