@@ -13,19 +13,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import hashlib
-import importlib.metadata
 import os
-import pickle
 import platform
 import stat
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +38,6 @@ SECONDS_TO_FORK, SECONDS_TO_START = 5.0, 20.0
 SECONDS_TO_RETRY = 600.0
 
 _FILE, _LOCK = "search", "lock"
-_DIGEST = hashlib.sha256
 # Forked away at once: whoever started it has no child to wait for.
 _PROGRAM = (
     "import os, sys; os.fork() and os._exit(0); os.nice(10); sys.path[:] = sys.argv[1:];"
@@ -109,6 +103,10 @@ def cache_home() -> Path | None:
 @functools.cache
 def _version() -> str | None:
     """A digest of all that decides what compiling makes, and whether it runs here."""
+    # Here and below: what `import vecstore` need not wait for is imported where it is used.
+    import importlib.metadata
+    from importlib.util import find_spec
+
     try:
         spec = find_spec("vecstore.kernels")
         source = spec and spec.loader and spec.loader.get_source(spec.name)  # type: ignore[attr-defined]
@@ -118,7 +116,13 @@ def _version() -> str | None:
     if not source:
         return None
     parts = [source, *versions, sys.version, platform.machine(), _processor()]
-    return _DIGEST("\0".join(parts).encode()).hexdigest()[:20]
+    return _digest("\0".join(parts).encode()).hex()[:20]
+
+
+def _digest(data: bytes) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(data).digest()
 
 
 def _processor() -> str:
@@ -173,9 +177,9 @@ class _Folder:
                 value = file.read()
         except OSError:
             return None
-        size = _DIGEST().digest_size
+        size = len(_digest(b""))
         # Machine code with a flipped bit would crash, and not raise.
-        return value[size:] if _DIGEST(value[size:]).digest() == value[:size] else None
+        return value[size:] if _digest(value[size:]) == value[:size] else None
 
     def write(self, name: str, payload: bytes) -> None:
         """Write a file, all or nothing."""
@@ -183,7 +187,7 @@ class _Folder:
         descriptor = self.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(_DIGEST(payload).digest() + payload)
+                file.write(_digest(payload) + payload)
             os.replace(unfinished, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
         except BaseException:
             self.remove(unfinished)
@@ -242,6 +246,8 @@ def _last_attempt(folder: _Folder) -> tuple[bool, float]:
 
 def _start_compiling() -> bool:
     """Start a process that compiles, quietly; return whether it was started."""
+    import subprocess
+
     program = sys.executable or ""
     # A program that embeds Python may give its own name.
     if getattr(sys, "frozen", False) or not Path(program).name.startswith("python"):
@@ -296,6 +302,8 @@ class _Store:
         return None
 
     def _load(self, signature: Any, context: Any) -> Any:
+        import pickle
+
         from numba.core import compiler
 
         payload = self._folder.read(_FILE) if self._folder else None

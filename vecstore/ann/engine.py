@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,6 +162,9 @@ class Job:
         if shares < 2:
             self._run(snapshot, call, wide, found)
             return found
+        # Imported here, because `import vecstore` need not wait for it.
+        from concurrent.futures import ThreadPoolExecutor
+
         edges = np.linspace(0, count, shares + 1).astype(int).tolist()
         parts = [slice(*edge) for edge in itertools.pairwise(edges)]
         with ThreadPoolExecutor(shares) as pool:
