@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 import vecstore
 from vecstore import cli, formats
+from vecstore.ann import compiled
 
 Run = Callable[..., Result]
 
@@ -643,13 +644,39 @@ def test_dump_of_texts_with_vectors(run: Run, notes: str) -> None:
     assert stored("b.vecstore", vectors=True) == stored(notes, vectors=True)
 
 
+# warm
+
+
+def test_warm_compiles_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "compile_now", lambda progress: progress("Compiling") or DONE)
+
+    shown, printed = run("warm"), run("warm", "--json")
+
+    assert shown.output == "compiled in 21.5 s, kept in /caches/kernels\n"
+    found = {"folder": "/caches/kernels", "compiled": True, "seconds": 21.5}
+    assert json.loads(printed.output) == found
+
+
+def test_warm_needs_a_folder_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("file").resolve()))
+
+    result = run("warm", status=1)
+
+    assert "there is no cache folder" in result.stderr
+
+
+DONE = compiled.Compiled(len, Path("/caches/kernels"), fresh=True, seconds=21.5)
+
+
 # The command itself
 
 
 def test_help_names_every_command(run: Run) -> None:
     result = run("--help")
 
-    for name in ("demo", "info", "add", "search", "get", "check", "backup", "compact", "dump"):
+    names = "demo info add search get check backup compact dump warm"
+    for name in names.split():
         assert f"\n  {name} " in result.output
         assert "Usage: " in run(name, "--help").output
     assert run("--version").output == f"vecstore, version {vecstore.__version__}\n"

@@ -4,11 +4,13 @@ import ast
 import inspect
 from dataclasses import replace
 
+import llvmlite.binding as llvm
+import numba
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import Memory, ask, build
+from kernel_cases import Memory, ask, build, value
 
 from vecstore import exact, kernels, layout, plain
 from vecstore.ann import compiled
@@ -272,6 +274,56 @@ def test_a_row_that_two_lists_name_is_no_harm(search, rng, sound):
     queries = drawn(rng, 3, 33, "dot")
 
     assert_same(*(ask(one, sound, queries, 50) for one in (search, plain.search)))
+
+
+# Other processors
+
+WIDTHS = {
+    "avx512bw": (64, "llvm.x86.avx512.pshuf.b.512"),
+    "avx2": (32, "llvm.x86.avx2.pshuf.b"),
+    "ssse3": (16, "llvm.x86.ssse3.pshuf.b.128"),
+    "neon": (16, "llvm.aarch64.neon.tbl1.v16i8"),
+    "": (1, ""),
+}
+
+
+@pytest.mark.parametrize("feature", WIDTHS)
+def test_tiles_score_alike_at_every_width(rng, monkeypatch, feature):
+    if feature and not llvm.get_host_cpu_features().get(feature):
+        pytest.skip(f"this processor has no {feature}")
+    monkeypatch.setattr(kernels, "SHUFFLES", WIDTHS[feature])
+    scan_tile = kernels._scan_tile
+
+    @numba.njit
+    def scan(tile, table, groups, out, offsets):
+        base, step, start = np.float32(0.5), np.float32(0.25), np.float32(-3)
+        at, entries = np.uint64(tile.ctypes.data), np.uint64(table.ctypes.data)
+        return scan_tile(
+            at,
+            entries,
+            groups,
+            np.uint64(out.ctypes.data),
+            base,
+            step,
+            start,
+            np.float32(1),
+            offsets,
+        )
+
+    for groups, offsets in ((16, 0), (64, 1), (1024, 1)):
+        codes = rng.integers(0, 256, (groups, 16), np.uint8)
+        table = rng.integers(0, min(63, 65535 // groups) + 1, (groups, 16)).astype(np.uint8)
+        columns = rng.integers(-8, 8, (2, 32)).astype(np.float32) / 8
+        tile = value(32, codes.tobytes() + columns[: 1 + offsets].tobytes())[layout.HEADER.size :]
+        out = np.zeros(32, np.float32)
+
+        above = scan(tile, table, groups, out, offsets)
+
+        nibbles = np.concatenate([codes & 15, codes >> 4], axis=1).astype(int)
+        sums = np.take_along_axis(table.astype(np.float32), nibbles, 1).sum(axis=0)
+        expected = 0.5 + offsets * columns[1] + columns[0] * (0.25 * sums - 3)
+        assert out.tolist() == expected.tolist()
+        assert above == sum(1 << i for i in range(32) if expected[i] > 1)
 
 
 # The rules of the file
