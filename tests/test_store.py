@@ -62,7 +62,8 @@ def put(store, **values):
 
 
 def addresses(snapshot, *numbers, count=100):
-    return snapshot.addresses("tiers", PREFIX, np.array(numbers, np.intp), count, lambda value, number: None)
+    wanted = np.array(numbers, np.intp)
+    return snapshot.addresses("tiers", PREFIX, wanted, count, lambda value, number: None)
 
 
 def fills(snapshot, *numbers):
@@ -525,7 +526,7 @@ def test_a_value_that_fails_its_check_never_enters_a_table(store):
 
     with store.snapshot() as snapshot:
         with pytest.raises(CorruptionError, match="no"):
-            snapshot.addresses(PREFIX, np.array([0]), 1, refuse)
+            snapshot.addresses("tiers", PREFIX, np.array([0]), 1, refuse)
         assert not addresses(snapshot).any()
 
 
