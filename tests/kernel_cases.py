@@ -6,7 +6,7 @@ import numpy as np
 
 from vecstore import layout, plain
 from vecstore.ann import codes
-from vecstore.ann.model import Model, Shape, train, untrained
+from vecstore.ann.model import COARSE, Matrix, Model
 
 METRICS = {"cosine": plain.COSINE, "dot": plain.DOT, "l2": plain.L2}
 DTYPES = {layout.FLOAT32: "<f4", layout.FLOAT16: "<f2", layout.INT8: "i1"}
@@ -124,17 +124,36 @@ def quantized(vectors):
 def build(
     vectors, metric, *, lists, bits, coded=None, tail=0, precision=layout.FLOAT32, seed=0
 ) -> Memory:
-    """Train on some vectors and put them into lists, all but the last `tail`."""
+    """Put vectors into lists, all but the last `tail`.
+
+    Directions are only roughly orthogonal and centroids are rows: answers do not depend on it, and
+    to do better would take most of the time.
+    """
     count, dim = vectors.shape
-    coded = coded or dim
-    if lists:
-        model = train(vectors, Shape(lists=lists, coded=coded, bits=bits), metric, seed=seed)
-        listed = model.assign(vectors)
-        listed[count - tail :] = -1
-    else:
-        model = untrained(dim, coded, bits, metric, seed=seed)
-        listed = np.full(count, -1)
+    rng = np.random.default_rng(seed)
+    mean = vectors.mean(axis=0)
+    if metric != "l2":
+        mean = np.zeros_like(mean)
+    reduction = rough(rng, min(COARSE, dim), dim)
+    chosen = vectors[rng.choice(count, lists, replace=False)]
+    centres = np.concatenate([chosen, vectors.mean(axis=0)[None]]) - mean
+    model = Model(
+        metric=metric,
+        bits=bits,
+        reduction=reduction,
+        rotation=rough(rng, coded or dim, dim),
+        centroids=Matrix.of(centres @ reduction.floats().T),
+        mean=mean,
+        closed=np.zeros(lists, bool),
+    )
+    listed = model.assign(vectors) if lists else np.full(count, -1)
+    listed[count - tail :] = -1
     return Memory(model, vectors, listed, precision)
+
+
+def rough(rng, rows, dim) -> Matrix:
+    """Some random directions."""
+    return Matrix.of((rng.normal(size=(rows, dim)) / np.sqrt(dim)).astype(np.float32))
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-from dataclasses import replace
 
 import llvmlite.binding as llvm
 import numba
@@ -14,7 +13,6 @@ from kernel_cases import Memory, ask, build, value
 
 from vecstore import exact, kernels, layout, plain
 from vecstore.ann import compiled
-from vecstore.ann.model import Matrix, untrained
 
 METRICS = ["cosine", "dot", "l2"]
 
@@ -139,11 +137,7 @@ def test_a_filter_that_lets_few_rows_through_loses_none(search, rng, metric):
 @pytest.mark.parametrize("dim", [8, 9, 127, 128, 129, 136, 257, 1000, 1536, 4100, 8192])
 @pytest.mark.parametrize("metric", METRICS)
 def test_scores_add_up_as_numpy_does(search, rng, dim, metric):
-    # Orthogonal directions of so many dimensions take seconds, and codes do not matter here.
-    rough = replace(untrained(2, 1, 1, metric, seed=0), mean=np.zeros(dim, np.float32))
-    wide = Matrix.of(drawn(rng, 8, dim, "dot"))
-    rough = replace(rough, rotation=wide, reduction=Matrix.of(np.zeros((1, dim), np.float32)))
-    memory = Memory(rough, drawn(rng, 40, dim, metric), np.full(40, -1))
+    memory = build(drawn(rng, 40, dim, metric), metric, lists=0, bits=1, coded=8)
     query = drawn(rng, 1, dim, metric)
 
     found = ask(search, memory, query, 40, slack=1000.0)
