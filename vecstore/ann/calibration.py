@@ -34,7 +34,7 @@ MIXTURE = 0.6
 # Of the neighbours that may be missed, the share that may be missed for want of lists.
 LISTS_SHARE = 0.8
 Z_95 = 1.645
-GAPS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 GRID = 96
 SLACKS = np.linspace(0.0, 6.0, 61)
 # Fewer real queries say too little.
@@ -175,6 +175,18 @@ class _Truth:
         unit = self.scales[:, :k] * self.sizes[:, None]
         needed: Floats = np.maximum(behind, 0.0) / np.maximum(unit, 1e-30)
         return needed
+
+
+def compared(model: Model, asked: Vectors, own: NDArray[np.int64], part: Part) -> float:
+    """How many vectors of a part a query has to compare to find nearly all of its neighbours."""
+    truth = _Truth(model, asked, own)
+    truth.add(part)
+    truth.finish()
+    k = min(10, max(1, int(np.isfinite(truth.scores).sum(axis=1).min())))
+    slack = float(np.quantile(truth.slack(k), 0.99))
+    bound = -np.sort(-truth.likely, axis=1)[:, k - 1 : k]
+    optimistic = truth.likely + slack * truth.scales * truth.sizes[:, None]
+    return float((optimistic > bound).sum(axis=1).mean())
 
 
 def calibrate(

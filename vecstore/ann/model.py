@@ -183,17 +183,24 @@ class Shape:
 
 
 def train(
-    sample: Vectors, shape: Shape, metric: Metric, *, seed: int, progress: Progress | None = None
+    sample: Vectors,
+    shape: Shape,
+    metric: Metric,
+    *,
+    seed: int,
+    directions: Vectors | None = None,
+    progress: Progress | None = None,
 ) -> Model:
-    """Learn a model from a sample, float32 (n, dim)."""
+    """Learn a model from a sample, float32 (n, dim).
+
+    `directions` are those of `principal`, if they are known.
+    """
     dim = sample.shape[1]
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     base = sample - mean if metric == "l2" else sample
-    directions = rotation.principal(base[:DIRECTIONS_SAMPLE])
+    if directions is None:
+        directions = principal(sample, metric)
     reduction = Matrix.of(directions[: min(COARSE, dim)])
-    turn = rotation.orthogonal(shape.coded, seed)
-    # Codes of all dimensions need no principal ones: any rotation will do.
-    rotating = turn if shape.coded == dim else turn @ directions[: shape.coded]
     reducing = reduction.floats()
     reduced = np.ascontiguousarray(base @ reducing.T)
     centres = kmeans.train(reduced, shape.lists, seed=seed, progress=progress)
@@ -202,11 +209,29 @@ def train(
         metric=metric,
         bits=shape.bits,
         reduction=reduction,
-        rotation=Matrix.of(rotating),
+        rotation=Matrix.of(_turn(directions, shape.coded, seed)),
         centroids=Matrix.of(np.concatenate([centres, (reducing @ middle)[None]])),
         mean=mean if metric == "l2" else np.zeros(dim, np.float32),
         closed=np.zeros(shape.lists, bool),
     )
+
+
+def principal(sample: Vectors, metric: Metric) -> Vectors:
+    """The principal directions of a sample, float32 (dim, dim), as a model of it has them."""
+    part = sample[:DIRECTIONS_SAMPLE]
+    return rotation.principal(part - part.mean(axis=0) if metric == "l2" else part)
+
+
+def recode(model: Model, directions: Vectors, coded: int, bits: int, *, seed: int) -> Model:
+    """The model with the same lists and other codes."""
+    return replace(model, bits=bits, rotation=Matrix.of(_turn(directions, coded, seed)))
+
+
+def _turn(directions: Vectors, coded: int, seed: int) -> Vectors:
+    """A random rotation of the leading directions, float32 (coded, dim)."""
+    turn = rotation.orthogonal(coded, seed)
+    # Codes of all dimensions need no principal ones: any rotation will do.
+    return turn if coded == len(directions) else turn @ directions[:coded]
 
 
 def untrained(dim: int, coded: int, bits: int, metric: Metric, *, seed: int) -> Model:

@@ -24,6 +24,13 @@ from vecstore.store import Snapshot
 from vecstore.vectors import Vectors
 
 SEED = 20_240
+# Codes of fewer dims are not tried.
+LEAST_CODED = 16
+# What dims and bits of the codes are chosen with.
+SHAPE_ROWS, SHAPE_QUERIES = 8192, 64
+# Rows that a query scans, for the root of the number of rows; and what a byte of a vector costs,
+# which lies anywhere, if a byte of the codes, which lie together, costs 1.
+SCANNED, SCATTERED = 12.0, 1.5
 # Blocks whose vectors are in memory together.
 BLOCKS_AT_ONCE = 128
 QUERIES = 256
@@ -57,22 +64,26 @@ def train(
     wanted = ivf.lists_for(len(living)) if lists is None else lists
     rng = np.random.default_rng(SEED)
     sample, asked = _sample(snapshot, entry, state, living, wanted, rng)
-    shape = _shape(entry.spec.dim)
     metric, dim = entry.spec.metric, entry.spec.dim
+    measured: list[list[float]] = []
     if wanted:
+        directions = models.principal(sample, metric)
         model = models.train(
             sample,
-            Shape(lists=wanted, coded=shape[0], bits=shape[1]),
+            Shape(lists=wanted, coded=dim, bits=1),
             metric,
             seed=SEED,
+            directions=directions,
             progress=lambda share: tell(0.5 * share),
         )
+        model, measured = _choose(model, directions, sample, len(living), rng)
     else:
-        model = models.untrained(dim, *shape, metric, seed=SEED)
+        model = models.untrained(dim, dim, 1, metric, seed=SEED)
     blocks = np.flatnonzero(alive)
     found, placed = _code(snapshot, entry, state, model, blocks, lambda s: tell(0.5 + 0.25 * s))
     drawn = _draw(snapshot, entry, state, asked, real, rng)
     budgets = _calibrate(snapshot, entry, state, model, drawn, found, placed)
+    budgets["measured"] = measured
     tell(1.0)
     if not wanted:
         # Without lists every block is in the tail.
@@ -84,7 +95,7 @@ def train(
 def untrained(entry: Entry) -> Draft:
     """Codes in row order, which need no sample, with budgets that need no queries."""
     dim = entry.spec.dim
-    model = models.untrained(dim, *_shape(dim), entry.spec.metric, seed=SEED)
+    model = models.untrained(dim, dim, 1, entry.spec.metric, seed=SEED)
     none = np.zeros(0, np.intp)
     sums = np.zeros(0, np.uint32)
     budgets = calibration.unmeasured()
@@ -125,9 +136,38 @@ def calibrate(
     return budgets
 
 
-def _shape(dim: int) -> tuple[int, int]:
-    """Dims and bits of the codes."""
-    return dim, 1
+def shapes(dim: int) -> list[tuple[int, int]]:
+    """Dims and bits of the codes that are tried: many dims of one bit, or fewer of more."""
+    tried = [(dim, 1)]
+    # Less than this is no code at all.
+    if dim >= 4 * LEAST_CODED:
+        tried += [(dim * 2 // 3, 1), (dim // 2, 2), (dim // 3, 2), (dim // 4, 4)]
+    return tried
+
+
+def _choose(
+    model: Model, directions: Vectors, sample: Vectors, count: int, rng: np.random.Generator
+) -> tuple[Model, list[list[float]]]:
+    """Choose dims and bits of the codes by what a query would have to read with each.
+
+    Returns:
+        The model with the best codes; and of all that were tried dims, bits, bytes of codes a row,
+        vectors compared and bytes read by a query.
+    """
+    few = sample[rng.permutation(len(sample))[:SHAPE_ROWS]]
+    lists, names = model.assign(few), np.arange(len(few), dtype=np.uint32)
+    asked, own = few[:SHAPE_QUERIES], np.arange(min(len(few), SHAPE_QUERIES))
+    measured, best = [], (np.inf, model)
+    for coded, bits in shapes(model.dim):
+        trial = models.recode(model, directions, coded, bits, seed=SEED)
+        part = Part(few, lists, trial.encode(few, lists, names))
+        compared = calibration.compared(trial, asked, own, part)
+        row_bytes = trial.groups / 2 + 4 * (1 + trial.offsets)
+        read = SCANNED * count**0.5 * row_bytes + compared * SCATTERED * 4 * model.dim
+        measured.append([float(coded), float(bits), row_bytes, compared, read])
+        if read < best[0]:
+            best = (read, trial)
+    return best[1], measured
 
 
 def _sample(
