@@ -1,0 +1,35 @@
+"""Collections small enough for tests, and yet with an index."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vecstore import Collection, Database, maintenance
+
+DIM = 16
+
+
+def small_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let indexes be made of few rows, and be kept up after few writes."""
+    monkeypatch.setattr(maintenance, "AUTO_ROWS", 600)
+    monkeypatch.setattr(maintenance, "AUTO_BYTES", 1)
+    monkeypatch.setattr(maintenance, "BACKLOG", 200)
+
+
+def clusters(count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(20, DIM))
+    points = centres[rng.integers(0, len(centres), count)]
+    return (points + 0.4 * rng.normal(size=(count, DIM))).astype(np.float32)
+
+
+def filled(db: Database, name: str = "points", count: int = 900, **declared: Any) -> Collection:
+    """A collection of clusters whose records know their number and a third of them."""
+    collection = db.collection(name, dim=DIM, **declared)
+    vectors = clusters(count)
+    for at in range(0, count, 300):
+        part = range(at, min(at + 300, count))
+        metadata = [{"n": n, "third": n % 3} for n in part]
+        collection.add(vectors=vectors[part.start : part.stop], ids=part, metadata=metadata)
+    return collection
