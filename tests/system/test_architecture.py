@@ -7,10 +7,14 @@ import re
 import sys
 from pathlib import Path
 
+import msgpack
+import numpy as np
 import pytest
 
 import vecstore
-from vecstore import layout, spec
+from vecstore import index_layout, layout, spec
+from vecstore.ann import codes, index
+from vecstore.ann import model as models
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vecstore"
@@ -164,14 +168,14 @@ def test_the_databases_are_those_of_the_layout():
 
 def test_the_header_is_that_of_the_layout():
     header, *_ = rows_of("Bulk values")
-    codes, at = "", 0
+    fields, at = "", 0
     for name, offset, size, _ in header:
         assert int(offset) == at, name
         at += int(size)
         plain = {"1": "B", "2": "H", "4": "I", "8": "Q"}
-        codes += {"magic": "4s", "unused": f"{size}x"}.get(name) or plain[size]
+        fields += {"magic": "4s", "unused": f"{size}x"}.get(name) or plain[size]
 
-    assert layout.HEADER.format == "<" + codes
+    assert layout.HEADER.format == "<" + fields
     assert layout.HEADER.size == at == 48
     crc = next(row for row in header if row[0] == "crc32")
     assert slice(int(crc[1]), int(crc[1]) + int(crc[2])) == layout.HEADER_CRC
@@ -182,10 +186,11 @@ def test_kinds_and_dtypes_are_those_of_the_layout():
     header, *_ = rows_of("Bulk values")
     text = {row[0]: row[3] for row in header}
 
-    assert text["kind"] == f"{layout.FULL_BLOCK} full block, {layout.LIVE_PART} live part"
-    codes = {"float32": layout.FLOAT32, "bits": layout.BITS}
-    codes |= {"float16": layout.FLOAT16, "int8": layout.INT8}
-    assert text["dtype"] == ", ".join(f"{code} {name}" for name, code in codes.items())
+    kinds = ["full block", "live part", "list", "code block", "list part", "bundle"]
+    dtypes = ["float32", "bits", "float16", "int8", "uint32"]
+    for field, names in (("kind", kinds), ("dtype", dtypes)):
+        known = {getattr(layout, name.replace(" ", "_").upper()): name for name in names}
+        assert text[field] == ", ".join(f"{code} {name}" for code, name in sorted(known.items()))
 
 
 def test_the_columns_of_a_block_are_those_of_the_layout():
@@ -212,11 +217,11 @@ def declared(precision, dim):
 
 def test_the_counters_are_those_of_the_layout():
     counters = rows_of("meta")[1]
-    codes = "".join({"8": "Q", "4": "I"}[row[1]] for row in counters)
+    fields = "".join({"8": "Q", "4": "I"}[row[1]] for row in counters)
     names = [row[0] for row in counters]
 
-    assert layout.STATE.format == "<" + codes
-    assert [*layout.State.__dataclass_fields__, "unused"] == names
+    assert layout.STATE.format == "<" + fields
+    assert list(layout.State.__dataclass_fields__) == names
 
 
 def test_a_record_begins_as_the_layout_says():
@@ -224,6 +229,130 @@ def test_a_record_begins_as_the_layout_says():
 
     assert [row[:2] for row in rows[:2]] == [["crc32", "4"], ["row", "4"]]
     assert layout.RECORD.format == "<II"
+
+
+def example(metric, lists, dim=40):
+    """A model of a collection, and codes of 40 rows."""
+    model = models.untrained(dim, dim, 1, metric, seed=1)
+    centres = np.ones((lists + 1, 1), np.float32)
+    model = model.with_lists(centres, np.zeros(lists, bool))
+    vectors = np.random.default_rng(1).normal(size=(40, dim)).astype(np.float32)
+    return model, model.encode(vectors, None, np.arange(40, dtype=np.uint32))
+
+
+def test_the_parts_of_an_index_are_those_of_the_layout():
+    parts, *_ = rows_of("The index")
+    names = (index_layout.PLAN, index_layout.MODEL, index_layout.LISTED, index_layout.ROWS)
+
+    assert [row[0].split()[0] for row in parts] == [f"`{name.decode()}`" for name in names]
+    for name in names[:3]:
+        assert index_layout.index_key(1, name) == b"\0\0\0\1" + name
+    assert parts[3][0] == "`rows` part:4"
+    assert index_layout.list_part_key(1, 2) == b"\0\0\0\1rows\0\0\0\2"
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_tiles_are_those_of_the_layout(metric):
+    _, tile, *_ = rows_of("The index")
+    model, found = example(metric, 0)
+    packed = codes.pack_tiles(found, offsets=model.offsets).reshape(2, -1)
+    at, parts = 0, {}
+    for name, size, _ in tile:
+        count = eval(size.split(" ", 1)[0], {}) if "*" not in size else 16 * model.groups
+        count = 0 if "under l2" in size and metric != "l2" else count
+        parts[name] = packed[:, at : at + count]
+        at += count
+
+    assert at == packed.shape[1]
+    halves = parts["codes"].reshape(2, model.groups, 16)
+    for row in (0, 5, 16, 31, 39):
+        byte = halves[row // 32, :, row % 16]
+        assert ((byte >> 4 if row % 32 >= 16 else byte & 15) == found.groups[row]).all()
+    for name in ("scales", "offsets")[: 1 + model.offsets]:
+        assert (parts[name].copy().view("<f4").reshape(-1)[:40] == getattr(found, name)).all()
+    assert not (halves[1] >> 4).any()
+    assert not halves[1, :, 8:].any()
+
+
+def test_a_list_and_a_block_of_codes_are_those_of_the_layout():
+    model, found = example("cosine", 3)
+    tiles = codes.pack_tiles(found, offsets=False)
+    listed = index_layout.pack_codes(7, layout.LIST, 2, tiles, found.rows, model.groups, 4096)
+    header = layout.verify_bulk(listed, "list")
+    names = np.frombuffer(listed, "<u4", 64, layout.HEADER.size + header.length - 64 * 4)
+
+    assert (header.rows, header.width, header.first) == (40, model.groups, 2)
+    assert header.length == len(tiles) + 64 * 4
+    assert (names[:40] == found.rows).all()
+    assert (names[40:] == 2**32 - 1).all()
+    block = index_layout.pack_codes(7, layout.CODE_BLOCK, 0, tiles, found.rows, model.groups, 4096)
+    assert layout.verify_bulk(block, "codes").length == len(tiles)
+    assert layout.block_key(7, 2, layout.CODE_TIER) == b"\0\0\0\7\1\0\0\0\2"
+    assert index_layout.list_key(7, 2) == b"\0\0\0\7\0\0\0\2"
+
+
+def test_a_bundle_is_that_of_the_layout():
+    _, _, bundle, _ = rows_of("The index")
+    arrays = {"a": np.arange(3, dtype="<f4"), "b": np.ones((2, 3), np.int8)}
+    value = index_layout.pack_bundle(7, {"x": 1}, arrays, 4096)
+    payload = bytes(value[layout.HEADER.size :])
+    size = int.from_bytes(payload[:4], "little")
+    values, directory = msgpack.unpackb(payload[4 : 4 + size])
+
+    assert [row[:2] for row in bundle] == [["size", "4"], ["directory", "size"], ["arrays", "rest"]]
+    assert values == {"x": 1}
+    assert directory == [["a", "<f4", [3], 0], ["b", "|i1", [2, 3], 64]]
+    assert payload[4 + size :][:12] == arrays["a"].tobytes()
+    assert layout.verify_bulk(value, "bundle").rows == 2
+
+
+def test_the_arrays_of_a_model_are_those_of_the_layout():
+    *_, table = rows_of("The index")
+    model, _ = example("l2", 3)
+    values, arrays = models.to_parts(model)
+    sizes = {"dim": 40, "coarse": 1, "coded": 40, "lists": 3, "lists + 1": 4}
+
+    assert values.keys() == {"bits", "shapes"}
+    assert set(arrays) == {row[0] for row in table}
+    for name, dtype, shape, _ in table:
+        wanted = [sizes[part.strip()] for part in shape.split(",")]
+        if name in values["shapes"]:
+            assert values["shapes"][name] == wanted
+            wanted = [-(-wanted[0] // 4) * 4, -(-wanted[1] // 32) * 32]
+        elif name.endswith("_scales"):
+            wanted = [-(-wanted[0] // 4) * 4]
+        assert list(arrays[name].shape) == wanted, name
+        assert arrays[name].dtype == np.dtype(dtype), name
+
+
+def test_a_plan_and_the_listed_blocks_are_those_of_the_layout(memory):
+    assert "`kind` (" + ", ".join(f'"{kind}"' for kind in index.KINDS) + ")" in LAYOUT
+    memory.collection("c", dim=2, index="hash")
+    points = memory.collection("d", dim=2, index="ivf")
+    points.add(vectors=np.random.default_rng(1).normal(size=(600, 2)))
+
+    with memory.reading() as reader:
+        plan, listed = (
+            reader.get("index", index_layout.index_key(2, name)) for name in (b"plan", b"listed")
+        )
+    found = layout.unpack_meta(plan, "plan")
+    assert list(found) == ["kind", "edition", "trained", "budgets"]
+    assert (len(found["edition"]), found["trained"]) == (8, 600)
+    assert found["budgets"].keys() == {"gap", "levels", "sizes", "measured"}
+    assert layout.unpack_checked(listed, "listed") == b"\xff\x01"
+
+
+def test_the_invariants_that_check_names_are_those_of_the_layout():
+    (text,) = re.findall(r"^## \d+\. Invariants$(.*?)(?=^## )", LAYOUT, re.M | re.S)
+    numbers = {int(number) for number in re.findall(r"^(\d+)\. ", text, re.M)}
+    source = "".join((PACKAGE / name).read_text() for name in ("check.py", "ann/verify.py"))
+    named = {
+        int(n) for part in re.findall(r"\(((?:\d+, )*\d+)\)", source) for n in part.split(", ")
+    }
+
+    assert numbers == set(range(1, len(numbers) + 1))
+    # Checksums are found where they are read.
+    assert named | {8} == numbers
 
 
 def test_limits_are_those_of_the_layout():
