@@ -272,7 +272,7 @@ class Database:
             self._written().add((number, uid))
             return
         # The write itself is done: what is left can be done after the next one, or never.
-        with contextlib.suppress(StoreError, NotFoundError):
+        with contextlib.suppress(StoreError, NotFoundError, MemoryError):
             maintenance.after_write(self, number, uid)
 
     @contextlib.contextmanager
