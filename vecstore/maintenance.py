@@ -176,8 +176,12 @@ def _carry_out(source: Source, entry: Entry, draft: Draft | None, timeout: float
         current = catalog.read(txn, entry.number, entry.uid)
         state = catalog.state(txn, entry.number)
         found = index.load(txn, current, state)
+        wanted = index.kind(txn, entry.number)
+        if draft is not None and wanted not in ("auto", "ivf"):
+            # Somebody chose another kind while this one was being made.
+            return
         if draft is not None:
-            ivf.write(txn, current, state, index.kind(txn, entry.number), draft)
+            ivf.write(txn, current, state, wanted, draft)
         elif found is not None and found.model.lists:
             ivf.keep_up(txn, current, state, found)
         catalog.save_state(txn, entry.number, state)
