@@ -189,6 +189,12 @@ class _Search:
             lists, scanned, compared = found.stats[number, :3].tolist()
             plan = replace(self.plan, lists=lists, scanned=scanned, compared=compared)
             scores, orders = found.scores[number, :count], found.orders[number, :count]
+            if len(set(orders.tolist())) < count:
+                # Checksums of lists are not verified on each search.
+                raise CorruptionError(
+                    f"lists: collection {self.entry.number} has a row in two lists, or two rows of"
+                    " one record; db.check() says more"
+                )
             answers.append(self._hits(scores, orders, None, plan, "approximate"))
         return answers
 
