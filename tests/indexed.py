@@ -1,11 +1,13 @@
 """Collections small enough for tests, and yet with an index."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vecstore import Collection, Database, maintenance
+from vecstore import Collection, Database, catalog, maintenance
+from vecstore.ann import index
 
 DIM = 16
 
@@ -33,3 +35,19 @@ def filled(db: Database, name: str = "points", count: int = 900, **declared: Any
         metadata = [{"n": n, "third": n % 3} for n in part]
         collection.add(vectors=vectors[part.start : part.stop], ids=part, metadata=metadata)
     return collection
+
+
+def spoil(db: Database, name: str = "points") -> None:
+    """Let searches go nowhere near as far as they have to."""
+
+    def work(txn: Any) -> None:
+        entry = catalog.find(txn, name)
+        assert entry is not None
+        found = index.load(txn, entry, catalog.state(txn, entry.number))
+        assert found is not None
+        levels = found.budgets["levels"]
+        curve = [[0.0, 0.0, level] for level in levels]
+        budgets = {**found.budgets, "sizes": {"1": curve}}
+        index.save_plan(txn, entry.number, replace(found, budgets=budgets))
+
+    db.writing(work)

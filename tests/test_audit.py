@@ -1,12 +1,11 @@
 """Does an audit measure the true recall, and does recalibration mend what it finds?"""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from indexed import DIM, clusters, filled, small_indexes
+from indexed import DIM, clusters, filled, small_indexes, spoil
 
 import vecstore
 from vecstore import (
@@ -16,32 +15,14 @@ from vecstore import (
     ReadOnlyError,
     StoreError,
     UsageError,
-    catalog,
     recent,
 )
-from vecstore.ann import index
 from vecstore.recent import EACH, SIZE, Recent, RecentOf
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     small_indexes(monkeypatch)
-
-
-def spoil(db: Database, name: str = "points") -> None:
-    """Let searches go nowhere near as far as they have to."""
-
-    def work(txn: Any) -> None:
-        entry = catalog.find(txn, name)
-        assert entry is not None
-        found = index.load(txn, entry, catalog.state(txn, entry.number))
-        assert found is not None
-        levels = found.budgets["levels"]
-        curve = [[0.0, 0.0, level] for level in levels]
-        budgets = {**found.budgets, "sizes": {"1": curve}}
-        index.save_plan(txn, entry.number, replace(found, budgets=budgets))
-
-    db.writing(work)
 
 
 def asked(collection: Collection, count: int) -> Audit:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from indexed import DIM, clusters, small_indexes, spoil
 
 import vecstore
 from vecstore import cli, formats
@@ -452,9 +453,9 @@ def test_info_describes_the_file(run: Run, notes: str) -> None:
     lines = run("info", notes).output.splitlines()
 
     assert lines[0].startswith("notes.vecstore: format 1, ")
-    assert lines[1].split() == ["name", "records", "dim", "metric", "precision", "encoder"]
-    assert lines[2].split()[:5] == ["default", "3", "384", "cosine", "float32"]
-    assert lines[3].split() == ["points", "0", "3", "cosine", "float32"]
+    assert lines[1].split() == ["name", "records", "dim", "metric", "precision", "index", "encoder"]
+    assert lines[2].split()[:6] == ["default", "3", "384", "cosine", "float32", "auto"]
+    assert lines[3].split() == ["points", "0", "3", "cosine", "float32", "auto"]
 
 
 def test_info_as_json(run: Run, points: str) -> None:
@@ -745,6 +746,80 @@ def test_ctrl_c_says_what_was_stored(
     result = run("add", points, write_jsonl("rows.jsonl", rows), status=1)
 
     assert result.stderr == "Error: interrupted (600 records before it were stored)\n"
+
+
+# Indexes
+
+
+@pytest.fixture
+def many(run: Run, monkeypatch: pytest.MonkeyPatch) -> str:
+    small_indexes(monkeypatch)
+    vectors = clusters(600).tolist()
+    rows = [{"id": i, "vector": vector, "odd": i % 2} for i, vector in enumerate(vectors)]
+    file = write_jsonl("many.jsonl", rows)
+    run("add", "many.vecstore", file, "--dim", DIM, "--index", "ivf", "-c", "many")
+    return "many.vecstore"
+
+
+def test_a_search_is_explained(run: Run, many: str) -> None:
+    query = json.dumps([1.0] * DIM)
+
+    shown = run("search", many, query, "-k", 2, "--explain").output
+    found = json.loads(run("search", many, query, "--explain", "--json").output)
+
+    assert "ivf" in shown
+    assert "milliseconds" in shown
+    assert found["explanation"]["method"] == "index"
+    assert len(found["hits"]) == 10
+    assert "explanation" not in json.loads(run("search", many, query, "--json").output)
+    assert "ivf" in run("info", many).output
+
+
+def test_a_search_without_answers_is_explained(run: Run, many: str) -> None:
+    result = run("search", many, json.dumps([1.0] * DIM), "--where", '{"odd": 7}', "--explain")
+
+    assert result.stderr == "no record qualifies\n"
+    assert "no record satisfies the filter" in result.stdout
+
+
+def test_indexes_are_brought_up_to_date(run: Run, many: str) -> None:
+    run("add", many, write_jsonl("one.jsonl", [{"vector": [1.0] * 4}]), "--dim", 4, "-c", "one")
+
+    one = json.loads(run("optimize", many, "-c", "many", "--json").output)
+    everything = run("optimize", many).output.splitlines()
+
+    assert list(one) == ["many"]
+    assert one["many"]["lists"] > 10
+    assert [line.split(":")[0] for line in everything] == ["many", "one"]
+    assert "nothing to train, 0 lists" in everything[1]
+
+
+def test_a_collection_gets_another_index(run: Run, many: str) -> None:
+    assert "many: calibrated, 0 lists" in run("reindex", many, "hash").output
+    assert json.loads(run("reindex", many, "flat", "--json").output)["many"]["lists"] == 0
+    assert json.loads(run("info", many, "--json").output)["collections"]["many"]["index"] == "flat"
+    run("reindex", many, "hnsw", status=2)
+
+
+def test_an_audit_fails_where_the_recall_does(run: Run, many: str) -> None:
+    found = json.loads(run("audit", many, "--sample", 50, "-k", 5, "--json").output)
+    assert (found["queries"], found["k"], found["method"]) == (50, 5, "index")
+    assert "holds" in run("audit", many, "--where", '{"odd": 1}').output
+
+    with vecstore.open(many) as db:
+        spoil(db, "many")
+    assert "does not hold" in run("audit", many, status=1).output
+    assert "0.95 holds" in run("audit", many, "--recalibrate").output
+    run("audit", many, "--recall", 2, status=1)
+
+
+@pytest.mark.parametrize("command", [["optimize"], ["reindex"], ["audit"], ["audit", "-r"]])
+def test_no_file_is_made_to_bring_its_index_up_to_date(run: Run, command: list[str]) -> None:
+    name, *rest = command
+    rest = ["flat"] if name == "reindex" else ["--recalibrate"] if rest else []
+    run(name, "missing.vecstore", *rest, status=1)
+
+    assert not Path("missing.vecstore").exists()
 
 
 # demo

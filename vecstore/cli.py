@@ -20,6 +20,7 @@ import click
 
 import vecstore
 from vecstore import formats
+from vecstore.ann.index import KINDS
 from vecstore.errors import (
     AlreadyExistsError,
     EncoderError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from vecstore.ann.index import Kind
     from vecstore.collection import Collection
     from vecstore.database import Database
     from vecstore.hits import Hit
@@ -134,7 +136,7 @@ def info(database: str, as_json: bool) -> None:
         return
     size = stats["file_bytes"] / 1e6
     click.echo(one_line(f"{database}: format {stats['format']}, {size:,.1f} MB"))
-    names = ("name", "records", "dim", "metric", "precision", "encoder")
+    names = ("name", "records", "dim", "metric", "precision", "index", "encoder")
     rows = [[one[name] for name in names] for one in stats["collections"].values()]
     out = _console()
     out.print(_table(names, rows, out.width))
@@ -166,6 +168,7 @@ def info(database: str, as_json: bool) -> None:
 @click.option("--dim", type=int, help="Make a collection of vectors of this dimension.")
 @click.option("--metric", type=click.Choice(METRICS), help="Of a new collection.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of a new collection.")
+@click.option("--index", type=click.Choice(KINDS), help="Of a new collection.")
 @_encoder
 def add(
     database: str,
@@ -217,10 +220,18 @@ def add(
 @_where
 @click.option("--min-score", type=float, help="Leave out answers with a smaller score.")
 @click.option("--dims", type=click.IntRange(min=1), help="Compare only so many leading numbers.")
+@click.option("--explain", "explaining", is_flag=True, help="Say how they were found, too.")
 @_encoder
 @_json
 def search(
-    database: str, query: str, k: int, name: str | None, where: Any, as_json: bool, **options: Any
+    database: str,
+    query: str,
+    k: int,
+    name: str | None,
+    where: Any,
+    explaining: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Find the records nearest to a text.
 
@@ -230,14 +241,19 @@ def search(
     with vecstore.open(database, read_only=True) as db:
         chosen = db.collection(_choose(db, name), encoder=encoder)
         target = query if chosen.spec.encoder else _vector(query, chosen)
-        hits = chosen.search(target, k, where=where, **options)
+        found = chosen.explain(target, k, where=where, **options)
+    hits, explanation = found.hits, {"explanation": found.to_dict()} if explaining else {}
     if as_json:
-        click.echo(formats.dumps({"complete": hits.complete, "hits": hits.to_dicts()}, indent=2))
-    elif hits:
+        answer = {"complete": hits.complete, "hits": hits.to_dicts(), **explanation}
+        click.echo(formats.dumps(answer, indent=2))
+        return
+    if hits:
         out = _console()
         out.print(_hit_table(hits, out.width))
     else:
         click.echo("no record qualifies", err=True)
+    if explaining:
+        click.echo(f"\n{found}")
 
 
 @main.command()
@@ -313,15 +329,68 @@ def compact(database: str, as_json: bool) -> None:
 
     Nobody else may have the file open.
     """
-    if not Path(database).exists():
-        raise NotFoundError(f"{database} does not exist")
-    with vecstore.open(database) as db:
+    with _existing(database) as db:
         freed = db.compact()
     size = Path(database).stat().st_size
     if as_json:
         click.echo(formats.dumps({"path": database, "bytes": size, "given_back": freed}, indent=2))
     else:
         click.echo(one_line(f"{database}: {size:,} bytes, {freed:,} given back"))
+
+
+@main.command()
+@_database
+@_name
+@_json
+def optimize(database: str, name: str | None, as_json: bool) -> None:
+    """Bring indexes into their best state.
+
+    Of all collections, unless one is named.
+    """
+    with _existing(database) as db:
+        names = db.collections() if name is None else [_choose(db, name)]
+        reports = {one: db.collection(one).optimize() for one in names}
+    _report(reports, as_json)
+
+
+@main.command()
+@_database
+@click.argument("kind", type=click.Choice(KINDS))
+@_name
+@_json
+def reindex(database: str, kind: Kind, name: str | None, as_json: bool) -> None:
+    """Give a collection another kind of index.
+
+    Its records stay as they are.
+    """
+    with _existing(database) as db:
+        name = _choose(db, name)
+        report = db.collection(name).reindex(kind)
+    _report({name: report}, as_json)
+
+
+@main.command()
+@_database
+@_name
+@click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many.")
+@click.option("--sample", default=200, show_default=True, type=click.IntRange(min=1))
+@click.option("--recall", default=0.95, show_default=True, type=float, help="What is wanted.")
+@_where
+@click.option("--recalibrate", is_flag=True, help="First measure how far searches have to go.")
+@_json
+def audit(
+    database: str, name: str | None, recalibrate: bool, as_json: bool, **options: Any
+) -> None:
+    """Measure the recall of searches.
+
+    Records are asked for, and the answers compared with exact ones. The exit status is 1 if the
+    recall is less than wanted.
+    """
+    opened = _existing(database) if recalibrate else vecstore.open(database, read_only=True)
+    with opened as db:
+        found = db.collection(_choose(db, name)).audit(recalibrate=recalibrate, **options)
+    click.echo(formats.dumps(found.to_dict(), indent=2) if as_json else str(found))
+    click.get_current_context().exit(0 if found.holds else 1)
 
 
 @main.command()
@@ -376,6 +445,13 @@ def warm(as_json: bool) -> None:
 
 
 # Collections
+
+
+def _existing(database: str) -> Database:
+    """Open a file to write to it; one that is not there is not made."""
+    if not Path(database).exists():
+        raise NotFoundError(f"{database} does not exist")
+    return vecstore.open(database)
 
 
 def _choose(db: Database, name: str | None, *, new: str | None = None) -> str:
@@ -488,6 +564,17 @@ def _message(error: BaseException) -> str:
     # The message itself names what a program passes.
     hint = "; on the command line: --encoder FOLDER"
     return one_line(f"{error}{hint if isinstance(error, EncoderMismatchError) else ''}")
+
+
+def _report(reports: dict[str, dict[str, Any]], as_json: bool) -> None:
+    """Print what was done to indexes."""
+    if as_json:
+        click.echo(formats.dumps(reports, indent=2))
+        return
+    for name, done in reports.items():
+        words = [word for word in ("trained", "calibrated") if done[word]] or ["nothing to train"]
+        what = f"{', '.join(words)}, {done['lists']:,} lists, {done['seconds']:.1f} s"
+        click.echo(one_line(f"{name}: {what}"))
 
 
 def _shown(value: object) -> str:
