@@ -687,7 +687,7 @@ def _scan(
         scores: float32 (32,), scratch.
         best: Heap of the k largest scores, and their rows in
         best_rows: int64 (k,).
-        optimistic: Buffer of candidates: scores with the noise, then without it in
+        optimistic: Buffer of candidates: scores plus the noise, then less it in
         likely: float32 (room,), and their rows in
         rows: int64 (room,).
         sizes: Sizes of heap and buffer.
@@ -724,7 +724,8 @@ def _scan(
                     optimistic, likely, rows, sizes[1], threshold,
                     rows.size - max(1, rows.size // 4),
                 )  # fmt: skip
-            at, value = sizes[1], scores[i] - noise * scale[i]
+            # What it scores at least: one that may be better than it is must not raise the bar.
+            at, value = sizes[1], scores[i] - np.float32(2) * noise * scale[i]
             optimistic[at], likely[at], rows[at] = scores[i], value, row
             sizes[1] = at + 1
             if value > threshold:

@@ -473,7 +473,9 @@ def _offer(
     wanted = (words < len(mask)) & (bits != 0)
     places, rows = places[wanted], rows[wanted]
     hopes = optimistic[places]
-    noises = np.multiply(scales[places >> 5, places & 31], target.noise, dtype=np.float64)
+    # What they score at least: one that may be better than it is must not raise the bar.
+    noise = np.float32(2) * target.noise
+    noises = np.multiply(scales[places >> 5, places & 31], noise, dtype=np.float64)
     likely = (hopes - noises).astype(np.float32)
     columns = (places >> 5).tolist(), hopes.tolist(), likely.tolist(), rows.tolist()
     last, bar = -1, found.threshold

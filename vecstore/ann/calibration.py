@@ -14,7 +14,7 @@ are the other one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ LISTS_SHARE = 0.8
 Z_95 = 1.645
 GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 GRID = 96
-SLACKS = np.linspace(0.0, 6.0, 61)
+SLACKS = np.concatenate([np.arange(0.0, 2.0, 0.05), np.arange(2.0, 6.25, 0.25)])
 # Fewer real queries say too little.
 LEAST_REAL = 32
 
@@ -110,11 +110,11 @@ class _Truth:
         self.bases = (self.asked @ model.reducing.T) @ model.centres.T + model.bias
         self.rotated = self.asked @ model.rotating.T
         self.sizes = np.sqrt(np.vecdot(self.rotated, self.rotated))
-        count = len(asked)
-        self.scores = np.full((count, KEPT), -np.inf, np.float32)
-        self.likely = np.full((count, KEPT), -np.inf, np.float32)
-        self.scales = np.ones((count, KEPT), np.float32)
-        self.lists = np.zeros((count, KEPT), np.intp)
+        self.near = _Rows.none(len(asked), KEPT)
+        # Rows that the codes put before the neighbours; they stand in a search's way.
+        self.front = _Rows.none(len(asked), SIZES[-1])
+        # Of both together, once all rows were seen: what the codes say, and how unsure they are.
+        self.likely = self.noises = self.near.likely
 
     def add(self, part: Part) -> None:
         """Compare the queries with more rows."""
@@ -123,18 +123,12 @@ class _Truth:
         scores: Vectors = self.asked @ vectors.T
         if model.metric == "l2":
             scores -= (0.5 * np.vecdot(vectors, vectors)).astype(np.float32)
-        # A row that is a query is not its own neighbour.
-        scores[self.own[:, None] == part.codes.rows[None, :]] = -np.inf
-        kept = min(KEPT, scores.shape[1])
-        best = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
         likely = self._estimate(part)
-        picked = np.take_along_axis
-        self._merge(
-            picked(scores, best, 1),
-            picked(likely, best, 1),
-            part.codes.scales[best],
-            part.lists[best],
-        )
+        # A row that is a query is not its own neighbour.
+        own = self.own[:, None] == part.codes.rows[None, :]
+        scores[own] = likely[own] = -np.inf
+        self.near = self.near.joined(_picked(scores, scores, likely, part, KEPT))
+        self.front = self.front.joined(_picked(likely, scores, likely, part, SIZES[-1]))
 
     def _estimate(self, part: Part) -> Vectors:
         """What the codes say of the scores, float32 (queries, rows)."""
@@ -148,33 +142,92 @@ class _Truth:
         found: Vectors = estimates.astype(np.float32, copy=False)
         return found
 
-    def _merge(
-        self, scores: Vectors, likely: Vectors, scales: Vectors, lists: NDArray[np.intp]
-    ) -> None:
-        together = np.concatenate([self.scores, scores], axis=1)
-        best = np.argpartition(-together, KEPT - 1, axis=1)[:, :KEPT]
-        for name, new in (
-            ("scores", scores),
-            ("likely", likely),
-            ("scales", scales),
-            ("lists", lists),
-        ):
-            joined = np.concatenate([getattr(self, name), new], axis=1)
-            setattr(self, name, np.take_along_axis(joined, best, 1))
-
     def finish(self) -> None:
         """Sort the neighbours, nearest first."""
-        order = np.argsort(-self.scores, axis=1, kind="stable")
-        for name in ("scores", "likely", "scales", "lists"):
-            setattr(self, name, np.take_along_axis(getattr(self, name), order, 1))
+        near, front = self.near.take(np.argsort(-self.near.keys, axis=1, kind="stable")), self.front
+        # A row is to be counted once.
+        twice = np.array([np.isin(*rows) for rows in zip(front.rows, near.rows, strict=True)])
+        beside = np.where(twice, -np.inf, front.likely)
+        self.near, self.likely = near, np.concatenate([near.likely, beside], axis=1)
+        self.noises = np.concatenate([near.scales, front.scales], axis=1) * self.sizes[:, None]
 
     def slack(self, k: int) -> Floats:
         """What each of the k nearest needs to be compared exactly, (queries, k)."""
-        bound = -np.sort(-self.likely, axis=1)[:, k - 1 : k]
-        behind = bound - self.likely[:, :k]
-        unit = self.scales[:, :k] * self.sizes[:, None]
-        needed: Floats = np.maximum(behind, 0.0) / np.maximum(unit, 1e-30)
+        needed = np.full((len(self.likely), k), np.inf)
+        for slack in SLACKS[::-1]:
+            hope = self.likely[:, :k] + slack * self.noises[:, :k]
+            # Candidates are held against the k-th exact score too, as soon as there is one.
+            bound = np.maximum(self.bound(slack, k), self.near.scores[:, k - 1 : k])
+            needed[hope >= bound] = slack
         return needed
+
+    def bound(self, slack: float, k: int) -> Floats:
+        """What a candidate has to reach: what k others score at least, (queries, 1)."""
+        least = np.partition(slack * self.noises - self.likely, k - 1, axis=1)[:, k - 1 : k]
+        found: Floats = -least
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Some rows for each query, arrays (queries, rows).
+
+    Attributes:
+        keys: float32, what the largest of were picked.
+        scores: float32, exact.
+        likely: float32, what the codes say of the scores.
+        scales: float32, of the codes.
+        lists: intp.
+        rows: int64, or -1.
+    """
+
+    keys: Vectors
+    scores: Vectors
+    likely: Vectors
+    scales: Vectors
+    lists: NDArray[np.intp]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def none(cls, queries: int, count: int) -> _Rows:
+        """So many that are worse than any."""
+        shape = (queries, count)
+        worst = np.full(shape, -np.inf, np.float32)
+        numbers = np.full(shape, -1, np.int64)
+        return cls(worst, worst, worst, np.ones_like(worst), np.zeros_like(numbers), numbers)
+
+    def columns(self) -> list[NDArray[Any]]:
+        """The arrays."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def take(self, places: NDArray[np.intp]) -> _Rows:
+        """Rows at places, (queries, count)."""
+        return _Rows(*(np.take_along_axis(column, places, 1) for column in self.columns()))
+
+    def joined(self, others: _Rows) -> _Rows:
+        """As many as before, the best of both."""
+        pairs = zip(self.columns(), others.columns(), strict=True)
+        both = _Rows(*(np.concatenate(pair, axis=1) for pair in pairs))
+        return both.take(_largest(both.keys, self.keys.shape[1]))
+
+
+def _largest(values: Vectors, count: int) -> NDArray[np.intp]:
+    """Places of the largest numbers of each row."""
+    count = min(count, values.shape[1])
+    return np.argpartition(-values, count - 1, axis=1)[:, :count]
+
+
+def _picked(keys: Vectors, scores: Vectors, likely: Vectors, part: Part, count: int) -> _Rows:
+    """The rows of a part with the largest keys."""
+    best, pick = _largest(keys, count), np.take_along_axis
+    return _Rows(
+        pick(keys, best, 1),
+        pick(scores, best, 1),
+        pick(likely, best, 1),
+        part.codes.scales[best],
+        part.lists[best],
+        part.codes.rows[best].astype(np.int64),
+    )
 
 
 def compared(model: Model, asked: Vectors, own: NDArray[np.int64], part: Part) -> float:
@@ -182,11 +235,10 @@ def compared(model: Model, asked: Vectors, own: NDArray[np.int64], part: Part) -
     truth = _Truth(model, asked, own)
     truth.add(part)
     truth.finish()
-    k = min(10, max(1, int(np.isfinite(truth.scores).sum(axis=1).min())))
-    slack = float(np.quantile(truth.slack(k), 0.99))
-    bound = -np.sort(-truth.likely, axis=1)[:, k - 1 : k]
-    optimistic = truth.likely + slack * truth.scales * truth.sizes[:, None]
-    return float((optimistic > bound).sum(axis=1).mean())
+    k = min(10, max(1, int(np.isfinite(truth.near.scores).sum(axis=1).min())))
+    slack = min(float(np.quantile(truth.slack(k), 0.99)), float(SLACKS[-1]))
+    hope = truth.likely + slack * truth.noises
+    return float((hope >= truth.bound(slack, k)).sum(axis=1).mean())
 
 
 def calibrate(
@@ -208,14 +260,14 @@ def calibrate(
     for part in parts:
         truth.add(part)
     truth.finish()
-    there = int(np.isfinite(truth.scores).sum(axis=1).min())
+    there = int(np.isfinite(truth.near.scores).sum(axis=1).min())
     ranks, far = _order(model, truth)
     gap = _choose_gap(truth, ranks, far, sizes, min(10, there))
     budgets: dict[str, Any] = {"gap": gap, "levels": list(LEVELS), "sizes": {}}
     for k in SIZES:
         if k > there:
             break
-        near = truth.lists[:, :k]
+        near = truth.near.lists[:, :k]
         rank = np.take_along_axis(ranks, near, 1)
         needed = np.log1p(rank) + gap * np.take_along_axis(far, near, 1)
         budgets["sizes"][str(k)] = _levels(needed, truth.slack(k), asked.first)
@@ -260,7 +312,7 @@ def _choose_gap(
     lists = far.shape[1] - 1
     if lists < 2 or k < 1:
         return 0.0
-    near = truth.lists[:, :k]
+    near = truth.near.lists[:, :k]
     spread = float(np.median(np.sort(far[:, :lists], axis=1)[:, min(32, lists - 1)]))
     best = (np.inf, 0.0)
     for weight in GAPS:

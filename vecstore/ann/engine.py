@@ -25,7 +25,7 @@ from vecstore.store import Snapshot
 
 METRICS = {"cosine": plain.COSINE, "dot": plain.DOT, "l2": plain.L2}
 # Candidates that wait for their exact scores: so many, and so many for each hit wanted.
-ROOM, ROOM_EACH = 4096, 8
+ROOM, ROOM_EACH = 1 << 18, 8
 MISSING = 1024
 # With fewer queries a second thread is not worth its start.
 QUERIES_A_THREAD = 16
@@ -122,7 +122,7 @@ class Job:
         integers[plain.OFFSETS] = model.offsets
         integers[plain.LISTS] = model.lists
         integers[plain.K] = k
-        integers[plain.ROOM] = ROOM + ROOM_EACH * k
+        integers[plain.ROOM] = min(state.records, ROOM) + ROOM_EACH * k
         integers[plain.METRIC] = METRICS[entry.spec.metric]
         integers[plain.PRECISION] = entry.form.code
         integers[plain.LEAST] = budget.least
