@@ -87,7 +87,7 @@ def test_the_budget_is_read_off_the_curves() -> None:
     assert (budget.gap, budget.reach, budget.slack) == pytest.approx((2.0, 9.0, 1.8))
 
 
-@given(st.floats(0.01, 0.999), st.floats(0.01, 0.999), st.integers(1, 1000))
+@given(st.floats(0.01, 0.99), st.floats(0.01, 0.99), st.integers(1, 1000))
 def test_more_recall_never_has_a_smaller_budget(one: float, other: float, wanted: int) -> None:
     less, more = sorted((one, other))
     _, small = planned(recall=less, wanted=wanted, budgets=curves(1, 10, 100))
@@ -95,6 +95,15 @@ def test_more_recall_never_has_a_smaller_budget(one: float, other: float, wanted
 
     assert small.reach <= large.reach
     assert small.slack <= large.slack
+
+
+def test_an_index_that_is_measured_to_fall_short_is_not_used() -> None:
+    enough, _ = planned(recall=0.992, budgets=curves(1, 10, 100))
+    short, budget = planned(recall=0.999, budgets=curves(1, 10, 100))
+
+    assert enough.method == "index"
+    assert (short.method, short.expected_recall, budget) == ("scan", 1.0, None)
+    assert "the index reaches 0.990 only" in short.reason
 
 
 def test_a_filter_widens_the_budget_as_a_larger_answer_would() -> None:

@@ -16,6 +16,8 @@ FEW = 256
 LARGE_SHARE = 0.1
 # Answers beyond this size need more candidates than codes tell apart.
 LARGEST = 2000
+# An index that is measured to miss the recall asked for by more than this is not used.
+SHORT = 0.005
 
 
 def plan(
@@ -45,10 +47,13 @@ def plan(
         return Plan(method="none", rows=rows, allowed=0, expected_recall=1.0, reason=reason), None
     large = wanted > min(LARGE_SHARE * allowed, LARGEST)
     if budgets is None or recall == "exact" or recall >= 1 or allowed <= FEW or large:
-        return _exact(rows, allowed, recall, large=budgets is not None and large), None
+        why = "so large an answer is not worth looking for in the index"
+        return _exact(rows, allowed, recall, why if budgets is not None and large else None), None
     # Among all rows, the wanted ones reach as far as so many would without the filter.
     spread = wanted * rows / allowed
     reading = calibration.read(budgets, recall, max(1, round(spread)))
+    if reading.recall < recall - SHORT:
+        return _exact(rows, allowed, recall, f"the index reaches {reading.recall:.3f} only"), None
     known = "measured" if budgets.get("measured", True) else "estimated"
     reason = f"the index is {known} to reach a recall of {reading.recall:.3f} for {recall} wanted"
     if allowed < rows:
@@ -61,7 +66,7 @@ def plan(
     )
 
 
-def _exact(rows: int, allowed: int, recall: Recall, *, large: bool) -> Plan:
+def _exact(rows: int, allowed: int, recall: Recall, why: str | None) -> Plan:
     if allowed < rows:
         return Plan(
             method="rows",
@@ -71,8 +76,8 @@ def _exact(rows: int, allowed: int, recall: Recall, *, large: bool) -> Plan:
             reason=f"the filter allows {allowed} of {rows} rows: each of them is compared",
         )
     wish = "asked for" if recall == "exact" else f"more than the recall of {recall} asked for"
-    if large:
-        wish += "; so large an answer is not worth looking for in the index"
+    if why is not None:
+        wish += f"; {why}"
     return Plan(
         method="scan",
         rows=rows,
