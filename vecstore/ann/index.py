@@ -133,7 +133,7 @@ def _known_model(reader: Reader, entry: Entry, edition: bytes) -> Model:
     found: Model | None = kept.get(name)
     if found is None:
         found = _read_model(reader, entry, edition)
-        for oldest in list(kept)[: len(kept) + 1 - MODELS_KEPT]:
+        for oldest in list(kept)[: max(0, len(kept) + 1 - MODELS_KEPT)]:
             kept.pop(oldest, None)
         kept[name] = found
     return found
