@@ -103,12 +103,12 @@ def test_inertia_is_about_that_of_plain_training(rng, count):
     assert found < 1.03 * expected
 
 
-def test_inertia_of_many_lists_is_about_that_of_plain_training(rng):
+def test_inertia_of_many_lists_is_below_that_of_plain_training(rng):
     sample = heaps(rng, 6_000, 6, 100)
 
     found = inertia(sample, kmeans.train(sample, MANY, seed=1))
 
-    assert found < 1.03 * inertia(sample, plain_lloyd(sample, MANY, iterations=8))
+    assert found < 0.99 * inertia(sample, plain_lloyd(sample, MANY, iterations=8))
 
 
 @pytest.mark.parametrize("count", [50, MANY])
