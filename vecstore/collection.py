@@ -552,9 +552,11 @@ class Collection(Handle):
 
     def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:
         vectors = self._checked(vectors, request)
-        self._remember(vectors, request)
         with self._source.reading() as reader:
-            return search.run(reader, self._entry(reader), vectors, request)
+            found = search.run(reader, self._entry(reader), vectors, request)
+        # Not before: in a forked child a thread that is not there may hold the lock of the sample.
+        self._remember(vectors, request)
+        return found
 
     def _order_of(self, after: Id | Record | Hit | None) -> int:
         if after is None:
