@@ -188,6 +188,8 @@ def test_queries_asked_lately_are_asked_again(memory: Database, kind: Any) -> No
     collection = filled(memory, index=kind)
     found = asked(collection, 40)
     assert (found.queries, found.remembered) == (90, 40)
+    assert found.remembered_recall is not None
+    assert f"40 of them asked lately ({found.remembered_recall:.4f})" in str(found)
     collection.search_many(clusters(20, 5))
     # Neither are remembered.
     collection.search(np.ones(DIM), dims=3)

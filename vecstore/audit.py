@@ -74,6 +74,7 @@ def _summary(request: Request, groups: list[NDArray[np.float64]], plans: list[Pl
         target=target,
         queries=len(together),
         remembered=sum(map(len, groups[1:])),
+        remembered_recall=float(groups[1].mean()) if len(groups) > 1 else None,
         k=request.k,
         holds=all(float(group.mean()) >= target for group in groups if len(group)),
         method=plans[0].method if plans else "none",

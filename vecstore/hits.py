@@ -287,6 +287,7 @@ class Audit:
         target: The recall that was wanted of the searches.
         queries: How many queries were asked.
         remembered: How many of these were not stored records, but queries asked lately.
+        remembered_recall: The mean recall over those alone; None if there were none.
         k: How many neighbours of each.
         holds: Whether the mean reaches the target, for records and for queries asked lately alike.
         method: The method of the plan, as in `Explanation`.
@@ -298,6 +299,7 @@ class Audit:
     target: float
     queries: int
     remembered: int
+    remembered_recall: float | None
     k: int
     holds: bool
     method: Literal["scan", "rows", "index", "none"]
@@ -311,11 +313,14 @@ class Audit:
         if not self.queries:
             return "there is no record to ask for: nothing was measured"
         verdict = "holds" if self.holds else "does not hold"
+        lately = f"{self.remembered:,} of them asked lately"
+        if self.remembered_recall is not None:
+            lately += f" ({self.remembered_recall:.4f})"
         return (
             f"recall@{self.k} {self.recall:.4f}, at least {self.low:.4f} with 95 % confidence:"
             f" {self.target} {verdict}\n"
-            f"{self.queries:,} queries, {self.remembered:,} of them asked lately; method"
-            f" {self.method!r}, expected {self.expected_recall:.4f}"
+            f"{self.queries:,} queries, {lately}; method {self.method!r}, expected"
+            f" {self.expected_recall:.4f}"
         )
 
 
