@@ -45,6 +45,8 @@ Words = NDArray[np.uint64]
 Wide = NDArray[np.float64]
 
 
+# Damaged codes may hold any numbers, which the kernel does not complain of either.
+@np.errstate(over="ignore", invalid="ignore")
 def search(
     queries: Floats,
     centred: Floats,
