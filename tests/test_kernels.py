@@ -356,7 +356,8 @@ def broken_rules(source):
             # numba lets a function that says nothing inherit from whoever calls it first.
             if given.get("fastmath") not in ("False", "FLOAT_MATH"):
                 found.append("a kernel that does not say how exact it is")
-            found += given.keys() - {"nogil", "fastmath", "error_model"}
+            harmless = {"error_model", "no_cpython_wrapper", "no_cfunc_wrapper"}
+            found += given.keys() - {"nogil", "fastmath"} - harmless
         decorators = getattr(node, "decorator_list", [])
         found += [
             f"@{ast.unparse(one)}"

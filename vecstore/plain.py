@@ -269,16 +269,11 @@ class _Candidates:
 
     def __init__(self, k: int, room: int) -> None:
         self.k, self.room = k, room
-        self.threshold = -math.inf
+        self.threshold, self.full = -math.inf, False
         self.optimistic: list[float] = []
         self.likely: list[float] = []
         self.rows: list[int] = []
         self._best: list[float] = []
-
-    @property
-    def full(self) -> bool:
-        """Whether there are k."""
-        return len(self._best) == self.k
 
     def add(self, score: float, value: float, row: int) -> None:
         """Add a row with its optimistic and its likely score."""
@@ -288,10 +283,8 @@ class _Candidates:
         self.likely.append(value)
         self.rows.append(row)
         if value > self.threshold:
-            if self.full:
-                heapq.heapreplace(self._best, value)
-            else:
-                heapq.heappush(self._best, value)
+            (heapq.heapreplace if self.full else heapq.heappush)(self._best, value)
+            self.full = len(self._best) == self.k
             if self.full:
                 self.threshold = self._best[0]
 

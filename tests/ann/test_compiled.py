@@ -96,7 +96,7 @@ def test_looks_are_rare(finder, kept, started, monkeypatch):
         lambda value: value + b"\0",
         lambda value: value[:9000] + bytes([value[9000] ^ 1]) + value[9001:],
         lambda value: b"not a pickle",
-        lambda value: compiled._DIGEST(b"not a pickle").digest() + b"not a pickle",
+        lambda value: compiled._digest(b"not a pickle") + b"not a pickle",
     ],
     ids=["empty", "no digest", "half", "longer", "a flipped bit", "text", "text with a digest"],
 )
@@ -191,9 +191,9 @@ def test_a_relative_cache_home_is_passed_over(monkeypatch):
 def test_the_folder_depends_on_all_that_the_code_does(monkeypatch, part):
     before = compiled._version()
     if part == "source":
-        monkeypatch.setattr(compiled, "find_spec", lambda name: _Spec())
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: _Spec())
     elif part == "numba":
-        monkeypatch.setattr(compiled.importlib.metadata, "version", lambda name: "0.0")
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0")
     else:
         monkeypatch.setattr(compiled, "_processor", lambda: "flags: none")
     compiled._version.cache_clear()
