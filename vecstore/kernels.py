@@ -383,8 +383,10 @@ def _fill_group(
 # Small parts of a search
 
 # Said outright, since a function that says nothing does as its first caller.
-_exactly = njit(nogil=True, fastmath=False)
-_quickly = njit(nogil=True, fastmath=FLOAT_MATH)
+# Nobody calls these from Python: the wrappers for that would take a tenth of the compiling. And an
+# argument that is a literal would make numba compile a function once more, hence np.int64(0).
+_exactly = njit(nogil=True, fastmath=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_quickly = njit(nogil=True, fastmath=FLOAT_MATH, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @_quickly
@@ -463,7 +465,7 @@ def _keep_best(values, items, size, room, value, item):
         return size + 1
     if value > values[0]:
         values[0], items[0] = value, item
-        _sink(values, items, 0, size)
+        _sink(values, items, np.int64(0), size)
     return size
 
 
@@ -645,6 +647,20 @@ def _settle(wide, query, metric, products, todo, done):
 
 
 @_exactly
+def _above(values, count, room):
+    """The largest value that leaves at most `room` of the first `count` above it."""
+    order, items = values[:count].copy(), np.empty(count, np.int64)
+    for i in range(count // 2 - 1, -1, -1):
+        _sink(order, items, i, count)
+    left = count
+    for _ in range(count - room - 1):
+        left -= 1
+        order[0] = order[left]
+        _sink(order, items, np.int64(0), left)
+    return order[0]
+
+
+@_exactly
 def _prune(optimistic, likely, rows, count, threshold, room):
     """Keep the candidates that reach the threshold, at most `room` of them; return how many."""
     kept = 0
@@ -654,7 +670,7 @@ def _prune(optimistic, likely, rows, count, threshold, room):
             kept += 1
     if kept <= room:
         return kept
-    bound = np.sort(optimistic[:kept])[kept - room - 1]
+    bound = _above(optimistic, kept, room)
     equal = room
     for i in range(kept):
         equal -= optimistic[i] > bound
@@ -832,7 +848,7 @@ def _check_blocks(blocks, optimistic, likely, rows, count, missing):
     for i in range(count):
         block = rows[i] >> 6
         if blocks[block] == 0:
-            _note(missing, BLOCK, block)
+            _note(missing, np.int64(BLOCK), block)
         elif (rows[i] & 63) >= _held(blocks[block]):
             continue
         optimistic[kept], likely[kept], rows[kept] = optimistic[i], likely[i], rows[i]
@@ -866,7 +882,7 @@ def _scan_lists(
             for _ in range(seen):
                 left -= 1
                 heap[0], items[0] = heap[left], items[left]
-                _sink(heap, items, 0, left)
+                _sink(heap, items, np.int64(0), left)
             least = np.float32(-np.inf)
             continue
         number = items[0]
@@ -875,16 +891,16 @@ def _scan_lists(
             break
         left -= 1
         heap[0], items[0] = heap[left], items[left]
-        _sink(heap, items, 0, left)
+        _sink(heap, items, np.int64(0), left)
         seen += 1
         if lists[number] == 0:
-            _note(missing, LIST, number)
+            _note(missing, np.int64(LIST), number)
             continue
         tiles = (_held(lists[number]) + TILE_ROWS - 1) // TILE_ROWS
         ahead = lists[items[0]] if left > 0 else np.uint64(0)
         scanned += tiles * TILE_ROWS
         _scan(
-            lists[number] + np.uint64(HEADER), tiles, -1, ahead, integers[GROUPS],
+            lists[number] + np.uint64(HEADER), tiles, np.int64(-1), ahead, integers[GROUPS],
             integers[OFFSETS], (table, bases[number], step, start, noise), mask, scores, best,
             best_rows, optimistic, likely, rows, sizes,
         )  # fmt: skip
@@ -902,7 +918,7 @@ def _scan_tail(
     for number in range(tail.size):
         address = codes[tail[number]]
         if address == 0:
-            _note(missing, CODES, tail[number])
+            _note(missing, np.int64(CODES), tail[number])
             continue
         tiles = (_held(address) + TILE_ROWS - 1) // TILE_ROWS
         scanned += tiles * TILE_ROWS
@@ -1035,7 +1051,17 @@ def search(
             return number
         front = _divide(optimistic, likely, rows, found, bound)
         held = _rescore(
-            query, shift, integers, blocks, optimistic, rows, 0, front, best, best_rows, 0
+            query,
+            shift,
+            integers,
+            blocks,
+            optimistic,
+            rows,
+            np.int64(0),
+            front,
+            best,
+            best_rows,
+            np.int64(0),
         )
         if held == k:
             found = front + _prune(
