@@ -77,7 +77,8 @@ vectors, end, hits = np.random.default_rng(1).random((10, 8)), time.monotonic() 
 while time.monotonic() < end:
     try:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.005))
-        while True:
+        # An interrupt that meets a finalizer is lost.
+        while time.monotonic() < end:
             with db.transaction():
                 points.upsert(vectors=vectors, ids=list(range(10)))
             points.upsert(vectors=vectors, ids=list(range(10)))
