@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecstore.ann import calibration
-from vecstore.planner import FEW, LARGEST, plan
+from vecstore.planner import EVERY_LIST, FEW, LARGEST, plan
 
 recalls = st.just("exact") | st.floats(0, 1, exclude_min=True)
 counts = st.integers(0, 10**9)
@@ -110,7 +110,23 @@ def test_a_filter_widens_the_budget_as_a_larger_answer_would() -> None:
     _, filtered = planned(allowed=10_000, wanted=10, budgets=curves(1, 10, 100))
     _, larger = planned(wanted=100, budgets=curves(1, 10, 100))
 
-    assert filtered == larger
+    assert (filtered.reach, filtered.slack) == (larger.reach, larger.slack)
+
+
+@pytest.mark.parametrize(
+    ("asked", "least"),
+    [
+        ({}, 1),
+        ({"allowed": 99_000}, EVERY_LIST),
+        ({"wanted": 100}, 1),
+        ({"wanted": 101}, EVERY_LIST),
+    ],
+    ids=str,
+)
+def test_no_list_is_left_out_where_nothing_was_measured(asked, least) -> None:
+    _, budget = planned(**asked, budgets=curves(1, 10, 100))
+
+    assert budget.least == least
 
 
 def test_answers_beyond_the_largest_that_was_measured_reach_further() -> None:

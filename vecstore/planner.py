@@ -18,6 +18,7 @@ LARGE_SHARE = 0.1
 LARGEST = 2000
 # An index that is measured to miss the recall asked for by more than this is not used.
 SHORT = 0.005
+EVERY_LIST = 2**31
 
 
 def plan(
@@ -58,7 +59,15 @@ def plan(
     reason = f"the index is {known} to reach a recall of {reading.recall:.3f} for {recall} wanted"
     if allowed < rows:
         reason += f"; the filter allows {allowed} of {rows} rows, so it looks further"
-    budget = Budget(gap=reading.gap, reach=reading.reach, slack=reading.slack)
+    # What was measured does not say where the allowed rows lie: none may be near the query. Nor
+    # does it say where those lie that are farther off than any that was asked for.
+    measured = allowed == rows and wanted <= max(map(int, budgets["sizes"]))
+    budget = Budget(
+        gap=reading.gap,
+        reach=reading.reach,
+        slack=max(reading.slack, calibration.read(budgets, recall, wanted).slack),
+        least=1 if measured else EVERY_LIST,
+    )
     expected = reading.recall
     return (
         Plan(method="index", rows=rows, allowed=allowed, expected_recall=expected, reason=reason),
