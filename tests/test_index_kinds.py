@@ -176,12 +176,36 @@ def test_optimizing_moves_the_tail_to_lists(memory: Database) -> None:
 
 
 def test_optimizing_trains_anew_after_much_growth(memory: Database) -> None:
-    collection = filled(memory, count=600, index="ivf")
+    collection = filled(memory, count=500, index="ivf")
     assert collection.stats()["trained_rows"] == 300
     assert not collection.optimize()["trained"]
     collection.add(vectors=clusters(100, 7))
     assert collection.optimize()["trained"]
-    assert collection.stats()["trained_rows"] == 700
+    assert collection.stats()["trained_rows"] == 600
+
+
+def test_half_of_the_records_replaced_is_a_reason_to_train_anew(
+    memory: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "BACKLOG", 10_000)
+    collection = filled(memory, count=600)
+    collection.upsert(vectors=clusters(250, 8), ids=range(250))
+    assert not collection.optimize()["trained"]
+    collection.upsert(vectors=clusters(60, 9), ids=range(250, 310))
+    assert collection.optimize()["trained"]
+    assert not collection.optimize()["trained"]
+
+
+def test_an_index_of_which_hardly_a_record_is_left_is_not_measured(memory: Database) -> None:
+    collection = filled(memory, index="ivf")
+    before = collection.stats()
+    collection.delete(range(1, 900))
+    assert not collection.optimize()["calibrated"]
+    collection.delete(0)
+    assert not collection.optimize()["calibrated"]
+    assert collection.stats()["trained_rows"] == before["trained_rows"]
+    collection.add(vectors=clusters(900, 1))
+    assert collection.audit().holds
 
 
 @pytest.mark.parametrize("count", [0, 1, 300])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vecstore import catalog, layout, rows
 from vecstore.ann import index, ivf, training
-from vecstore.ann.index import IndexedRows, Kind
+from vecstore.ann.index import Index, IndexedRows, Kind
 from vecstore.ann.ivf import Draft
 from vecstore.ann.model import Progress
 from vecstore.catalog import Entry
@@ -116,8 +116,10 @@ LEAST_ROWS = 256
 BACKLOG, BACKLOG_EACH = 2048, 4
 # Lists are trained anew when there are so many times the rows, while that is quick.
 GROWTH, QUICK_ROWS = 4, 250_000
+# And when such a share of the rows came since, for they may be unlike those that it learned from.
+RENEWED = 0.5
 
-Step = Literal["train", "calibrate", "keep up"]
+Step = Literal["train", "calibrate", "keep up", "keep up and calibrate"]
 
 
 class Source(Protocol):
@@ -139,10 +141,10 @@ def after_write(source: Source, number: int, uid: bytes, timeout: float | None =
         state = catalog.state(reader, number)
         step = due(reader, entry, state)
         draft = training.train(reader, entry, state) if step == "train" else None
-    if step == "calibrate":
-        calibrate(source, entry, timeout=timeout)
-    elif step is not None:
+    if step is not None and step != "calibrate":
         _carry_out(source, entry, draft, timeout)
+    if step in ("calibrate", "keep up and calibrate"):
+        calibrate(source, entry, timeout=timeout)
 
 
 def due(reader: Reader, entry: Entry, state: State) -> Step | None:
@@ -161,8 +163,17 @@ def due(reader: Reader, entry: Entry, state: State) -> Step | None:
         return "train" if state.records >= _least_rows(entry, wanted) else None
     if GROWTH * found.trained <= state.records <= QUICK_ROWS:
         return "train"
-    limit = max(BACKLOG, BACKLOG_EACH * found.model.lists)
-    return "keep up" if state.backlog >= limit else None
+    if state.backlog < max(BACKLOG, BACKLOG_EACH * found.model.lists):
+        return None
+    if state.records < LEAST_ROWS or not _is_renewed(reader, entry, state, found):
+        return "keep up"
+    return "train" if state.records <= QUICK_ROWS else "keep up and calibrate"
+
+
+def _is_renewed(reader: Reader, entry: Entry, state: State, found: Index) -> bool:
+    """Whether many of the rows came since the index was made."""
+    tail = rows.count(rows.live(reader, entry.number, state)[~found.listed])
+    return found.arrived + tail >= RENEWED * state.records
 
 
 def _least_rows(entry: Entry, wanted: Kind) -> int:
@@ -211,7 +222,8 @@ def calibrate(
             return False
         state = catalog.state(reader, entry.number)
         seen = index.load(reader, entry, state)
-        if seen is None:
+        if seen is None or (seen.model.lists and state.records < LEAST_ROWS):
+            # Of so few rows all are compared; what was measured is for times when there are more.
             return False
         budgets = training.calibrate(reader, entry, state, seen, real=real, progress=progress)
 
@@ -223,7 +235,9 @@ def calibrate(
             return False
         # Codes in row order are not trained: that they were measured is what is kept of them.
         trained = found.trained if found.model.lists else state.records
-        saved = replace(found, budgets=budgets, trained=trained)
+        # Small ones are to be trained anew for what has arrived; large ones are only measured.
+        arrived = found.arrived if state.records <= QUICK_ROWS else 0
+        saved = replace(found, budgets=budgets, trained=trained, arrived=arrived)
         index.save_plan(txn, entry.number, saved)
         return True
 
@@ -288,7 +302,9 @@ def _draft(
     state = catalog.state(reader, entry.number)
     found = index.load(reader, entry, state)
     if train is None:
-        train = found is None or not 0.5 <= state.records / max(1, found.trained) <= 2
+        train = found is None or _is_renewed(reader, entry, state, found)
+        if found is not None:
+            train |= not 0.5 <= state.records / max(1, found.trained) <= 2
     if not train or state.records < _least_rows(entry, wanted):
         return None
     return training.train(reader, entry, state, real=real, progress=progress)

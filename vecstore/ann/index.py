@@ -42,6 +42,7 @@ class Index:
         kind: What was asked for.
         edition: Random; another one for every other model.
         trained: Rows of the collection when the model was trained.
+        arrived: Rows that came into lists since then; of a large collection since it was measured.
         budgets: What calibration found, see `calibration.py`; empty before.
         model: How rows are coded.
         listed: bool (blocks,), blocks whose rows are in lists.
@@ -50,6 +51,7 @@ class Index:
     kind: Kind
     edition: bytes
     trained: int
+    arrived: int
     budgets: dict[str, Any]
     model: Model
     listed: NDArray[np.bool_]
@@ -80,9 +82,11 @@ def _read_plan(reader: Reader, number: int) -> dict[str, Any] | None:
 
 def _check_plan(plan: dict[str, Any]) -> None:
     """Raise an error if the plan of an index that is there is none."""
-    trained, budgets = plan["trained"], plan["budgets"]
-    if not isinstance(plan["edition"], bytes) or not isinstance(trained, int) or trained < 0:
-        raise ValueError(f"edition {plan['edition']!r}, trained with {trained!r} rows")
+    counts, budgets = (plan["trained"], plan["arrived"]), plan["budgets"]
+    if not isinstance(plan["edition"], bytes):
+        raise ValueError(f"edition {plan['edition']!r}")
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise ValueError(f"trained with {counts[0]!r} rows, {counts[1]!r} since")
     levels = len(budgets["levels"])
     numbers = [np.array([*budgets["levels"], budgets["gap"]], np.float64)]
     for size, curve in budgets["sizes"].items():
@@ -119,6 +123,7 @@ def _load(
         plan["kind"],
         plan["edition"],
         plan["trained"],
+        plan["arrived"],
         plan["budgets"],
         model(reader, entry, plan["edition"]),
         _read_listed(reader, entry.number, state.blocks),
@@ -181,6 +186,7 @@ def save_plan(txn: Transaction, number: int, index: Index) -> None:
         "kind": index.kind,
         "edition": index.edition,
         "trained": index.trained,
+        "arrived": index.arrived,
         "budgets": index.budgets,
     }
     txn.put("index", index_layout.index_key(number, PLAN), layout.pack_meta(values))

@@ -105,7 +105,7 @@ def write(txn: Transaction, entry: Entry, state: State, kind: index.Kind, draft:
     column = np.full(state.blocks * BLOCK_ROWS, NO_LIST, np.uint32)
     _write_lists(txn, number, draft, np.flatnonzero(inside), column)
     listed = index.blocks_listed(column)
-    made = Index(kind, edition(), draft.count, dict(draft.budgets), model, listed)
+    made = Index(kind, edition(), draft.count, 0, dict(draft.budgets), model, listed)
     parts = np.arange(-(-len(column) // PART_ROWS))
     index.save_lists_of_rows(txn, number, column, parts)
     index.save_model(txn, number, made)
@@ -217,6 +217,7 @@ class _Upkeep:
         self.centres = self.model.centres.copy()
         self.closed = self.model.closed.copy()
         self.moved: list[int] = []
+        self.arrived = 0
 
     def sizes(self) -> NDArray[np.intp]:
         """Living rows of each list."""
@@ -267,7 +268,9 @@ class _Upkeep:
         self.moved = blocks[blocks != self.state.open_block].tolist()
         inside = np.zeros(len(self.alive), bool)
         inside[self.moved] = True
-        return np.flatnonzero(self.living & np.repeat(inside, BLOCK_ROWS))
+        found = np.flatnonzero(self.living & np.repeat(inside, BLOCK_ROWS))
+        self.arrived = len(found)
+        return found
 
     def insert(self, numbers: NDArray[np.intp]) -> None:
         """Put rows into the lists nearest to them."""
@@ -336,7 +339,8 @@ class _Upkeep:
         listed = index.blocks_listed(self.column)
         for block in self.moved:
             self.txn.delete("tiers", layout.block_key(number, block, CODE_TIER))
-        made = replace(self.index, model=model, listed=listed)
+        arrived = self.index.arrived + self.arrived
+        made = replace(self.index, model=model, listed=listed, arrived=arrived)
         if model is not self.index.model:
             made = replace(made, edition=edition())
             index.save_model(self.txn, number, made)
