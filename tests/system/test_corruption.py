@@ -25,11 +25,28 @@ from vecstore.store import Store
 
 PAGE = 4096
 
+ENGINES = pytest.mark.parametrize("engine", ["numpy", "compiled"])
+
 # Reads whatever can be read of each file named on stdin; one line of answer per file.
 READER = """
     import json, sys
     import numpy as np
     import vecstore
+    from vecstore.ann import compiled
+
+    # Either of the two that search, and never the other one meanwhile.
+    if sys.argv[1] == "compiled":
+        compiled.compile_now()
+    else:
+        compiled.ready = lambda: None
+
+    def honest(c, query):
+        # What is found is what an exact search finds, as far as it is found.
+        hits = c.search(query, k=9)
+        exact = {hit.id: hit.score for hit in c.search(query, k=1000, recall="exact")}
+        assert len({hit.id for hit in hits}) == len(hits), hits
+        assert all(exact[hit.id] == hit.score for hit in hits), hits
+        return len(hits)
 
     def read(path):
         try:
@@ -42,12 +59,13 @@ READER = """
             db.close()
             return found
         content = []
-        for name in ("cosine", "l2"):
+        for name in sorted({*db.collections()} & {"cosine", "l2", "lists", "codes"}):
             for work in (
                 lambda c: [repr((r.id, r.text, r.metadata, r.vector.tolist())) for r in
                            c.scan(include=("text", "metadata", "vector"))],
                 lambda c: [repr(hit.id) for hit in c.search(np.ones(8), k=5)],
                 lambda c: [repr(hit.id) for hit in c.search(np.ones(8), k=5, where={"n": 7})],
+                lambda c: [honest(c, query) for query in np.eye(8)],
                 lambda c: [repr(record and record.id) for record in c.get(list(range(150)))],
                 lambda c: [repr(c.count()), repr(c.stats())],
             ):
@@ -84,6 +102,23 @@ def sound(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory):
+    """A file with lists, and with codes in row order."""
+    path = tmp_path_factory.mktemp("indexed") / "indexed.vecstore"
+    rng = np.random.default_rng(3)
+    with vecstore.open(path) as db:
+        for name, metric, kind in (("lists", "l2", "ivf"), ("codes", "cosine", "hash")):
+            points = db.collection(name, dim=8, metric=metric, index=kind)
+            points.add(vectors=rng.normal(size=(300, 8)), ids=list(range(300)))
+            # The tail, and dead rows in it and in lists.
+            points.add(vectors=rng.normal(size=(90, 8)), ids=list(range(300, 390)))
+            points.delete([*range(64, 100), *range(340, 350)])
+            assert points.search(np.ones(8), k=5).plan.method == "index"
+        assert db.check() == []
+    return path
+
+
 class Patient:
     """Damages copies of a file, and asks another process what it finds in them."""
 
@@ -91,17 +126,17 @@ class Patient:
         self.data, self.folder = sound.read_bytes(), folder
         self.pages = len(self.data) // PAGE
 
-    def ask(self, copies):
+    def ask(self, copies, engine="numpy"):
         paths = []
         for number, data in enumerate(copies):
             paths.append(self.folder / f"{number}.vecstore")
             paths[-1].write_bytes(data)
         process = subprocess.run(
-            [sys.executable, "-W", "error", "-c", textwrap.dedent(READER)],
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(READER), engine],
             input="".join(f"{path}\n" for path in paths),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             env={**os.environ, "PYTHONHASHSEED": "0"},
             check=False,
         )
@@ -121,6 +156,11 @@ def patient(sound, tmp_path):
     return Patient(sound, tmp_path)
 
 
+@pytest.fixture
+def indexed_patient(indexed, tmp_path):
+    return Patient(indexed, tmp_path)
+
+
 def assert_noticed_or_harmless(answer, healthy):
     """Damage that changes what users see must not go unnoticed."""
     if "open" in answer or answer["check"]:
@@ -131,6 +171,13 @@ def assert_noticed_or_harmless(answer, healthy):
 
 def test_the_sound_file_is_sound(patient):
     (answer,) = patient.ask([patient.data])
+
+    assert answer["check"] == answer["errors"] == []
+
+
+@ENGINES
+def test_the_file_with_indexes_is_sound(indexed_patient, engine):
+    (answer,) = indexed_patient.ask([indexed_patient.data], engine)
 
     assert answer["check"] == answer["errors"] == []
 
@@ -146,6 +193,33 @@ def test_flipped_bits_are_noticed_or_change_nothing(patient, seed):
     for answer in answers:
         assert_noticed_or_harmless(answer, healthy)
     assert any(answer.get("check") for answer in answers)
+
+
+@ENGINES
+def test_flipped_bits_in_a_file_with_indexes_are_noticed_or_change_nothing(indexed_patient, engine):
+    patient, rng = indexed_patient, random.Random(engine)
+    places = [(rng.randrange(len(patient.data)), rng.randrange(8)) for _ in range(100)]
+    healthy, *answers = patient.ask(
+        [patient.data, *(patient.flipped(at, bit) for at, bit in places)], engine
+    )
+
+    for answer in answers:
+        assert_noticed_or_harmless(answer, healthy)
+
+
+@ENGINES
+def test_pages_of_noise_in_a_file_with_indexes_are_noticed_or_change_nothing(
+    indexed_patient, engine
+):
+    patient, rng, copies = indexed_patient, random.Random(engine), []
+    for page in rng.sample(range(2, patient.pages), 40):
+        data = bytearray(patient.data)
+        data[page * PAGE : (page + 1) * PAGE] = rng.choice((bytes(PAGE), rng.randbytes(PAGE)))
+        copies.append(bytes(data))
+    healthy, *answers = patient.ask([patient.data, *copies], engine)
+
+    for answer in answers:
+        assert_noticed_or_harmless(answer, healthy)
 
 
 def test_flipped_bits_at_the_beginning_of_every_page_are_noticed_or_change_nothing(patient):
@@ -229,34 +303,40 @@ def test_a_file_with_more_behind_it_is_as_good_as_before(patient):
 
 
 def values_of(path):
-    """A value of every database that has one: (database, key, value)."""
+    """Some values of every database that has any, and all of `index`: (database, key, value)."""
     store = Store(path, read_only=True)
     found = []
     with store.snapshot() as snapshot:
         for database in layout.DATABASES:
             items = [(key, bytes(value)) for key, value in snapshot.items(database, b"")]
-            found += [(database, key, value) for key, value in items[:1] + items[-1:]]
+            if database != "index":
+                items = items[:1] + items[-1:]
+            found += [(database, key, value) for key, value in items]
     store.close()
     return found
 
 
-def covered(database, value):
+def covered(value):
     """How many bytes of a value a checksum covers."""
-    if database in ("tiers", "live"):
+    if value[:4] == layout.HEADER_MAGIC:
         return layout.HEADER.size + layout.unpack_header(value, "").length
     return len(value)
 
 
-def test_a_flipped_bit_in_every_kind_of_value_is_found(sound, patient):
-    copies, names = [], []
+@pytest.mark.parametrize(
+    ("file", "more"), [("sound", set()), ("indexed", {"lists", "index"})], ids=["sound", "indexed"]
+)
+def test_a_flipped_bit_in_every_kind_of_value_is_found(file, more, request, tmp_path):
+    path = request.getfixturevalue(file)
+    copies, names, patient = [], [], Patient(path, tmp_path)
     rng = random.Random(6)
-    for database, key, value in values_of(sound):
+    for database, key, value in values_of(path):
         # Pages that are free now may hold it too.
         copies_of_it = [match.start() for match in re.finditer(re.escape(value), patient.data)]
         assert copies_of_it
         places = range(len(value)) if len(value) < 40 else rng.sample(range(len(value)), 12)
         for place in places:
-            if place < covered(database, value):
+            if place < covered(value):
                 data, bit = bytearray(patient.data), rng.randrange(8)
                 for at in copies_of_it:
                     data[at + place] ^= 1 << bit
@@ -265,9 +345,76 @@ def test_a_flipped_bit_in_every_kind_of_value_is_found(sound, patient):
     answers = patient.ask(copies)
 
     kinds = {name.split()[0] for name in names}
-    assert kinds == {"meta", "ids", "records", "tiers", "live"}
+    assert kinds == {"meta", "ids", "records", "tiers", "live"} | more
     for name, answer in zip(names, answers, strict=True):
         assert "open" in answer or answer["check"], name
+
+
+def values_of_indexes(path):
+    """Every value of the indexes: (database, key, value)."""
+    store = Store(path, read_only=True)
+    with store.snapshot() as snapshot:
+        found = [
+            (database, key, bytes(value))
+            for database in ("tiers", "lists", "index")
+            for key, value in snapshot.items(database, b"")
+            if database != "tiers" or key[4] == layout.CODE_TIER
+        ]
+    store.close()
+    return found
+
+
+def changed(sound, folder, changes):
+    """Copies of a file, each with one value changed, and every checksum of LMDB's own kept."""
+    for number, (database, key, value) in enumerate(changes):
+        path = folder / f"changed-{number}.vecstore"
+        store = Store(shutil.copy(sound, path))
+        store.write(lambda txn, at=(database, key, value): txn.put(*at))
+        store.close()
+        yield path.read_bytes()
+
+
+@ENGINES
+@pytest.mark.parametrize("sealed", [False, True], ids=["as it is", "with a right checksum"])
+def test_noise_in_any_value_of_an_index_never_crashes_a_search(
+    indexed, indexed_patient, tmp_path, engine, sealed
+):
+    rng, changes = random.Random(f"{engine} {sealed}"), []
+    # Without lists no block is listed: a checksum of nothing.
+    values = [found for found in values_of_indexes(indexed) if len(found[2]) > 4]
+    for database, key, value in rng.choices(values, k=60):
+        noisy, length = bytearray(value), covered(value)
+        # The header is checked when an address is taken: what is behind it is not.
+        first = layout.HEADER.size if value[:4] == layout.HEADER_MAGIC else 4
+        for _ in range(rng.choice((1, 8, 200))):
+            noisy[rng.randrange(first, length)] ^= rng.choice((1, 128, 255))
+        if sealed and value[:4] == layout.HEADER_MAGIC:
+            header = layout.unpack_header(value, "")
+            layout.seal_bulk(header, noisy, header.length)
+        elif sealed:
+            noisy = layout.pack_checked(bytes(noisy[4:]))
+        changes.append((database, key, bytes(noisy)))
+    answers = indexed_patient.ask(list(changed(indexed, tmp_path, changes)), engine)
+
+    # With a right checksum, other codes of a few rows may pass for those of the vectors.
+    for (database, key, _), answer in zip(changes, answers, strict=True):
+        assert answer["check"] or sealed, (database, key.hex())
+
+
+@ENGINES
+def test_values_of_an_index_under_other_keys_never_crash_a_search(
+    indexed, indexed_patient, tmp_path, engine
+):
+    rng, values, changes = random.Random(engine), values_of_indexes(indexed), []
+    for database in ("tiers", "lists", "index"):
+        some = [(key, value) for name, key, value in values if name == database]
+        for _ in range(15):
+            (key, _), (_, value) = rng.sample(some, 2)
+            changes.append((database, key, value))
+    answers = indexed_patient.ask(list(changed(indexed, tmp_path, changes)), engine)
+
+    for (database, key, _), answer in zip(changes, answers, strict=True):
+        assert answer["check"], (database, key.hex())
 
 
 def test_damage_in_one_block_leaves_the_other_collections_usable(sound, tmp_path):
