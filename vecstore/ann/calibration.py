@@ -115,6 +115,7 @@ class _Truth:
         self.front = _Rows.none(len(asked), SIZES[-1])
         # Of both together, once all rows were seen: what the codes say, and how unsure they are.
         self.likely = self.noises = self.near.likely
+        self.bounds: dict[float, Vectors] = {}
 
     def add(self, part: Part) -> None:
         """Compare the queries with more rows."""
@@ -154,18 +155,20 @@ class _Truth:
     def slack(self, k: int) -> Floats:
         """What each of the k nearest needs to be compared exactly, (queries, k)."""
         needed = np.full((len(self.likely), k), np.inf)
-        for slack in SLACKS[::-1]:
+        for slack in SLACKS[::-1].tolist():
             hope = self.likely[:, :k] + slack * self.noises[:, :k]
             # Candidates are held against the k-th exact score too, as soon as there is one.
             bound = np.maximum(self.bound(slack, k), self.near.scores[:, k - 1 : k])
             needed[hope >= bound] = slack
         return needed
 
-    def bound(self, slack: float, k: int) -> Floats:
+    def bound(self, slack: float, k: int) -> Vectors:
         """What a candidate has to reach: what k others score at least, (queries, 1)."""
-        least = np.partition(slack * self.noises - self.likely, k - 1, axis=1)[:, k - 1 : k]
-        found: Floats = -least
-        return found
+        bounds = self.bounds.get(slack)
+        if bounds is None:
+            most = np.partition(slack * self.noises - self.likely, SIZES[-1] - 1, axis=1)
+            bounds = self.bounds[slack] = -np.sort(most[:, : SIZES[-1]], axis=1)
+        return bounds[:, k - 1 : k]
 
 
 @dataclass(frozen=True, slots=True)
