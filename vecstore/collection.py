@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -44,6 +44,8 @@ DEFAULT_RECALL = 0.95
 BATCH = 1000
 # Records read by one snapshot of a scan; between them nothing is held.
 PAGE = 256
+
+T = TypeVar("T")
 
 
 class Collection(Handle):
@@ -179,13 +181,7 @@ class Collection(Handle):
             raise UsageError("say what to delete: ids, where, or where={} for every record")
         listed = None if ids is None else [check_id(value) for value in arguments.listed(ids)]
         parsed = filters.parse(where)
-
-        def work(txn: Transaction) -> int:
-            return ingest.delete(txn, self._entry(txn), listed, parsed)
-
-        count = self._source.writing(work, timeout)
-        self._source.wrote(self._number, self._uid)
-        return count
+        return self._write(lambda txn, entry: ingest.delete(txn, entry, listed, parsed), timeout)
 
     def add_records(
         self,
@@ -539,6 +535,18 @@ class Collection(Handle):
 
     # Inside
 
+    def _write(self, change: Callable[[Transaction, Entry], T], timeout: float | None) -> T:
+        """Change the collection in one transaction, and let its index be kept up to date."""
+
+        def work(txn: Transaction) -> tuple[T, bool]:
+            result = change(txn, self._entry(txn))
+            return result, maintenance.may_be_due(catalog.state(txn, self._number))
+
+        result, due = self._source.writing(work, timeout)
+        if due:
+            self._source.wrote(self._number, self._uid)
+        return result
+
     def _store(
         self,
         write: Callable[[Transaction, Entry, ingest.Batch], None],
@@ -546,8 +554,7 @@ class Collection(Handle):
         timeout: float | None,
     ) -> list[Id]:
         ready = ingest.encode(self._declared, batch, self._encoder)
-        self._source.writing(lambda txn: write(txn, self._entry(txn), ready), timeout)
-        self._source.wrote(self._number, self._uid)
+        self._write(lambda txn, entry: write(txn, entry, ready), timeout)
         return ready.ids
 
     def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:

@@ -147,10 +147,15 @@ def after_write(source: Source, number: int, uid: bytes, timeout: float | None =
         calibrate(source, entry, timeout=timeout)
 
 
+def may_be_due(state: State) -> bool:
+    """Whether there may be something to do, as the counters alone can tell."""
+    changed = state.backlog >= min(BACKLOG, state.records)
+    return changed and state.records >= min(LEAST_ROWS, AUTO_ROWS)
+
+
 def due(reader: Reader, entry: Entry, state: State) -> Step | None:
     """What is to be done for the index of a collection."""
-    # Most writes end here, with the counters alone.
-    if state.backlog < BACKLOG and state.records > state.backlog:
+    if not may_be_due(state):
         return None
     wanted = index.kind(reader, entry.number)
     if wanted == "flat" or entry.spec.metric == "hamming":

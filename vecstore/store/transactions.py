@@ -160,10 +160,12 @@ class Snapshot(Reader):
 
     def close(self) -> None:
         """End the snapshot; calling it again does nothing."""
-        txn, self._txn = self._txn, None
+        txn = self._txn
         if txn is not None and not self.store.forked:
+            # Where an interrupt comes between, the finalizer does both again.
             txn.abort()
             self.store.gate.leave(self._ticket)
+        self._txn = None
 
     def __enter__(self) -> Self:
         return self
