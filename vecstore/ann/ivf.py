@@ -8,6 +8,7 @@ neighbours. A closed list's number is used again.
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
 from dataclasses import dataclass, replace
@@ -293,12 +294,17 @@ class _Upkeep:
         mean = sizes[~self.closed].mean() if (~self.closed).any() else 0
         wanted = int(self.living.sum()) / lists_for(int(self.living.sum()))
         limit = max(LARGE * min(mean, wanted), LEAST_LARGE)
-        large = np.flatnonzero(sizes > limit)
-        for which in large[np.argsort(-sizes[large], kind="stable")][:SPLITS].tolist():
-            self.split(which)
+        queue = [(-int(sizes[which]), which) for which in np.flatnonzero(sizes > limit).tolist()]
+        heapq.heapify(queue)
+        for _ in range(SPLITS):
+            if not queue:
+                break
+            for name, size in self.split(heapq.heappop(queue)[1]):
+                if size > limit:
+                    heapq.heappush(queue, (-size, name))
 
-    def split(self, which: int) -> None:
-        """Split one list in two."""
+    def split(self, which: int) -> list[tuple[int, int]]:
+        """Split one list in two; return both and their sizes."""
         found = self.codes(which)
         vectors = gather(self.txn, self.entry, self.state, found.rows.astype(np.intp))
         reduced = self.model.centred(vectors) @ self.model.reducing.T
@@ -319,6 +325,7 @@ class _Upkeep:
             lists = np.full(len(numbers), name)
             self.changed[name] = model.encode(vectors[half], lists, numbers)
             self.put(numbers.astype(np.intp), name)
+        return [(name, int(half.sum())) for name, half in halves]
 
     def current(self) -> Model:
         """The model with the lists as they are now."""
