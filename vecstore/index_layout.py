@@ -6,6 +6,7 @@ An index is a value a list in `lists`, the codes of blocks in the tail under a t
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -190,9 +191,8 @@ def unpack_bundle(
         values, directory = msgpack.unpackb(payload[CHECKSUM.size : CHECKSUM.size + size])
         start, arrays = CHECKSUM.size + size, {}
         for name, dtype, shape, at in directory:
-            count = int(np.prod(shape))
-            found = np.frombuffer(payload, dtype, count, start + at)
+            found = np.frombuffer(payload, dtype, math.prod(shape), start + at)
             arrays[name] = found.reshape(shape).copy()
-    except (ValueError, TypeError, struct.error, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, OverflowError, struct.error, msgpack.UnpackException) as error:
         raise CorruptionError(f"{where}: cannot be read: {error}") from error
     return values, arrays
