@@ -239,7 +239,7 @@ def compared(model: Model, asked: Vectors, own: NDArray[np.int64], part: Part) -
     truth.add(part)
     truth.finish()
     k = min(10, max(1, int(np.isfinite(truth.near.scores).sum(axis=1).min())))
-    slack = min(float(np.quantile(truth.slack(k), 0.99)), float(SLACKS[-1]))
+    slack = float(np.quantile(np.minimum(truth.slack(k), SLACKS[-1]), 0.99))
     hope = truth.likely + slack * truth.noises
     return float((hope >= truth.bound(slack, k)).sum(axis=1).mean())
 
