@@ -407,6 +407,7 @@ BROKEN = {
     "a living row in no list": (take_out, "of blocks in lists, but in none (11)"),
     "damaged bits of listed blocks": (edit("index", listed_key(), flip(5)), "checksum"),
     "missing bits of listed blocks": (drop("index", listed_key()), "or the reverse"),
+    "missing bits where no block is listed": (drop("index", listed_key(3)), "are missing (9)"),
     "bits beyond the last block": (
         put("index", listed_key(), layout.pack_checked(b"\xff" * 9)),
         "blocks beyond the last one",

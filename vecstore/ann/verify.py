@@ -123,9 +123,12 @@ class _IndexCheck:
         known |= {index_layout.list_part_key(self.number, part) for part in parts}
         lists = {index_layout.list_key(self.number, which) for which in range(self.model.lists)}
         prefix = layout.collection_key(self.number)
-        for key, _ in self.reader.items("index", prefix):
-            if key not in known:
-                self._add(f"index: key {key.hex()} is not expected (9)")
+        found = {key for key, _ in self.reader.items("index", prefix)}
+        for key in sorted(found - known):
+            self._add(f"index: key {key.hex()} is not expected (9)")
+        # Readers take a missing value for one in which no block is listed.
+        if index_layout.index_key(self.number, LISTED) not in found:
+            self._add("index: the bits of the listed blocks are missing (9)")
         there = {key for key, _ in self.reader.items("lists", prefix)}
         for key in sorted(there - lists):
             self._add(f"lists: key {key.hex()} is not expected (9)")
