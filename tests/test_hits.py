@@ -1,6 +1,7 @@
 import copy
 import pickle
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,6 +34,28 @@ def test_ids_and_scores_stand_in_the_order_of_the_hits() -> None:
     assert hits.scores.dtype == np.float64
     assert hits.scores.tolist() == [1.0, 0.0, -1.0]
     assert make(0).scores.shape == (0,)
+
+
+def test_hits_of_columns_are_made_once() -> None:
+    columns = {"score": [1.0, 0.5], "distance": [0.0, 0.5], "order": [3, 1], "id": ["a", 7]}
+    hits = Hits.of(columns, plan=PLAN, complete="exhausted")
+    assert hits.ids == ["a", 7]
+    assert hits.scores.tolist() == [1.0, 0.5]
+    assert len(hits) == 2
+    assert list(hits) == [Hit(id="a", score=1.0, distance=0.0), Hit(id=7, score=0.5, distance=0.5)]
+    assert [hit.order for hit in hits] == [3, 1]
+    assert hits[0] is hits[0]
+    assert (hits.plan, hits.complete) == (PLAN, "exhausted")
+    hits.ids.clear()
+    assert hits == Hits(list(hits), plan=PLAN, complete="exact")
+    assert len(hits.ids) == 2
+
+
+def test_counts_become_a_part_of_the_plan() -> None:
+    hits = Hits.of({"id": [], "score": []}, plan=PLAN, complete="exact", counts=[1, 2, 3])
+    assert hits.plan == replace(PLAN, lists=1, scanned=2, compared=3)
+    assert PLAN.lists == 0
+    assert pickle.loads(pickle.dumps(hits)).plan == hits.plan
 
 
 def test_hits_are_equal_by_content() -> None:

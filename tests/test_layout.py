@@ -360,6 +360,47 @@ def test_a_body_that_is_no_record_is_damage(body):
         layout.unpack_body(bytes(8) + body)
 
 
+@given(st.lists(st.tuples(IDS, st.none() | TEXT, st.none() | METADATA), max_size=5))
+def test_ids_come_back_without_the_rest(found):
+    bodies = [
+        layout.pack_body(identity, text, None if metadata is None else plain_metadata(metadata))
+        for identity, text, metadata in found
+    ]
+    ids = layout.unpack_ids([memoryview(bytes(8) + body) for body in bodies])
+
+    assert ids == [identity for identity, _, _ in found]
+    assert list(map(type, ids)) == [type(identity) for identity, _, _ in found]
+
+
+def test_an_id_is_found_before_a_text_of_any_size():
+    value = bytes(8) + layout.pack_body(1, "x" * (101 << 20), None)
+
+    assert layout.unpack_ids([value, value]) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        b"\x93",
+        b"\x93\x01",
+        b"\x93\x01\x02",
+        b"\x92\x01\x02",
+        b"\x94\x01\x02\x03\x04",
+        b"\x01",
+        b"\x93\xc0\xc0\xc0",
+        b"\x93\xc3\xc0\xc0",
+        b"\x93\xa2\xff\xff\xc0\xc0",
+        b"\x93\xd4\x01a\xc0\xc0",
+        b"\x93" * 3000,
+    ],
+)
+def test_a_body_without_an_id_is_damage(body):
+    with pytest.raises(CorruptionError, match="cannot be read"):
+        layout.unpack_ids([bytes(8) + body])
+
+
 # Metadata
 
 

@@ -130,3 +130,19 @@ def test_a_damaged_record_is_found_on_each_way_to_it(store, at):
         ):
             with pytest.raises(CorruptionError, match="damaged"):
                 work()
+
+
+def test_rows_and_values_stand_in_the_order_that_was_asked_for(store):
+    for order in range(3):
+        put(store, order, f"id{order}", row=7 - order)
+    with store.snapshot() as snapshot:
+        rows, values = records.verified(snapshot, 1, [2, 0])
+
+        assert rows == [5, 7]
+        assert layout.unpack_ids(values) == ["id2", "id0"]
+
+
+def test_a_missing_record_among_others_is_named(store):
+    put(store, 0, "a")
+    with store.snapshot() as snapshot, pytest.raises(CorruptionError, match="order 7 of"):
+        records.verified(snapshot, 1, [0, 7])

@@ -548,6 +548,7 @@ def test_a_transaction_sees_its_own_writes(store):
         assert list(txn.items("records", b"")) == [(b"a", b"1")]
         assert txn.entries("records") == 1
         assert txn.get_many("records", [b"a", b"b"]) == {b"a": b"1"}
+        assert txn.get_each("records", [b"b", b"a"]) == [None, b"1"]
 
     store.write(work)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, overload
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ WIDTH = 110
 MAX_SHOWN = 400
 
 Complete = Literal["exact", "approximate", "exhausted"]
+# Attributes of hits by their names, a list for each: hits cost more to make than to find.
+Columns = dict[str, list[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,17 +100,59 @@ class Hits(Sequence[Hit]):
     """The answers of one search, best first; a sequence that prints as a table.
 
     Attributes:
-        plan: How the search was carried out.
         complete: "exact" (these are the k best), "approximate", or "exhausted" (fewer than k:
             no further record qualifies).
     """
 
-    __slots__ = ("_hits", "complete", "plan")
+    __slots__ = ("_columns", "_counts", "_made", "_plan", "complete")
 
     def __init__(self, hits: Sequence[Hit], *, plan: Plan, complete: Complete) -> None:
-        self._hits = tuple(hits)
-        self.plan = plan
+        self._made: tuple[Hit, ...] | None = tuple(hits)
+        self._columns = {
+            item.name: [getattr(hit, item.name) for hit in self._made] for item in fields(Hit)
+        }
+        self._plan = plan
+        self._counts: Sequence[int] | None = None
         self.complete = complete
+
+    @classmethod
+    def of(
+        cls,
+        columns: Columns,
+        *,
+        plan: Plan,
+        complete: Complete,
+        counts: Sequence[int] | None = None,
+    ) -> Self:
+        """Hits that are made when the first of them is asked for.
+
+        Args:
+            columns: Attributes of hits, "id" and "score" among them; lists of one length.
+            plan: How the search was carried out.
+            complete: As the attribute.
+            counts: What the plan lacks: lists, rows scanned and rows compared.
+        """
+        hits = cls.__new__(cls)
+        hits._made, hits._columns = None, columns
+        hits._plan, hits._counts = plan, counts
+        hits.complete = complete
+        return hits
+
+    @property
+    def plan(self) -> Plan:
+        """How the search was carried out."""
+        if self._counts is None:
+            return self._plan
+        lists, scanned, compared = self._counts
+        return replace(self._plan, lists=lists, scanned=scanned, compared=compared)
+
+    @property
+    def _hits(self) -> tuple[Hit, ...]:
+        if self._made is None:
+            names, values = self._columns.keys(), self._columns.values()
+            rows = zip(*values, strict=True)
+            self._made = tuple(Hit(**dict(zip(names, row, strict=True))) for row in rows)
+        return self._made
 
     @overload
     def __getitem__(self, index: int) -> Hit: ...
@@ -120,7 +164,7 @@ class Hits(Sequence[Hit]):
         return self._hits[index]
 
     def __len__(self) -> int:
-        return len(self._hits)
+        return len(self._columns["id"])
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self._hits)
@@ -133,12 +177,12 @@ class Hits(Sequence[Hit]):
     @property
     def ids(self) -> list[Id]:
         """The ids, best first."""
-        return [hit.id for hit in self._hits]
+        return list(self._columns["id"])
 
     @property
     def scores(self) -> NDArray[np.float64]:
         """The scores, float64 of shape (len(hits),), best first."""
-        return np.array([hit.score for hit in self._hits], dtype=np.float64)
+        return np.array(self._columns["score"], dtype=np.float64)
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return one dict per hit."""
@@ -158,7 +202,7 @@ class Hits(Sequence[Hit]):
                 "to_arrow needs pyarrow: pip install 'vecstore[arrow]'"
             ) from None
         try:
-            return pyarrow.Table.from_pydict(_columns(self._hits))
+            return pyarrow.Table.from_pydict(self._shown())
         except (pyarrow.ArrowException, OverflowError) as error:
             raise UsageError(
                 f"these hits have no Arrow types: {error}; use to_dicts, or include fewer columns"
@@ -176,7 +220,17 @@ class Hits(Sequence[Hit]):
             raise MissingExtraError(
                 "to_pandas needs pandas: pip install 'vecstore[pandas]'"
             ) from None
-        return pandas.DataFrame(_columns(self._hits))
+        return pandas.DataFrame(self._shown())
+
+    def _shown(self) -> Columns:
+        # One set of columns for all rows: a hit without text still has the column.
+        names = ["id", "score", "distance"]
+        names += [
+            name
+            for name in ("text", "metadata", "vector")
+            if any(value is not None for value in self._columns.get(name, ()))
+        ]
+        return {name: self._columns[name] for name in names}
 
     def __repr__(self) -> str:
         return f"Hits({self.ids!r}, complete={self.complete!r})"
@@ -359,14 +413,3 @@ def one_line(value: object) -> str:
 def _present(value: Record | Hit, names: tuple[str, ...]) -> dict[str, Any]:
     items = ((name, getattr(value, name)) for name in names)
     return {name: item for name, item in items if item is not None}
-
-
-def _columns(hits: Sequence[Hit]) -> dict[str, list[Any]]:
-    # One set of columns for all rows: a hit without text still has the column.
-    names = ["id", "score", "distance"]
-    names += [
-        name
-        for name in ("text", "metadata", "vector")
-        if any(getattr(hit, name) is not None for hit in hits)
-    ]
-    return {name: [getattr(hit, name) for hit in hits] for name in names}

@@ -60,7 +60,7 @@ NAIVE = -(2**31)
 _DATETIME = struct.Struct("<qi")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_TEXT, _METADATA = (str, type(None)), (dict, type(None))
+_ID, _TEXT, _METADATA = (str, int), (str, type(None)), (dict, type(None))
 
 assert HEADER.size == 48
 assert STATE.size == 40
@@ -449,6 +449,24 @@ def check_record(key: bytes, value: bytes | memoryview) -> int:
     )
 
 
+def unpack_ids(values: Sequence[bytes | memoryview]) -> list[Id]:
+    """Return the ids of records, as `unpack_body` does; text and metadata are passed over."""
+    unpacker = msgpack.Unpacker(max_buffer_size=0)
+    ids: list[Id] = []
+    try:
+        for value in values:
+            unpacker.feed(value[RECORD.size :])
+            parts, identity = unpacker.read_array_header(), unpacker.unpack()
+            if parts != 3 or type(identity) not in _ID:
+                raise ValueError(f"{type(identity)} is the first of {parts} parts")
+            unpacker.skip()
+            unpacker.skip()
+            ids.append(identity)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise CorruptionError(f"records: a record cannot be read: {error}") from error
+    return ids
+
+
 def unpack_body(value: bytes | memoryview) -> tuple[Id, str | None, dict[str, Any] | None]:
     """Return id, text and metadata of a record whose checksum `check_record` has passed.
 
@@ -463,7 +481,7 @@ def unpack_body(value: bytes | memoryview) -> tuple[Id, str | None, dict[str, An
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise CorruptionError(f"records: a record cannot be read: {error}") from error
     kinds = (type(identity), type(text), type(metadata))
-    if kinds[0] not in (str, int) or kinds[1] not in _TEXT or kinds[2] not in _METADATA:
+    if kinds[0] not in _ID or kinds[1] not in _TEXT or kinds[2] not in _METADATA:
         raise CorruptionError(f"records: a record holds {kinds}, not id, text and metadata")
     return identity, text, metadata
 

@@ -46,20 +46,20 @@ def read(reader: Reader, collection: int, order: int) -> Stored:
     return _unpack(key, value)
 
 
-Body = tuple[int, Id, str | None, dict[str, Any] | None]
+def verified(
+    reader: Reader, collection: int, orders: list[int]
+) -> tuple[list[int], list[memoryview]]:
+    """Rows and values of the records of some orders, whose checksums are right; errors as `read`.
 
-
-def read_many(reader: Reader, collection: int, orders: list[int]) -> list[Body]:
-    """Row, id, text and metadata of the records of some orders; as `read`."""
-    prefix, get = layout.collection_key(collection), reader.get
-    found = []
-    for order in orders:
-        key = prefix + order.to_bytes(8, "big")
-        value = get("records", key)
-        if value is None:
-            raise CorruptionError(f"records: order {order} of collection {collection} is missing")
-        found.append((layout.check_record(key, value), *layout.unpack_body(value)))
-    return found
+    The values end with the transaction.
+    """
+    prefix = layout.collection_key(collection)
+    keys = [prefix + order.to_bytes(8, "big") for order in orders]
+    values = reader.get_each("records", keys)
+    if None in values:
+        order = orders[values.index(None)]
+        raise CorruptionError(f"records: order {order} of collection {collection} is missing")
+    return list(map(layout.check_record, keys, values)), values
 
 
 def get(reader: Reader, collection: int, value: Id) -> Stored | None:

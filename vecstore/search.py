@@ -6,21 +6,21 @@ cases their scores are exact, in float64, and equal ones stand in the order of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore import catalog, fields, planner, records, rows
+from vecstore import catalog, fields, layout, planner, records, rows
 from vecstore.ann import engine, index
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.exact import Exact, ExactBits
 from vecstore.fields import Mask
 from vecstore.filters import Filter
-from vecstore.hits import Hit, Hits, Plan
+from vecstore.hits import Columns, Complete, Hits, Plan
 from vecstore.layout import BLOCK_ROWS, State
 from vecstore.planner import Recall
 from vecstore.spec import Include
@@ -173,7 +173,7 @@ class _Search:
                     number, request.offset + request.k, request.after
                 )
                 self.lap("settle")
-                found.append(self._hits(scores, orders, places, self.plan, "exact"))
+                found.append(self._hits(scores, orders, places, "exact"))
         return found
 
     def approximate(self, queries: Vectors | Bits, job: engine.Job) -> list[Hits]:
@@ -186,8 +186,6 @@ class _Search:
         self.lap("search", found.stats)
         answers = []
         for number, count in enumerate(found.counts.tolist()):
-            lists, scanned, compared = found.stats[number, :3].tolist()
-            plan = replace(self.plan, lists=lists, scanned=scanned, compared=compared)
             scores, orders = found.scores[number, :count], found.orders[number, :count]
             if len(set(orders.tolist())) < count:
                 # Checksums of lists are not verified on each search.
@@ -195,7 +193,8 @@ class _Search:
                     f"lists: collection {self.entry.number} has a row in two lists, or two rows of"
                     " one record; db.check() says more"
                 )
-            answers.append(self._hits(scores, orders, None, plan, "approximate"))
+            seen = found.stats[number, :3].tolist()
+            answers.append(self._hits(scores, orders, None, "approximate", seen))
         return answers
 
     def _hits(
@@ -203,8 +202,8 @@ class _Search:
         scores: NDArray[np.float64],
         orders: NDArray[np.uint64],
         places: NDArray[np.intp] | None,
-        plan: Plan,
-        complete: Any,
+        complete: Complete,
+        counts: list[int] | None = None,
     ) -> Hits:
         """Hits of the best rows of one query, best first; `places` are the rows, where known."""
         request = self.request
@@ -212,40 +211,44 @@ class _Search:
         if request.min_score is not None:
             part = slice(part.start, min(part.stop, int((scores >= request.min_score).sum())))
         rows_ = None if places is None else places[part].tolist()
-        hits = self._hydrate(scores[part].tolist(), orders[part].tolist(), rows_)
+        columns = self._hydrate(scores[part].tolist(), orders[part].tolist(), rows_)
         self.lap("hydrate")
-        return Hits(hits, plan=plan, complete=complete if len(hits) == request.k else "exhausted")
+        if len(columns["id"]) < request.k:
+            complete = "exhausted"
+        return Hits.of(columns, plan=self.plan, complete=complete, counts=counts)
 
-    def _hydrate(
-        self, scores: list[float], orders: list[int], places: list[int] | None
-    ) -> list[Hit]:
+    def _hydrate(self, scores: list[float], orders: list[int], places: list[int] | None) -> Columns:
         """Read the records of the best."""
-        include, number = self.request.include, self.entry.number
-        found = records.read_many(self.reader, number, orders)
-        if places is not None:
-            for row, record in zip(places, found, strict=True):
-                if record[0] != row:
-                    raise CorruptionError(
-                        f"records: row {row} leads to id {record[1]!r}, whose row is {record[0]}"
-                    )
-        vectors: Iterable[Any] = [None] * len(found)
+        include, spec = self.request.include, self.entry.spec
+        rows_, values = records.verified(self.reader, self.entry.number, orders)
+        if places is not None and places != rows_:
+            wrong = next(i for i, row in enumerate(places) if row != rows_[i])
+            (identity,) = layout.unpack_ids([values[wrong]])
+            raise CorruptionError(
+                f"records: row {places[wrong]} leads to id {identity!r}, whose row is"
+                f" {rows_[wrong]}"
+            )
+        best = 1.0 if spec.metric == "cosine" else 0.0
+        columns: Columns = {
+            "score": scores,
+            "distance": [best - score for score in scores],
+            "order": orders,
+        }
+        if "text" in include or "metadata" in include:
+            bodies = list(map(layout.unpack_body, values))
+            columns["id"] = [body[0] for body in bodies]
+            if "text" in include:
+                columns["text"] = [body[1] for body in bodies]
+            if "metadata" in include:
+                columns["metadata"] = [body[2] for body in bodies]
+        else:
+            columns["id"] = layout.unpack_ids(values)
         if "vector" in include:
-            chosen = np.array([record[0] for record in found], np.intp)
-            stored = rows.gather_packed(self.reader, number, self.state, self.entry.form, chosen)
-            vectors = unpack(stored.packed, self.entry.spec)
-        text, metadata = "text" in include, "metadata" in include
-        best = 1.0 if self.entry.spec.metric == "cosine" else 0.0
-        return [
-            Hit(
-                id=identity,
-                score=value,
-                distance=best - value,
-                text=words if text else None,
-                metadata=values if metadata else None,
-                vector=vector,
-                order=order,
-            )
-            for value, order, (_, identity, words, values), vector in zip(
-                scores, orders, found, vectors, strict=True
-            )
-        ]
+            columns["vector"] = self._vectors(rows_)
+        return columns
+
+    def _vectors(self, places: list[int]) -> list[Any]:
+        """The vectors of some rows."""
+        entry, chosen = self.entry, np.array(places, np.intp)
+        stored = rows.gather_packed(self.reader, entry.number, self.state, entry.form, chosen)
+        return list(unpack(stored.packed, entry.spec))

@@ -59,6 +59,14 @@ class Reader:
         except lmdb.Error as error:
             raise translate(error, "read") from error
 
+    def get_each(self, database: str, keys: list[bytes]) -> list[Any]:
+        """Return what `get` returns, for each of some keys."""
+        get, found_in = self.txn.get, self.store.databases[database]
+        try:
+            return [get(key, None, found_in) for key in keys]
+        except lmdb.Error as error:
+            raise translate(error, "read") from error
+
     def get_many(self, database: str, keys: list[bytes]) -> dict[bytes, bytes]:
         """Return the values that exist under some keys."""
         if len(keys) == 1:
