@@ -142,6 +142,24 @@ class Model:
         if hits.ids != [key for _, key in expected]:
             self.check_twins(hits.ids, list(known), whole=offset == 0)
 
+    def check_near(self, hits: Hits, query: Any, k: int, *, where: Any = None) -> None:
+        """Assert that hits may be an approximate answer: better ones may be missing, no more.
+
+        What did not go through an index is to be the right answer.
+        """
+        if hits.plan.method != "index":
+            self.check(hits, query, k, where=where)
+            return
+        known = {key: score for score, key in self.rank(query, where)}
+        assert len(hits) == len(set(hits.ids)) == min(k, len(known))
+        assert hits.complete == ("approximate" if len(hits) == k else "exhausted")
+        assert hits.scores.tolist() == sorted(hits.scores.tolist(), reverse=True)
+        slack = self.slack(query)
+        for hit in hits:
+            assert hit.id in known, f"{hit.id!r} does not qualify"
+            assert abs(hit.score - known[hit.id]) <= slack
+            assert hit.distance == (1 - hit.score if self.metric == "cosine" else -hit.score)
+
     def check_twins(self, found: list[Any], ranked: list[Any], *, whole: bool) -> None:
         """Assert that records with equal vectors stand in the order of storing, none left out."""
         qualified = set(ranked)

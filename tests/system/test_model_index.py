@@ -1,0 +1,272 @@
+"""Does any sequence of calls leave an index that answers honestly? A state machine decides.
+
+What `test_model.py` proves of records is not proved again: here collections are large enough for an
+index, and everything that makes, changes or drops one is called.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from reference import Model, same_record
+
+import vecstore
+from vecstore import maintenance, planner
+from vecstore.ann import compiled
+
+DIM = 8
+CENTRES = np.random.default_rng(5).normal(size=(12, DIM))
+# A quarter more than lists are trained on.
+START = 320
+IDS = 700
+
+names = st.sampled_from(["one", "other"])
+kinds = st.sampled_from(["auto", "flat", "hash", "ivf"])
+declared = st.fixed_dictionaries(
+    {
+        "index": kinds,
+        "metric": st.sampled_from(["cosine", "dot", "l2"]),
+        "precision": st.sampled_from(["float32", "float16", "int8"]),
+    }
+)
+seeds = st.integers(0, 999)
+# First id and how many.
+spans = st.tuples(st.integers(0, IDS - 1), st.integers(1, 250))
+wheres = st.none() | st.sampled_from(
+    [{"n": {"$lt": 200}}, {"n": {"$gte": 300}}, {"third": 1}, {"third": {"$ne": 0}}, {"n": -1}]
+)
+changes = st.sampled_from(["metadata", "vector"])
+
+
+def cloud(seed: int, count: int) -> np.ndarray:
+    """Vectors in clusters; of some seeds many are equal."""
+    rng = np.random.default_rng(seed)
+    near = CENTRES[rng.integers(0, len(CENTRES), count)]
+    return (near + (0.3 if seed % 5 else 0.0) * rng.normal(size=near.shape)).astype(np.float32)
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """One file with two collections; models hold the truth."""
+
+    snapshots: Bundle[Any] = Bundle("snapshots")
+    # To check a file costs more than most steps: not again where the last one changed nothing.
+    only_read = False
+
+    @initialize(memory=st.booleans(), numpy=st.booleans(), first=declared, second=declared)
+    def begin(self, memory: bool, numpy: bool, first: Any, second: Any) -> None:
+        self.patch = pytest.MonkeyPatch()
+        # So that lists come, grow and are trained anew among hundreds of records.
+        self.patch.setattr(maintenance, "AUTO_ROWS", 300)
+        self.patch.setattr(maintenance, "AUTO_BYTES", 1)
+        self.patch.setattr(maintenance, "BACKLOG", 60)
+        self.patch.setattr(maintenance, "BACKLOG_EACH", 1)
+        self.patch.setattr(planner, "FEW", 20)
+        if numpy:
+            self.patch.setattr(compiled, "ready", lambda: None)
+        else:
+            compiled.compile_now()
+        self.folder = Path(tempfile.mkdtemp())
+        self.path = ":memory:" if memory else str(self.folder / "model.vecstore")
+        self.db = vecstore.open(self.path, durable=False)
+        self.views: list[vecstore.View] = []
+        self.models: dict[str, Model] = {}
+        for name, spec in (("one", first), ("other", second)):
+            self.db.collection(name, dim=DIM, **spec)
+            self.models[name] = Model(DIM, spec["metric"], precision=spec["precision"])
+            self.put(name, 0, START, 1)
+
+    def pick(self, name: str) -> tuple[vecstore.Collection, Model]:
+        return self.db.collection(name), self.models[name]
+
+    # Writing
+
+    def put(self, name: str, first: int, count: int, seed: int) -> None:
+        collection, model = self.pick(name)
+        keys, vectors = [*range(first, first + count)], cloud(seed, count)
+        metadata = [{"n": key, "third": key % 3} for key in keys]
+        assert collection.upsert(vectors=vectors, ids=keys, metadata=metadata) == keys
+        for key, vector, values in zip(keys, vectors, metadata, strict=True):
+            model.put(key, vector, None, values)
+
+    @rule(name=names, span=spans, seed=seeds)
+    def upsert(self, name: str, span: tuple[int, int], seed: int) -> None:
+        self.put(name, *span, seed)
+
+    @rule(name=names, span=spans, seed=seeds, what=changes)
+    def update(self, name: str, span: tuple[int, int], seed: int, what: str) -> None:
+        collection, model = self.pick(name)
+        keys = [key for key in range(span[0], sum(span)) if key in model.rows]
+        if not keys:
+            return
+        given: dict[str, Any] = {
+            "metadata": [{"third": seed % 3}] * len(keys),
+            "vector": cloud(seed, len(keys)),
+        }
+        collection.update(keys, **{what: given[what]})
+        for key, value in zip(keys, given[what], strict=True):
+            model.change(key, **{what: value})
+
+    @rule(name=names, span=spans)
+    def delete(self, name: str, span: tuple[int, int]) -> None:
+        collection, model = self.pick(name)
+        keys = range(span[0], sum(span))
+        assert collection.delete(keys) == model.delete(keys)
+
+    @rule(name=names, share=st.integers(2, 6))
+    def thin_out(self, name: str, share: int) -> None:
+        """Leave blocks and lists sparse."""
+        collection, model = self.pick(name)
+        doomed = [key for number, key in enumerate(model.rows) if number % share == 0]
+        assert collection.delete(doomed) == model.delete(doomed)
+
+    @rule(name=names)
+    def delete_everything(self, name: str) -> None:
+        collection, model = self.pick(name)
+        assert collection.delete(where={}) == model.delete([*model.rows])
+
+    @rule(name=names, span=spans, seed=seeds, kind=st.none() | kinds, fails=st.booleans())
+    def transaction(
+        self, name: str, span: tuple[int, int], seed: int, kind: str | None, fails: bool
+    ) -> None:
+        before = {each: model.copy() for each, model in self.models.items()}
+        query = cloud(seed, 1)[0]
+        try:
+            with self.db.transaction():
+                self.put(name, *span, seed)
+                self.delete(name, (span[0] // 2, 40))
+                if kind is not None:
+                    self.db.drop(name)
+                    spec = {"metric": self.models[name].metric, "index": kind}
+                    precision = self.models[name].precision
+                    self.db.collection(name, dim=DIM, precision=precision, **spec)
+                    self.models[name].rows.clear()
+                    self.put(name, 0, START, seed)
+                self.check_search(*self.pick(name), query, 7)
+                if fails:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            self.models = before
+
+    # The index, and the file
+
+    @rule(name=names, kind=kinds)
+    def reindex(self, name: str, kind: str) -> None:
+        collection, _ = self.pick(name)
+        report = collection.reindex(kind)
+        assert collection.stats()["index"] == kind
+        assert collection.stats()["lists"] == report["lists"]
+
+    @rule(name=names)
+    def optimize(self, name: str) -> None:
+        self.db.collection(name).optimize()
+
+    @rule()
+    def compact(self) -> None:
+        self.close_views()
+        self.db.compact()
+
+    @precondition(lambda self: self.path != ":memory:")
+    @rule()
+    def reopen(self) -> None:
+        self.close_views()
+        self.db.close()
+        self.db = vecstore.open(self.path, durable=False)
+
+    # Reading
+
+    def check_search(
+        self,
+        collection: Any,
+        model: Model,
+        query: np.ndarray,
+        k: int,
+        where: Any = None,
+    ) -> None:
+        hits = collection.search(query, k, where=where)
+        model.check_near(hits, query, k, where=where)
+        exact = collection.search(query, k, where=where, recall="exact")
+        model.check(exact, query, k, where=where)
+        for hit in hits:
+            found = vecstore.Record(id=hit.id, text=hit.text, metadata=hit.metadata)
+            assert same_record(found, model.record(hit.id))
+
+    @rule(name=names, seed=seeds, k=st.integers(1, 60), where=wheres)
+    def search(self, name: str, seed: int, k: int, where: Any) -> None:
+        self.check_search(*self.pick(name), cloud(seed, 1)[0], k, where)
+        self.only_read = True
+
+    @rule(name=names, seed=seeds, k=st.integers(1, 20), where=wheres)
+    def search_many(self, name: str, seed: int, k: int, where: Any) -> None:
+        collection, model = self.pick(name)
+        queries = cloud(seed, 20)
+        found = collection.search_many(queries, k, where=where, threads=2, recall=0.9)
+        for query, hits in zip(queries, found, strict=True):
+            model.check_near(hits, query, k, where=where)
+        self.only_read = True
+
+    @precondition(lambda self: len(self.views) < 2)
+    @rule(target=snapshots)
+    def open_snapshot(self) -> Any:
+        view = self.db.snapshot()
+        self.views.append(view)
+        self.only_read = True
+        return view, {name: model.copy() for name, model in self.models.items()}
+
+    @rule(pair=snapshots, name=names, seed=seeds)
+    def search_in_a_snapshot(self, pair: Any, name: str, seed: int) -> None:
+        view, models = pair
+        if view in self.views:
+            self.check_search(view.collection(name), models[name], cloud(seed, 1)[0], 9)
+        self.only_read = True
+
+    @rule(pair=consumes(snapshots))
+    def close_snapshot(self, pair: Any) -> None:
+        pair[0].close()
+        if pair[0] in self.views:
+            self.views.remove(pair[0])
+        self.only_read = True
+
+    def close_views(self) -> None:
+        for view in self.views:
+            view.close()
+        self.views.clear()
+
+    @invariant()
+    def the_file_is_sound_and_whole(self) -> None:
+        if not hasattr(self, "db") or self.only_read:
+            self.only_read = False
+            return
+        assert self.db.check() == []
+        for name, model in self.models.items():
+            found = self.db.collection(name).scan(include=())
+            assert [record.id for record in found] == list(model.rows)
+
+    def teardown(self) -> None:
+        if hasattr(self, "db"):
+            self.close_views()
+            self.db.close()
+            shutil.rmtree(self.folder)
+        if hasattr(self, "patch"):
+            self.patch.undo()
+
+
+IndexMachine.TestCase.settings = settings(
+    stateful_step_count=12, max_examples=1 + settings.default.max_examples // 2
+)
+TestIndexMachine = IndexMachine.TestCase
