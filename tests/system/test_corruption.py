@@ -40,13 +40,19 @@ READER = """
     else:
         compiled.ready = lambda: None
 
-    def honest(c, query):
+    def honest(c):
         # What is found is what an exact search finds, as far as it is found.
-        hits = c.search(query, k=9)
-        exact = {hit.id: hit.score for hit in c.search(query, k=1000, recall="exact")}
-        assert len({hit.id for hit in hits}) == len(hits), hits
-        assert all(exact[hit.id] == hit.score for hit in hits), hits
-        return len(hits)
+        if c.name not in ("lists", "codes"):
+            return []
+        queries = np.eye(8)
+        found = [c.search(query, k=9, include=()) for query in queries]
+        assert all(len(set(hits.ids)) == len(hits) for hits in found), found
+        # To compare all with all costs more than the rest of the reading together.
+        exact = c.search_many(queries[:3], k=1000, recall="exact", include=())
+        for hits, right in zip(found, exact):
+            scores = dict(zip(right.ids, right.scores))
+            assert all(scores[hit.id] == hit.score for hit in hits), hits
+        return [len(hits) for hits in found]
 
     def read(path):
         try:
@@ -65,7 +71,7 @@ READER = """
                            c.scan(include=("text", "metadata", "vector"))],
                 lambda c: [repr(hit.id) for hit in c.search(np.ones(8), k=5)],
                 lambda c: [repr(hit.id) for hit in c.search(np.ones(8), k=5, where={"n": 7})],
-                lambda c: [honest(c, query) for query in np.eye(8)],
+                honest,
                 lambda c: [repr(record and record.id) for record in c.get(list(range(150)))],
                 lambda c: [repr(c.count()), repr(c.stats())],
             ):
