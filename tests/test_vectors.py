@@ -6,9 +6,10 @@ from hypothesis.extra import numpy as hnp
 
 from vecstore import VectorError, vectors
 from vecstore.layout import Packed
-from vecstore.spec import PRECISIONS
+from vecstore.spec import PRECISIONS, CollectionSpec
 from vecstore.vectors import (
     UNIT_SLACK,
+    as_query,
     as_vector,
     as_vectors,
     differ,
@@ -115,6 +116,24 @@ def test_lengths_are_those_of_float64(values):
     wide = values.astype(np.float64)
 
     np.testing.assert_allclose(lengths(values), np.sqrt((wide * wide).sum(axis=1)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 64, 384, 8192])
+def test_a_vector_is_as_long_alone_as_among_others(dim):
+    values = np.random.default_rng(dim).normal(size=(9, dim)).astype(np.float32)
+
+    alone = [lengths(values[at : at + 1]) for at in range(len(values))]
+
+    assert (np.concatenate(alone) == lengths(values)).all()
+    assert lengths(np.full((1, 4), 3e38, np.float32)).tolist() == [2 * float(np.float32(3e38))]
+
+
+def test_a_query_in_steps_through_memory_is_copied_together():
+    spec = CollectionSpec(name="a", dim=4)
+    query = as_query(np.arange(8, dtype=np.float32)[::2], spec)
+
+    assert query.flags.c_contiguous
+    assert query.tolist() == [[0.0, 2.0, 4.0, 6.0]]
 
 
 @given(MATRICES)

@@ -427,7 +427,7 @@ class Collection(Handle):
             k, where, min_score, offset, after, include, recall, self._prefix(dims)
         )
         begun = time.perf_counter()
-        vectors = self._checked(self._query(query, request), request)
+        vectors, _ = self._checked(self._query(query, request), request)
         spent = 1000 * (time.perf_counter() - begun) if isinstance(query, str) else None
         with self._source.reading() as reader:
             return explain.run(reader, self._entry(reader), vectors, request, spent)
@@ -558,9 +558,9 @@ class Collection(Handle):
         return ready.ids
 
     def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:
-        vectors = self._checked(vectors, request)
+        vectors, norms = self._checked(vectors, request)
         with self._source.reading() as reader:
-            found = search.run(reader, self._entry(reader), vectors, request)
+            found = search.run(reader, self._entry(reader), vectors, request, norms=norms)
         # Not before: in a forked child a thread that is not there may hold the lock of the sample.
         self._remember(vectors, request)
         return found

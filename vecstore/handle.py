@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from vecstore import arguments, catalog, ingest
 from vecstore.catalog import Entry
@@ -117,11 +118,14 @@ class Handle:
             return self._embed([query])
         return as_query(query, self._declared, request.dims)
 
-    def _checked(self, vectors: Vectors | Bits, request: Request) -> Vectors | Bits:
+    def _checked(
+        self, vectors: Vectors | Bits, request: Request
+    ) -> tuple[Vectors | Bits, NDArray[np.float64] | None]:
+        """The part of queries that is compared, and its lengths; bits have none."""
         vectors = prefixes(vectors, request.dims)
-        if self._declared.metric != "hamming":
-            check_lengths(vectors, self._declared.metric, "query")
-        return vectors
+        if self._declared.metric == "hamming":
+            return vectors, None
+        return vectors, check_lengths(vectors, self._declared.metric, "query")
 
     def _remember(self, vectors: Vectors | Bits, request: Request) -> None:
         """Take queries into the sample; no index answers with parts of vectors, nor with bits."""

@@ -31,7 +31,7 @@ from vecstore.vectors import Bits, Vectors, lengths, unpack
 SCORES_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Request:
     """What a search was asked for, checked.
 
@@ -72,17 +72,18 @@ def run(
     queries: Vectors | Bits,
     request: Request,
     lap: Lap = _no_lap,
+    norms: NDArray[np.float64] | None = None,
 ) -> list[Hits]:
     """Answer queries inside one transaction.
 
     They are float32 (m, dim), or uint8 (m, dim / 8) under hamming; with `request.dims` as short as
-    that says.
+    that says. `norms` are their lengths, where known.
     """
     search = _Search(reader, entry, request, lap)
     if search.plan.method == "none":
         return [Hits([], plan=search.plan, complete="exhausted") for _ in queries]
     if search.job is not None:
-        return search.approximate(queries, search.job)
+        return search.approximate(queries, search.job, norms)
     return search.exact(queries)
 
 
@@ -176,12 +177,14 @@ class _Search:
                 found.append(self._hits(scores, orders, places, "exact"))
         return found
 
-    def approximate(self, queries: Vectors | Bits, job: engine.Job) -> list[Hits]:
+    def approximate(
+        self, queries: Vectors | Bits, job: engine.Job, norms: NDArray[np.float64] | None
+    ) -> list[Hits]:
         """Look through the index."""
         assert isinstance(self.reader, Snapshot)
         wide = queries.astype(np.float64)
         if self.entry.spec.metric == "cosine":
-            wide /= lengths(queries)[:, None]
+            wide /= (lengths(queries) if norms is None else norms)[:, None]
         found = job.search(self.reader, wide, threads=self.request.threads)
         self.lap("search", found.stats)
         answers = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -28,7 +27,6 @@ LARGEST_INT8 = 127
 # With so few bits in a scale, its product with a code of 7 bits is exact in float32's 24.
 SCALE_BITS = 17
 SMALLEST_SCALE = np.float32(2.0**-149)
-_QUIET = contextlib.nullcontext()
 
 
 def as_vectors(values: ArrayLike, dim: int, what: str = "vectors") -> Vectors:
@@ -38,16 +36,7 @@ def as_vectors(values: ArrayLike, dim: int, what: str = "vectors") -> Vectors:
         VectorError: Wrong shape, a dtype without numbers, NaN, infinity, or a value that float32
             cannot hold; the message names the first offender.
     """
-    array = _as_array(values, what)
-    if array.ndim != 2:
-        raise VectorError(f"{what}: shape {array.shape}; expected (n, {dim})")
-    if array.shape[1] != dim:
-        raise VectorError(f"{what}: {array.shape[1]} numbers each, the collection has dim={dim}")
-    with _QUIET if array.dtype == np.float32 else np.errstate(over="ignore"):
-        result = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(result).all():
-        _refuse_infinite(array, result, what)
-    return result
+    return _as_floats(_as_array(values, what), dim, what)
 
 
 def as_vector(values: ArrayLike, dim: int, what: str = "the vector") -> Vectors:
@@ -57,7 +46,7 @@ def as_vector(values: ArrayLike, dim: int, what: str = "the vector") -> Vectors:
         raise VectorError(f"{what} has shape {array.shape}; expected ({dim},)")
     if array.shape[0] != dim:
         raise VectorError(f"{what} has {array.shape[0]} numbers, the collection has dim={dim}")
-    vector: Vectors = as_vectors(array[None, :], dim, what)[0]
+    vector: Vectors = _as_floats(array[None], dim, what)[0]
     return vector
 
 
@@ -72,7 +61,10 @@ def as_bits(values: ArrayLike, dim: int, what: str = "vectors") -> Bits:
     Raises:
         VectorError: Another shape or dtype, or an integer that is no byte.
     """
-    array = _as_array(values, what, booleans=True)
+    return _as_bytes(_as_array(values, what, booleans=True), dim, what)
+
+
+def _as_bytes(array: NDArray[Any], dim: int, what: str) -> Bits:
     width = dim if array.dtype.kind == "b" else dim // 8
     if array.dtype.kind == "f":
         raise VectorError(
@@ -104,12 +96,8 @@ def as_queries(
 
     With `dims` they may be prefixes of that length already, and prefixes are what is returned.
     """
-    binary = spec.metric == "hamming"
-    array = _as_array(values, what, booleans=binary)
-    packed = 8 if binary and array.dtype.kind != "b" else 1
-    short = dims is not None and array.ndim == 2 and array.shape[1] == dims // packed
-    dim = dims if short and dims is not None else spec.dim
-    return prefixes((as_bits if binary else as_vectors)(array, dim, what), dims)
+    array = _as_array(values, what, booleans=spec.metric == "hamming")
+    return _as_queries(array, spec, dims, what)
 
 
 def as_query(value: ArrayLike, spec: CollectionSpec, dims: int | None = None) -> Vectors | Bits:
@@ -117,10 +105,20 @@ def as_query(value: ArrayLike, spec: CollectionSpec, dims: int | None = None) ->
     what, binary = "the query", spec.metric == "hamming"
     array = _as_array(value, what, booleans=binary)
     if array.ndim == 1 and (binary or array.shape[0] in (spec.dim, dims)):
-        return as_queries(array[None], spec, dims, what)
+        return _as_queries(array[None], spec, dims, what)
     if binary:
         raise VectorError(f"{what} has shape {array.shape}; expected ({spec.dim // 8},)")
     return as_vector(array, spec.dim, what)[None]
+
+
+def _as_queries(
+    array: NDArray[Any], spec: CollectionSpec, dims: int | None, what: str
+) -> Vectors | Bits:
+    binary = spec.metric == "hamming"
+    packed = 8 if binary and array.dtype.kind != "b" else 1
+    short = dims is not None and array.ndim == 2 and array.shape[1] == dims // packed
+    dim = dims if short and dims is not None else spec.dim
+    return prefixes((_as_bytes if binary else _as_floats)(array, dim, what), dims)
 
 
 def prefixes(queries: Vectors | Bits, dims: int | None) -> Vectors | Bits:
@@ -269,12 +267,12 @@ def check_lengths(vectors: Vectors | Bits, metric: Metric, what: str) -> NDArray
         VectorError: Zero length under cosine, or a length over 1e18 under dot and l2.
     """
     norms = lengths(vectors)
-    if metric == "cosine" and not norms.all():
+    if metric == "cosine" and np.count_nonzero(norms) < len(norms):
         raise VectorError(
             f"{what} {int(np.argmin(norms))} is zero; it has no direction, so cosine cannot"
             " compare it. Leave it out or use metric 'dot' or 'l2'"
         )
-    if metric != "cosine" and len(norms) and norms.max() > LONGEST:
+    if metric != "cosine" and np.count_nonzero(norms > LONGEST):
         worst = int(np.argmax(norms))
         raise VectorError(
             f"{what} {worst} has length {norms[worst]:.3g}; metric {metric!r} takes lengths up to"
@@ -293,6 +291,9 @@ def original(packed: Packed, metric: Metric) -> Vectors:
 
 def lengths(vectors: Vectors | Bits) -> NDArray[np.float64]:
     """Euclidean lengths, float64 (n,), of float32 vectors (n, dim), without overflow."""
+    if len(vectors) == 1:
+        wide = vectors[0].astype(np.float64)
+        return np.array([math.sqrt(wide.dot(wide))])
     squares = np.empty(len(vectors))
     # Squares of float32 numbers cannot overflow float64. A few rows at a time stay in the cache.
     for at in range(0, len(vectors), WIDENED_AT_ONCE):
@@ -313,6 +314,22 @@ def _as_array(values: ArrayLike, what: str, *, booleans: bool = False) -> NDArra
     if array.dtype.kind == "b" and not booleans:
         raise VectorError(f"{what}: booleans; convert them to 0.0 and 1.0 if that is meant")
     return array
+
+
+def _as_floats(array: NDArray[Any], dim: int, what: str) -> Vectors:
+    if array.ndim != 2:
+        raise VectorError(f"{what}: shape {array.shape}; expected (n, {dim})")
+    if array.shape[1] != dim:
+        raise VectorError(f"{what}: {array.shape[1]} numbers each, the collection has dim={dim}")
+    if array.dtype == np.float32:
+        result = np.ascontiguousarray(array)
+    else:
+        with np.errstate(over="ignore"):
+            result = np.ascontiguousarray(array, dtype=np.float32)
+    # Several times faster than all(), where there is one query.
+    if np.count_nonzero(np.isfinite(result)) < result.size:
+        _refuse_infinite(array, result, what)
+    return result
 
 
 def _refuse_infinite(array: NDArray[Any], result: Vectors, what: str) -> None:
