@@ -161,6 +161,19 @@ def test_an_entry_with_another_uid_is_not_the_one_that_was_meant(store):
         look(store, lambda reader: catalog.read(reader, entry.number, b"12345678"))
 
 
+def test_each_snapshot_has_the_entry_of_its_moment(store):
+    entry = create(store)
+    with store.snapshot() as before:
+        assert catalog.read(before, entry.number).spec.name == "points"
+        store.write(lambda txn: catalog.rename(txn, "points", "others"))
+        assert look(store, lambda reader: catalog.read(reader, entry.number)).spec.name == "others"
+        assert catalog.read(before, entry.number, entry.uid).spec.name == "points"
+        store.write(lambda txn: catalog.drop(txn, "others"))
+        with pytest.raises(NotFoundError):
+            look(store, lambda reader: catalog.read(reader, entry.number))
+        assert catalog.read(before, entry.number) == entry
+
+
 def test_saving_counters_counts_the_change(store):
     entry = create(store)
     state = State(next_order=7)

@@ -10,7 +10,7 @@ from vecstore import layout
 from vecstore.errors import AlreadyExistsError, CorruptionError, NotFoundError
 from vecstore.layout import Form, State
 from vecstore.spec import CollectionSpec, check_name
-from vecstore.store import Reader, Transaction
+from vecstore.store import Reader, Snapshot, Transaction
 
 PREFIXED = ("ids", "records", "tiers", "lists", "index", "fields", "live")
 _NAME_PREFIX = layout.name_key("")
@@ -62,13 +62,25 @@ def _number(value: bytes | memoryview, where: str, key: str) -> int:
 
 def read(reader: Reader, number: int, uid: bytes | None = None) -> Entry:
     """The collection of this number; NotFoundError if it, or the one with this uid, is gone."""
-    value = reader.get("meta", layout.spec_key(number))
-    entry = None if value is None else _parse(number, bytes(value))
+    entry = _known(reader, number) if isinstance(reader, Snapshot) else _read(reader, number)
     if entry is None or (uid is not None and entry.uid != uid):
         raise NotFoundError(
             "this collection no longer exists: it was dropped, or its creation was rolled back"
         )
     return entry
+
+
+def _known(snapshot: Snapshot, number: int) -> Entry | None:
+    key = ("entry", number)
+    entry: Entry | None = snapshot.cache.get(key)
+    if entry is None:
+        entry = snapshot.cache[key] = _read(snapshot, number)
+    return entry
+
+
+def _read(reader: Reader, number: int) -> Entry | None:
+    value = reader.get("meta", layout.spec_key(number))
+    return None if value is None else _parse(number, bytes(value))
 
 
 @functools.lru_cache(maxsize=512)
