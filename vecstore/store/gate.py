@@ -24,7 +24,8 @@ class Gate:
 
     def __init__(self) -> None:
         # Reentrant: the garbage collector may end a snapshot anywhere, also in here.
-        self._condition = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
         self._holders: dict[int, tuple[threading.Thread, float]] = {}
         self._next = 0
         self._alone = False
@@ -33,23 +34,26 @@ class Gate:
     def enter(self, timeout: float) -> int:
         """Take the gate shared and return a ticket for `leave`."""
         me = threading.current_thread()
-
-        def free() -> bool:
-            held = any(thread is me for thread, _ in list(self._holders.values()))
-            return not self._alone and (not self._waiting or held)
-
-        with self._condition:
-            if (self._alone or self._waiting) and not self._condition.wait_for(free, timeout):
-                raise LockedError(
-                    f"the file's map is being moved or closed and was not free for {timeout:g} s"
-                )
+        with self._lock:
+            if self._alone or self._waiting:
+                self._wait(me, timeout)
             self._next += 1
             self._holders[self._next] = (me, time.monotonic())
             return self._next
 
+    def _wait(self, me: threading.Thread, timeout: float) -> None:
+        def free() -> bool:
+            held = any(thread is me for thread, _ in list(self._holders.values()))
+            return not self._alone and (not self._waiting or held)
+
+        if not self._condition.wait_for(free, timeout):
+            raise LockedError(
+                f"the file's map is being moved or closed and was not free for {timeout:g} s"
+            )
+
     def leave(self, ticket: int) -> None:
         """Give back a shared hold; again does nothing."""
-        with self._condition:
+        with self._lock:
             self._holders.pop(ticket, None)
             if self._waiting and not self._holders:
                 self._condition.notify_all()

@@ -29,6 +29,9 @@ TABLED = ("tiers", "lists")
 class Reader:
     """Reading inside one transaction; what snapshots and write transactions share."""
 
+    # Also where an interrupt came before `__init__`.
+    _txn: Any = None
+
     def __init__(self, store: Store, txn: Any, *, copies: bool) -> None:
         self.store = store
         self._txn = txn
@@ -187,8 +190,9 @@ class Snapshot(Reader):
         self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+        if not self.ended:
+            with contextlib.suppress(Exception):
+                self.close()
 
 
 class Transaction(Reader):
