@@ -36,15 +36,16 @@ def listed(ids: Id | Iterable[Id]) -> list[Any]:
 
 def check_include(include: Iterable[Include]) -> frozenset[Include]:
     """What records or hits are to carry."""
-    if isinstance(include, str):
-        raise UsageError(f"include={include!r} is a str; give a tuple such as ({include!r},)")
-    if not isinstance(include, Iterable):
-        raise UsageError(f"include={show(include)} must be a tuple of {_INCLUDE_NAMES}")
-    listed = list(include)
-    for name in listed:
+    if not isinstance(include, tuple):
+        if isinstance(include, str):
+            raise UsageError(f"include={include!r} is a str; give a tuple such as ({include!r},)")
+        if not isinstance(include, Iterable):
+            raise UsageError(f"include={show(include)} must be a tuple of {_INCLUDE_NAMES}")
+        include = tuple(include)
+    for name in include:
         if name not in INCLUDE:
             raise UsageError(f"include holds {show(name)}; it may hold {_INCLUDE_NAMES}")
-    return frozenset(listed)
+    return frozenset(include)
 
 
 def whole(value: object, what: str, least: int) -> int:
@@ -60,6 +61,8 @@ def whole(value: object, what: str, least: int) -> int:
 
 def _number(value: object) -> float:
     """A real number as float; NaN for whatever is none."""
+    if isinstance(value, float):
+        return float(value)
     try:
         real = isinstance(value, numbers.Real) and not isinstance(value, bool)
         return float(value) if real else math.nan  # type: ignore[arg-type]

@@ -440,9 +440,11 @@ def check_record(key: bytes, value: bytes | memoryview) -> int:
         CorruptionError: The record is damaged, or stands under another key.
     """
     if len(value) > RECORD.size:
+        crc: int
+        row: int
         crc, row = RECORD.unpack_from(value)
         if zlib.crc32(value[4:], zlib.crc32(key)) == crc:
-            return int(row)
+            return row
     raise CorruptionError(
         f"records: the record under key {bytes(key).hex()} is damaged"
         f" ({len(value)} bytes, wrong checksum)"
