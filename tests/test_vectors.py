@@ -9,6 +9,7 @@ from vecstore.layout import Packed
 from vecstore.spec import PRECISIONS, CollectionSpec
 from vecstore.vectors import (
     UNIT_SLACK,
+    as_compared,
     as_query,
     as_vector,
     as_vectors,
@@ -118,14 +119,27 @@ def test_lengths_are_those_of_float64(values):
     np.testing.assert_allclose(lengths(values), np.sqrt((wide * wide).sum(axis=1)), rtol=1e-12)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
 @pytest.mark.parametrize("dim", [2, 3, 64, 384, 8192])
-def test_a_vector_is_as_long_alone_as_among_others(dim):
-    values = np.random.default_rng(dim).normal(size=(9, dim)).astype(np.float32)
+def test_a_query_is_compared_alone_as_among_others(metric, dim):
+    queries = np.random.default_rng(dim).normal(size=(9, dim)).astype(np.float32)
+    alone = [as_compared(queries[at : at + 1], metric) for at in range(len(queries))]
 
-    alone = [lengths(values[at : at + 1]) for at in range(len(values))]
+    assert (np.concatenate(alone) == as_compared(queries, metric)).all()
+    if metric == "cosine":
+        np.testing.assert_allclose(np.vecdot(alone[0], alone[0]), 1.0, rtol=1e-12)
+    else:
+        assert (alone[0] == queries[:1]).all()
 
-    assert (np.concatenate(alone) == lengths(values)).all()
-    assert lengths(np.full((1, 4), 3e38, np.float32)).tolist() == [2 * float(np.float32(3e38))]
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_queries_that_a_metric_cannot_compare_are_refused(count):
+    zeros, far = np.zeros((count, 4), np.float32), np.full((count, 4), 3e38, np.float32)
+
+    for metric, refused, taken in (("cosine", zeros, far), ("dot", far, zeros), ("l2", far, zeros)):
+        with pytest.raises(VectorError, match="query 0"):
+            as_compared(refused, metric)
+        assert np.isfinite(as_compared(taken, metric)).all()
 
 
 def test_a_query_in_steps_through_memory_is_copied_together():

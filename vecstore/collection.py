@@ -558,9 +558,9 @@ class Collection(Handle):
         return ready.ids
 
     def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:
-        vectors, norms = self._checked(vectors, request)
+        vectors, compared = self._checked(vectors, request)
         with self._source.reading() as reader:
-            found = search.run(reader, self._entry(reader), vectors, request, norms=norms)
+            found = search.run(reader, self._entry(reader), vectors, request, compared=compared)
         # Not before: in a forked child a thread that is not there may hold the lock of the sample.
         self._remember(vectors, request)
         return found

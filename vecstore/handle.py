@@ -17,7 +17,7 @@ from vecstore.recent import Recent
 from vecstore.search import Request
 from vecstore.spec import CollectionSpec, show
 from vecstore.store import Reader, Transaction
-from vecstore.vectors import Bits, Vectors, as_query, check_lengths, prefixes
+from vecstore.vectors import Bits, Vectors, as_compared, as_query, check_lengths, prefixes
 
 T = TypeVar("T")
 
@@ -121,11 +121,15 @@ class Handle:
     def _checked(
         self, vectors: Vectors | Bits, request: Request
     ) -> tuple[Vectors | Bits, NDArray[np.float64] | None]:
-        """The part of queries that is compared, and its lengths; bits have none."""
+        """The part of queries that is compared; of a single one also the form it is compared in."""
         vectors = prefixes(vectors, request.dims)
         if self._declared.metric == "hamming":
             return vectors, None
-        return vectors, check_lengths(vectors, self._declared.metric, "query")
+        if len(vectors) == 1:
+            return vectors, as_compared(vectors, self._declared.metric)
+        # Many would take twice their memory.
+        check_lengths(vectors, self._declared.metric, "query")
+        return vectors, None
 
     def _remember(self, vectors: Vectors | Bits, request: Request) -> None:
         """Take queries into the sample; no index answers with parts of vectors, nor with bits."""

@@ -56,7 +56,8 @@ def verified(
     prefix = layout.collection_key(collection)
     keys = [prefix + order.to_bytes(8, "big") for order in orders]
     values = reader.get_each("records", keys)
-    if None in values:
+    # An empty value is there, and damaged.
+    if not all(values) and None in values:
         order = orders[values.index(None)]
         raise CorruptionError(f"records: order {order} of collection {collection} is missing")
     return list(map(layout.check_record, keys, values)), values

@@ -25,7 +25,7 @@ from vecstore.layout import BLOCK_ROWS, State
 from vecstore.planner import Recall
 from vecstore.spec import Include
 from vecstore.store import Reader, Snapshot
-from vecstore.vectors import Bits, Vectors, lengths, unpack
+from vecstore.vectors import Bits, Vectors, as_compared, unpack
 
 # Scores of one slice of queries take at most this many bytes.
 SCORES_BYTES = 64 << 20
@@ -72,18 +72,18 @@ def run(
     queries: Vectors | Bits,
     request: Request,
     lap: Lap = _no_lap,
-    norms: NDArray[np.float64] | None = None,
+    compared: NDArray[np.float64] | None = None,
 ) -> list[Hits]:
     """Answer queries inside one transaction.
 
     They are float32 (m, dim), or uint8 (m, dim / 8) under hamming; with `request.dims` as short as
-    that says. `norms` are their lengths, where known.
+    that says. `compared` is what `as_compared` makes of them, where known.
     """
     search = _Search(reader, entry, request, lap)
     if search.plan.method == "none":
         return [Hits([], plan=search.plan, complete="exhausted") for _ in queries]
     if search.job is not None:
-        return search.approximate(queries, search.job, norms)
+        return search.approximate(queries, search.job, compared)
     return search.exact(queries)
 
 
@@ -170,51 +170,49 @@ class _Search:
             search = kind(self.reader, self.entry, self.state, self.mask, part, request.dims)
             self.lap("scan")
             for number in range(len(part)):
-                scores, orders, places = search.best(
-                    number, request.offset + request.k, request.after
-                )
+                best = search.best(number, request.offset + request.k, request.after)
+                scores, orders, places = (column.tolist() for column in best)
                 self.lap("settle")
                 found.append(self._hits(scores, orders, places, "exact"))
         return found
 
     def approximate(
-        self, queries: Vectors | Bits, job: engine.Job, norms: NDArray[np.float64] | None
+        self, queries: Vectors | Bits, job: engine.Job, compared: NDArray[np.float64] | None
     ) -> list[Hits]:
         """Look through the index."""
         assert isinstance(self.reader, Snapshot)
-        wide = queries.astype(np.float64)
-        if self.entry.spec.metric == "cosine":
-            wide /= (lengths(queries) if norms is None else norms)[:, None]
-        found = job.search(self.reader, wide, threads=self.request.threads)
+        if compared is None:
+            compared = as_compared(queries, self.entry.spec.metric)
+        found = job.search(self.reader, compared, threads=self.request.threads)
         self.lap("search", found.stats)
         answers = []
-        for number, count in enumerate(found.counts.tolist()):
-            scores, orders = found.scores[number, :count], found.orders[number, :count]
-            if len(set(orders.tolist())) < count:
+        columns = (found.counts, found.scores, found.orders, found.stats)
+        for count, scores, orders, stats in zip(*(c.tolist() for c in columns), strict=True):
+            best = orders[:count]
+            if len(set(best)) < count:
                 # Checksums of lists are not verified on each search.
                 raise CorruptionError(
                     f"lists: collection {self.entry.number} has a row in two lists, or two rows of"
                     " one record; db.check() says more"
                 )
-            seen = found.stats[number, :3].tolist()
-            answers.append(self._hits(scores, orders, None, "approximate", seen))
+            answers.append(self._hits(scores[:count], best, None, "approximate", stats[:3]))
         return answers
 
     def _hits(
         self,
-        scores: NDArray[np.float64],
-        orders: NDArray[np.uint64],
-        places: NDArray[np.intp] | None,
+        scores: list[float],
+        orders: list[int],
+        places: list[int] | None,
         complete: Complete,
         counts: list[int] | None = None,
     ) -> Hits:
         """Hits of the best rows of one query, best first; `places` are the rows, where known."""
         request = self.request
-        part = slice(request.offset, request.offset + request.k)
+        first, end = request.offset, request.offset + request.k
         if request.min_score is not None:
-            part = slice(part.start, min(part.stop, int((scores >= request.min_score).sum())))
-        rows_ = None if places is None else places[part].tolist()
-        columns = self._hydrate(scores[part].tolist(), orders[part].tolist(), rows_)
+            end = min(end, sum(score >= request.min_score for score in scores))
+        places = None if places is None else places[first:end]
+        columns = self._hydrate(scores[first:end], orders[first:end], places)
         self.lap("hydrate")
         if len(columns["id"]) < request.k:
             complete = "exhausted"
