@@ -60,6 +60,15 @@ NAIVE = -(2**31)
 _DATETIME = struct.Struct("<qi")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+# The first bytes of msgpack for three parts, a text of under 32 bytes and an int of one byte.
+_THREE_PARTS, _SHORT_TEXT, _UINT8 = 0x93, 0xA0, 0xCC
+_ID_AT = RECORD.size + 1
+# How many bytes belong to the first byte of an id; other ids are rare.
+_ID_SIZES = {
+    **dict.fromkeys(range(128), 0),
+    **{_SHORT_TEXT + size: size for size in range(32)},
+    **{_UINT8 + power: 1 << power for power in range(4)},
+}
 _ID, _TEXT, _METADATA = (str, int), (str, type(None)), (dict, type(None))
 
 assert HEADER.size == 48
@@ -452,21 +461,25 @@ def check_record(key: bytes, value: bytes | memoryview) -> int:
 
 
 def unpack_ids(values: Sequence[bytes | memoryview]) -> list[Id]:
-    """Return the ids of records, as `unpack_body` does; text and metadata are passed over."""
-    unpacker = msgpack.Unpacker(max_buffer_size=0)
-    ids: list[Id] = []
+    """Return the ids of records, as `unpack_body` does; texts and metadata are passed over."""
     try:
-        for value in values:
-            unpacker.feed(value[RECORD.size :])
-            parts, identity = unpacker.read_array_header(), unpacker.unpack()
-            if parts != 3 or type(identity) not in _ID:
-                raise ValueError(f"{type(identity)} is the first of {parts} parts")
-            unpacker.skip()
-            unpacker.skip()
-            ids.append(identity)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        return list(map(_unpack_id, values))
+    except UnicodeDecodeError as error:
         raise CorruptionError(f"records: a record cannot be read: {error}") from error
-    return ids
+
+
+def _unpack_id(value: bytes | memoryview) -> Id:
+    # Only all of a value can be had from msgpack, and most of it is text.
+    if len(value) > _ID_AT and value[RECORD.size] == _THREE_PARTS:
+        head, start = value[_ID_AT], _ID_AT + 1
+        size = _ID_SIZES.get(head)
+        # Text and metadata take at least a byte each.
+        if size is not None and start + size + 2 <= len(value):
+            if head < _SHORT_TEXT:
+                return head
+            content = value[start : start + size]
+            return int.from_bytes(content, "big") if head >= _UINT8 else str(content, "utf-8")
+    return unpack_body(value)[0]
 
 
 def unpack_body(value: bytes | memoryview) -> tuple[Id, str | None, dict[str, Any] | None]:
