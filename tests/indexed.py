@@ -19,6 +19,29 @@ def small_indexes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "BACKLOG", 200)
 
 
+# The same for programs that run by themselves.
+SMALL_INDEXES = """
+from vecstore import maintenance
+maintenance.AUTO_ROWS, maintenance.AUTO_BYTES, maintenance.BACKLOG = 300, 1, 200
+"""
+
+
+def honest(points: Any, queries: np.ndarray, k: int = 10) -> bool:
+    """Assert that a view's approximate answers are right as far as they go.
+
+    Returns:
+        Whether they came through an index.
+    """
+    exact = points.search_many(queries, points.count(), recall="exact", include=())
+    found = points.search_many(queries, k, threads=2, include=())
+    for hits, right in zip(found, exact, strict=True):
+        scores = {hit.id: hit.score for hit in right}
+        assert len(hits) == len(set(hits.ids)) == k
+        assert [scores[hit.id] for hit in hits] == [hit.score for hit in hits]
+        assert hits.scores.tolist() == sorted(hits.scores.tolist(), reverse=True)
+    return bool(found[0].plan.method == "index")
+
+
 def clusters(count: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(20, DIM))

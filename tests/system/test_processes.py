@@ -1,5 +1,6 @@
 """Do processes share a file? Readers see whole batches while one writes, and writers take turns."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from indexed import SMALL_INDEXES, clusters, honest
 
 import vecstore
 from vecstore import LockedError
@@ -79,6 +81,34 @@ print(len(seen), flush=True)
 """
 
 
+INDEX_READER = """
+import sys
+import numpy as np
+import vecstore
+from indexed import clusters, honest
+
+last, through = 0, 0
+queries = clusters(2, 7)
+with vecstore.open(sys.argv[1], read_only=sys.argv[2] == "1") as db:
+    points = db.collection("points")
+    print("ready", flush=True)
+    while last < int(sys.argv[3]):
+        with db.snapshot() as view:
+            frozen = view.collection("points")
+            through += honest(frozen, queries)
+            hits = frozen.search(queries[0], 10)
+            (number,) = {hit.metadata["n"] for hit in hits}
+            assert frozen.count({"n": number}) == frozen.count() == 490
+        assert number >= last
+        last = number
+        hits = points.search(queries[1], 10, where={"n": {"$gte": last}})
+        assert len(hits) == len(set(hits.ids)) == 10
+        assert len({hit.metadata["n"] for hit in hits}) == 1
+    assert db.check() == []
+print(through, flush=True)
+"""
+
+
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Run programs in processes of their own; at the end all must have exited with 0."""
@@ -86,8 +116,13 @@ def start() -> Iterator[Start]:
 
     def begin(program: str, *arguments: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
+        # What tests share is there for their programs too.
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         started.append(process)
         return process
@@ -118,6 +153,48 @@ def test_two_processes_read_whole_batches_while_one_writes(path: Path, start: St
     assert [said(writer), said(writer)] == ["ready", "done"]
     for reader in readers:
         assert int(said(reader)) >= 1
+
+
+# Every batch replaces all records, so lists are trained anew again and again.
+MAINTAINER = (
+    SMALL_INDEXES
+    + """
+import sys
+import numpy as np
+import vecstore
+
+with vecstore.open(sys.argv[1], durable=False) as db:
+    points = db.collection("points")
+    kinds = ["hash", "ivf", "auto"]
+    for number in range(1, int(sys.argv[2]) + 1):
+        vectors = np.random.default_rng(number).normal(size=(400, 16))
+        with db.transaction():
+            points.upsert(vectors=vectors, ids=range(400), metadata=[{"n": number}] * 400)
+            points.delete(range(400, 500))
+            points.add(vectors=-vectors[:90], ids=range(400, 490), metadata=[{"n": number}] * 90)
+        if number % 2:
+            points.reindex(kinds[number // 2 % 3])
+        else:
+            points.optimize()
+    print("done", flush=True)
+"""
+)
+
+
+def test_processes_search_an_index_while_another_one_changes_it(path: Path, start: Start) -> None:
+    rounds = 5
+    with vecstore.open(path) as db:
+        points = db.collection("points", dim=16, metric="l2", index="ivf")
+        points.add(vectors=clusters(490), ids=range(490), metadata=[{"n": 0}] * 490)
+    readers = [start(INDEX_READER, path, read_only, rounds) for read_only in (0, 1)]
+    assert [said(reader) for reader in readers] == ["ready", "ready"]
+    writer = start(MAINTAINER, path, rounds)
+    assert said(writer) == "done"
+    for reader in readers:
+        assert int(said(reader)) >= 1
+    with vecstore.open(path) as db:
+        assert db.check() == []
+        assert honest(db.collection("points"), clusters(3))
 
 
 def test_a_reader_sees_what_another_process_wrote(path: Path, start: Start) -> None:
