@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from indexed import DIM, clusters, honest, small_indexes
 
 import vecstore
 from vecstore import Database, LockedError, NotFoundError
@@ -182,3 +183,49 @@ def test_compacting_waits_for_readers_and_readers_for_it(db: Database) -> None:
             check(points.search(np.zeros(4), 200, include=("metadata", "vector")))
 
     run(compact, read, read)
+
+
+@pytest.mark.parametrize("name", ["file", ":memory:"])
+def test_threads_search_an_index_while_another_one_changes_it(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_indexes(monkeypatch)
+    queries, done = clusters(2, 7), threading.Event()
+    with vecstore.open(name if name == ":memory:" else tmp_path / name, durable=False) as db:
+        points = db.collection("points", dim=DIM, metric="l2", index="ivf")
+
+        def replace(number: int) -> None:
+            metadata = [{"n": number}] * 400
+            with db.transaction():
+                points.upsert(vectors=clusters(400, number), ids=range(400), metadata=metadata)
+                points.delete(range(400, 500))
+                points.add(
+                    vectors=clusters(90, number), ids=range(400, 490), metadata=metadata[:90]
+                )
+
+        def maintain() -> None:
+            works = [points.optimize, db.compact]
+            works += [lambda kind=kind: points.reindex(kind) for kind in ("hash", "auto", "ivf")]
+            for number in range(1, 7):
+                replace(number)
+                works[number % len(works)]()
+            done.set()
+
+        def read() -> int:
+            last, through, ended = 0, 0, False
+            while not ended:
+                ended = done.is_set()
+                with db.snapshot() as view:
+                    through += honest(view.collection("points"), queries)
+                single = points.search(queries[0], 10)
+                for hits in [single, *points.search_many(queries, 10, threads=2)]:
+                    assert len(hits) == len(set(hits.ids)) == 10
+                    (number,) = {hit.metadata["n"] for hit in hits}
+                    assert number >= last
+                    last = number
+            return through
+
+        replace(0)
+        _, *through = run(maintain, read, read)
+        assert min(through) >= 1
+        assert db.check() == []
