@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from indexed import SMALL_INDEXES, clusters, honest
 
 import vecstore
 
@@ -61,6 +62,33 @@ CHILD = textwrap.dedent(
         if compacting and number % 3 == 0:
             print("compact", flush=True)
             db.compact()
+    """
+)
+
+
+# Each round replaces a part of the records, and then does whatever changes the index as a whole.
+MAINTAINER = SMALL_INDEXES + textwrap.dedent(
+    """
+    import sys
+    import numpy as np
+    import vecstore
+
+    db = vecstore.open(sys.argv[1], durable=False, timeout=10)
+    points = db.collection("points")
+    number = points.get(0, include=("metadata",)).metadata["n"]
+    print("ready", flush=True)
+    while True:
+        number += 1
+        ids = sorted({0, *range(number % 2, 500, 2)})
+        vectors = np.random.default_rng(number).normal(size=(len(ids), 16))
+        with db.transaction():
+            points.upsert(vectors=vectors, ids=ids, metadata=[{"n": number}] * len(ids))
+        print(number, flush=True)
+        print("maintain", flush=True)
+        if number % 3:
+            points.reindex(["ivf", "hash", "auto"][number // 3 % 3])
+        else:
+            points.optimize()
     """
 )
 
@@ -115,9 +143,11 @@ class Killed:
     """A writing child, the number of its last acknowledged batch, and whether it compacts."""
 
     def __init__(self, path: Path, *, durable: bool, compacting: bool) -> None:
-        arguments = [str(path), str(int(durable)), str(int(compacting))]
+        self._begin(CHILD, str(path), str(int(durable)), str(int(compacting)))
+
+    def _begin(self, program: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
@@ -137,6 +167,13 @@ class Killed:
         return [line for line in said if line]
 
 
+class KilledMaintainer(Killed):
+    """A child that changes an index."""
+
+    def __init__(self, path: Path) -> None:
+        self._begin(MAINTAINER, str(path))
+
+
 @pytest.mark.parametrize("compacting", [False, True])
 def test_a_killed_writer_leaves_whole_batches_only(tmp_path: Path, compacting: bool) -> None:
     path, chance = tmp_path / "crash.vecstore", random.Random(7)
@@ -152,6 +189,30 @@ def test_a_killed_writer_leaves_whole_batches_only(tmp_path: Path, compacting: b
     assert names <= {"crash.vecstore", "crash.vecstore-lock", "crash.vecstore-compact"}
     assert acknowledged > KILLS // 4
     assert compactions > 0 or not compacting
+
+
+def test_an_index_survives_kills_while_it_is_made_and_changed(tmp_path: Path) -> None:
+    path, chance, through = tmp_path / "crash.vecstore", random.Random(8), 0
+    with vecstore.open(path) as db:
+        points = db.collection("points", dim=16, metric="l2", index="ivf")
+        points.add(vectors=clusters(500), ids=range(500), metadata=[{"n": 0}] * 500)
+    acknowledged = 0
+    for _ in range(8):
+        said = KilledMaintainer(path).kill_after(chance.uniform(0, 0.4), "maintain")
+        acknowledged = max(int(line) for line in said if line.isdigit())
+        with vecstore.open(path, timeout=10) as db:
+            assert db.check() == []
+            points = db.collection("points")
+            assert sorted(record.id for record in points.scan()) == [*range(500)]
+            number = points.get(0, include=("metadata",)).metadata["n"]
+            assert number in (acknowledged, acknowledged + 1)
+            assert points.count({"n": number}) == 250 + number % 2
+            through += honest(points, clusters(3, number))
+    assert through >= 1
+    with vecstore.open(path) as db:
+        db.collection("points").reindex("ivf")
+        assert honest(db.collection("points"), clusters(3, 1))
+        assert db.check() == []
 
 
 def test_the_copy_of_a_killed_compaction_is_taken_away_by_the_next(tmp_path: Path) -> None:
