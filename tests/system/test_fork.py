@@ -291,6 +291,92 @@ def test_a_database_in_memory_does_not_survive_a_fork_either(forked):
     """)
 
 
+INDEXED = """
+        from vecstore.ann import compiled
+        lists = db.collection("lists", dim=8, index="ivf")
+        vectors = np.random.default_rng(1).normal(size=(900, 8))
+        lists.add(vectors=vectors[:600], ids=range(600))
+
+        def answers(collection):
+            found = collection.search_many(vectors[600:640], 5, threads=2)
+            assert found[0].plan.method == "index"
+            single = collection.search(vectors[600], 5)
+            assert single == found[0]
+            return [(hits.ids, hits.scores.tolist()) for hits in found]
+"""
+
+
+@pytest.mark.parametrize("engine", ["numpy", "compiled"])
+def test_the_child_searches_through_an_index_and_changes_it(forked, engine):
+    forked(
+        INDEXED
+        + f"        engine = {engine!r}"
+        + """
+        if engine == "compiled":
+            compiled.compile_now()
+        else:
+            compiled.ready = lambda: None
+        before = answers(lists)
+        def child():
+            refused(lambda: lists.search(vectors[600]))
+            refused(lambda: lists.search_many(vectors[600:640], 5, threads=2))
+            with vecstore.open(path) as mine:
+                there = mine.collection("lists")
+                assert answers(there) == before
+                there.add(vectors=vectors[600:], ids=range(600, 900))
+                there.reindex("hash")
+                answers(there)
+                there.reindex("ivf")
+                answers(there)
+                assert mine.check() == []
+        with db.snapshot() as view:
+            fork(child)
+            # The index as it was, with its lists gone from the newest version.
+            assert answers(view.collection("lists")) == before
+        assert lists.count() == 900
+        assert lists.search(vectors[700], 5).ids[0] == 700
+        answers(lists)
+        assert db.check() == []
+        db.close()
+    """
+    )
+
+
+def test_a_child_forked_while_threads_search_and_change_an_index_ends_normally(forked):
+    forked(
+        INDEXED
+        + """
+        # Not while a thread loads it: numba's lock would be left to the child.
+        compiled.compile_now()
+        stop = threading.Event()
+        def change():
+            while not stop.is_set():
+                lists.reindex("hash")
+                lists.upsert(vectors=vectors[600:], ids=range(300))
+                lists.reindex("ivf")
+        def search():
+            while not stop.is_set():
+                lists.search_many(vectors[:20], 5, threads=2)
+        threads = [threading.Thread(target=work) for work in (change, search, search)]
+        for thread in threads:
+            thread.start()
+        def child():
+            refused(lambda: lists.search(vectors[0]))
+            with vecstore.open(path) as mine:
+                for hits in mine.collection("lists").search_many(vectors[:20], 5, threads=2):
+                    assert len(hits) == len(set(hits.ids)) == 5
+        for i in range(4):
+            fork(child)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        answers(lists)
+        assert db.check() == []
+        db.close()
+    """
+    )
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_multiprocessing_open_the_file_themselves(run_python, path, tmp_path, method):
     program = tmp_path / "program.py"
