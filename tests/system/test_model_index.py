@@ -267,6 +267,6 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 IndexMachine.TestCase.settings = settings(
-    stateful_step_count=12, max_examples=1 + settings.default.max_examples // 2
+    stateful_step_count=12, max_examples=1 + settings.default.max_examples // 3
 )
 TestIndexMachine = IndexMachine.TestCase
