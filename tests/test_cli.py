@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -825,7 +826,19 @@ def test_no_file_is_made_to_bring_its_index_up_to_date(run: Run, command: list[s
 # demo
 
 
-def test_demo_indexes_and_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Some of the standard library, all of which takes seconds to parse; see `test_demo.py`."""
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    for name in ("argparse", "difflib", "shutil", "subprocess", "tarfile"):
+        shutil.copy(Path(os.__file__).parent / f"{name}.py", folder)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: os.fspath(folder))
+    return folder
+
+
+@pytest.mark.usefixtures("library")
+def test_demo_indexes_and_answers(run: Run) -> None:
     result = run("demo", "--limit", 50)
 
     assert f"50 docstrings in {Path('demo.vecstore').resolve()}; embedded 50 in" in result.output
@@ -862,6 +875,7 @@ def bake(flour):
     assert Path("mine.vecstore").exists()
 
 
+@pytest.mark.usefixtures("library")
 def test_demo_into_a_file_of_something_else(run: Run, points: str) -> None:
     run("demo", points, "--limit", 3)
 
@@ -869,6 +883,7 @@ def test_demo_into_a_file_of_something_else(run: Run, points: str) -> None:
     assert len(stored(points, "stdlib")) == 3
 
 
+@pytest.mark.usefixtures("library")
 def test_demo_over_a_file_of_another_model(run: Run) -> None:
     def another(texts: list[str]) -> Any:
         return np.ones((len(texts), 8))
