@@ -326,7 +326,7 @@ def _as_array(values: ArrayLike, what: str, *, booleans: bool = False) -> NDArra
         array = np.asarray(values)
     except (ValueError, TypeError) as error:
         raise VectorError(f"{what}: not an array of numbers: {error}") from None
-    if array.dtype == object or array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiub":
         raise VectorError(
             f"{what}: dtype {array.dtype}; expected float32, or numbers that convert to it"
         )
