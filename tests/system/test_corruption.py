@@ -44,11 +44,11 @@ READER = """
         # What is found is what an exact search finds, as far as it is found.
         if c.name not in ("lists", "codes"):
             return []
-        queries = np.eye(8)
+        queries = np.eye(8)[::2]
         found = [c.search(query, k=9, include=()) for query in queries]
         assert all(len(set(hits.ids)) == len(hits) for hits in found), found
         # To compare all with all costs more than the rest of the reading together.
-        exact = c.search_many(queries[:3], k=1000, recall="exact", include=())
+        exact = c.search_many(queries[:2], k=1000, recall="exact", include=())
         for hits, right in zip(found, exact):
             scores = dict(zip(right.ids, right.scores))
             assert all(scores[hit.id] == hit.score for hit in hits), hits
@@ -204,7 +204,7 @@ def test_flipped_bits_are_noticed_or_change_nothing(patient, seed):
 @ENGINES
 def test_flipped_bits_in_a_file_with_indexes_are_noticed_or_change_nothing(indexed_patient, engine):
     patient, rng = indexed_patient, random.Random(engine)
-    places = [(rng.randrange(len(patient.data)), rng.randrange(8)) for _ in range(100)]
+    places = [(rng.randrange(len(patient.data)), rng.randrange(8)) for _ in range(70)]
     healthy, *answers = patient.ask(
         [patient.data, *(patient.flipped(at, bit) for at, bit in places)], engine
     )

@@ -19,7 +19,7 @@ from indexed import SMALL_INDEXES, clusters, honest
 
 import vecstore
 
-KILLS = 40
+KILLS = 24
 DIM = 24
 
 CHILD = textwrap.dedent(

@@ -144,7 +144,7 @@ def said(process: subprocess.Popen[str]) -> str:
 
 
 def test_two_processes_read_whole_batches_while_one_writes(path: Path, start: Start) -> None:
-    rounds = 120
+    rounds = 60
     with vecstore.open(path) as db:
         db.collection("points", dim=8, metric="l2")
     readers = [start(READER, path, read_only, rounds) for read_only in (0, 1)]
