@@ -19,7 +19,7 @@ format:  ## format everything and mend what can be mended
 	$(PYTHON) -m ruff check --fix vecstore tests benchmarks models
 
 test:  ## run the tests
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 demo:  ## index the standard library's documentation and ask it questions
 	$(PYTHON) -m vecstore demo

@@ -20,7 +20,7 @@ def test_the_readme_has_exactly_two_set_up_commands():
     assert len(commands) == 2
     assert all(len(command.strip().splitlines()) == 1 for command in commands)
     assert commands[0].strip().endswith("vecstore demo")
-    assert commands[1].strip().endswith("pytest")
+    assert commands[1].strip().endswith("pytest -n 2")
 
 
 def test_the_readme_example_has_about_twenty_lines_and_runs(tmp_path):
