@@ -70,7 +70,7 @@ def spoil(db: Database, name: str = "points") -> None:
         assert found is not None
         levels = found.budgets["levels"]
         curve = [[0.0, 0.0, level] for level in levels]
-        budgets = {**found.budgets, "sizes": {"1": curve}}
+        budgets = {**found.budgets, "sizes": {"1000": curve}}
         index.save_plan(txn, entry.number, replace(found, budgets=budgets))
 
     db.writing(work)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vecstore import layout, plain
-from vecstore.ann import codes
+from vecstore.ann import codes, rotation
 from vecstore.ann.model import COARSE, Matrix, Model
 
 METRICS = {"cosine": plain.COSINE, "dot": plain.DOT, "l2": plain.L2}
@@ -56,7 +56,7 @@ class Memory:
             self.blocks[block] = self.put_block(rows)
         for block in self.tail.tolist():
             rows = np.arange(block * 64, min(block * 64 + 64, count))
-            self.codes[block] = self.put(len(rows), self.tiles(rows, None))
+            self.codes[block] = self.put(len(rows), b"".join(self.coded(rows, None)))
 
     def words(self, rows) -> np.ndarray:
         """A mask of rows."""
@@ -69,20 +69,21 @@ class Memory:
         self.kept.append(value(count, payload))
         return self.kept[-1].ctypes.data
 
-    def tiles(self, rows, lists) -> bytes:
-        """The codes of some rows."""
+    def coded(self, rows, lists) -> tuple[bytes, bytes]:
+        """The tiles of some rows, and their fine codes."""
         if not len(rows):
-            return b""
-        vectors = self.vectors[rows]
+            return b"", b""
+        vectors, shape = self.vectors[rows], self.model.shape
         found = self.model.encode(vectors, lists, rows.astype(np.uint32))
-        return codes.pack_tiles(found, offsets=self.model.offsets).tobytes()
+        return codes.pack_tiles(found, shape).tobytes(), codes.pack_fine(found, shape).tobytes()
 
     def put_list(self, number: int, rows, names=None) -> int:
         """Keep a list; `names` are the rows that it says it has."""
         where = np.full(len(rows), number)
         named = np.full(-(-len(rows) // 32) * 32, NO_ROW, "<u4")
         named[: len(rows)] = rows if names is None else names
-        return self.put(len(rows), self.tiles(rows, where) + named.tobytes())
+        tiles, fine = self.coded(rows, where)
+        return self.put(len(rows), tiles + named.tobytes() + fine)
 
     def put_block(self, rows, held=None) -> int:
         """Keep a block; `held` is the number of rows that it says it has."""
@@ -134,15 +135,18 @@ def build(
     mean = vectors.mean(axis=0)
     if metric != "l2":
         mean = np.zeros_like(mean)
-    reduction = rough(rng, min(COARSE, dim), dim)
+    coarse, coded = min(COARSE, dim), coded or dim
+    directions = rough(rng, coarse if coded == dim else max(coarse, coded), dim)
     chosen = vectors[rng.choice(count, lists, replace=False)]
     centres = np.concatenate([chosen, vectors.mean(axis=0)[None]]) - mean
     model = Model(
         metric=metric,
         bits=bits,
-        reduction=reduction,
-        rotation=rough(rng, coded or dim, dim),
-        centroids=Matrix.of(centres @ reduction.floats().T),
+        coarse=coarse,
+        coded=coded,
+        directions=directions,
+        signs=rotation.signs(dim, seed),
+        centroids=Matrix.of(centres @ directions.floats()[:coarse].T),
         mean=mean,
         closed=np.zeros(lists, bool),
     )
@@ -169,19 +173,21 @@ class Answer:
 
 
 def ask(
-    search, memory: Memory, queries, k, *, gap=1.0, reach=100.0, slack=2.0, least=1, most=None,
+    search, memory: Memory, queries, k, *, gap=1.0, reach=100.0, slack=2.0, fine=1.5, least=1,
     room=4096, mask=None, note=16, first=0, **tables,
 ) -> Answer:  # fmt: skip
     """Search; a budget this large reaches every list."""
     model, count = memory.model, len(queries)
     integers = np.zeros(plain.INTEGERS, np.int64)
     integers[plain.DIM], integers[plain.GROUPS] = model.dim, model.groups
+    integers[plain.DIRECTIONS] = model.directions.rows
+    integers[plain.COARSE], integers[plain.CODED] = model.coarse, model.coded
     integers[plain.OFFSETS], integers[plain.LISTS] = model.offsets, model.lists
     integers[plain.K], integers[plain.ROOM] = k, room
     integers[plain.METRIC], integers[plain.PRECISION] = METRICS[model.metric], memory.precision
     integers[plain.LEAST] = least
-    integers[plain.MOST] = model.lists if most is None else most
-    floats = np.zeros(3, np.float32)
+    floats = np.zeros(4, np.float32)
+    floats[plain.FINE] = fine
     floats[plain.GAP], floats[plain.REACH], floats[plain.SLACK] = gap, reach, slack
     mask = memory.mask if mask is None else mask
     answer = Answer(
@@ -193,11 +199,10 @@ def ask(
         0,
     )
     queries = np.ascontiguousarray(queries, np.float32)
-    matrices = [model.reduction, model.rotation, model.centroids]
     answer.done = search(
         queries, model.centred(queries), queries.astype(np.float64), integers, floats,
-        *(array for one in matrices for array in (one.values, one.scales)),
-        model.bias, model.patterns, tables.get("lists", memory.lists),
+        model.directions.values, model.directions.scales, model.signs, model.centroids.values,
+        model.centroids.scales, model.bias, model.patterns, tables.get("lists", memory.lists),
         tables.get("blocks", memory.blocks), tables.get("codes", memory.codes), memory.tail, mask,
         mask & memory.tail_mask, answer.orders, answer.scores, answer.counts, answer.stats,
         answer.missing, first,

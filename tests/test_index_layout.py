@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from vecstore import CorruptionError, index_layout, layout
 from vecstore.ann import codes
 from vecstore.ann.codes import Codes
-from vecstore.index_layout import NO_LIST, NO_ROW
+from vecstore.index_layout import NO_LIST, NO_ROW, CodeShape
 from vecstore.layout import BUNDLE, CODE_BLOCK, LIST, PART_ROWS, TILE_ROWS, Header
 
 PAGES = st.sampled_from([4096, 16384])
 KINDS = st.sampled_from([LIST, CODE_BLOCK])
 GROUPS = st.sampled_from([16, 32, 96])
+DIM = 100
 
 
 def some_codes(count: int, groups: int, seed: int = 0) -> Codes:
@@ -21,14 +22,17 @@ def some_codes(count: int, groups: int, seed: int = 0) -> Codes:
         rng.integers(0, 16, (count, groups)).astype(np.uint8),
         rng.normal(size=count).astype(np.float32),
         rng.normal(size=count).astype(np.float32),
+        rng.integers(0, 256, (count, codes.fine_bytes(DIM))).astype(np.uint8),
+        rng.normal(size=count).astype(np.float32),
         rng.permutation(10 * count)[:count].astype(np.uint32),
     )
 
 
 def packed(kind=LIST, count=40, groups=16, offsets=False, page=4096, collection=3, first=5):
     found = some_codes(count, groups)
-    tiles = codes.pack_tiles(found, offsets=offsets)
-    value = index_layout.pack_codes(collection, kind, first, tiles, found.rows, groups, page)
+    shape = CodeShape(groups, offsets, DIM)
+    parts = codes.pack_tiles(found, shape), codes.pack_fine(found, shape)
+    value = index_layout.pack_codes(collection, kind, first, *parts, found.rows, groups, page)
     return found, value
 
 
@@ -47,9 +51,12 @@ def test_codes_come_back(kind: int, count: int, groups: int, offsets: bool, page
     found, value = packed(kind, count, groups, offsets, page)
     layout.verify_bulk(value, "here")
 
-    assert index_layout.check_codes(value, 3, kind, 5, groups, offsets) == count
-    payload = memoryview(value)[layout.HEADER.size :]
-    again = codes.unpack_tiles(payload, found.rows, groups, offsets=offsets)
+    shape = CodeShape(groups, offsets, DIM)
+    assert index_layout.check_codes(value, 3, kind, 5, shape) == count
+    tiles, _, fine = index_layout.split_codes(value, kind, count, shape)
+    again = codes.unpack(tiles, fine, found.rows, shape)
+    assert (again.fine == found.fine).all()
+    assert (again.fine_scales == found.fine_scales).all()
     assert (again.groups == found.groups).all()
     assert (again.scales == found.scales).all()
     assert (again.offsets == (found.offsets if offsets else 0)).all()
@@ -59,23 +66,22 @@ def test_codes_come_back(kind: int, count: int, groups: int, offsets: bool, page
 def test_the_rows_of_a_list_come_back_and_the_rest_of_the_last_tile_names_none(count: int) -> None:
     found, value = packed(count=count)
 
-    assert (index_layout.list_rows(value, count) == found.rows).all()
-    whole = index_layout.list_rows(value, -(-count // TILE_ROWS) * TILE_ROWS)
-    assert (whole[count:] == NO_ROW).all()
+    _, names, _ = index_layout.split_codes(value, LIST, count, CodeShape(16, False, DIM))
+    assert len(names) == -(-count // TILE_ROWS) * TILE_ROWS
+    assert (names[:count] == found.rows).all()
+    assert (names[count:] == NO_ROW).all()
 
 
 @given(KINDS, st.integers(1, 64), GROUPS, st.booleans())
-def test_the_length_is_that_of_the_tiles_and_of_the_rows(
+def test_the_length_is_that_of_tiles_rows_and_fine_codes(
     kind: int, count: int, groups: int, offsets: bool
 ) -> None:
     _, value = packed(kind, count, groups, offsets)
     tiles = -(-count // TILE_ROWS)
     length = tiles * (groups * 16 + 128 * (1 + offsets)) + (tiles * 128 if kind == LIST else 0)
+    length += count * (64 + 4 * (1 + offsets))
 
     assert layout.unpack_header(value, "here").length == length
-    assert index_layout.tiles_bytes(count, groups, offsets) == length - (
-        tiles * 128 if kind == LIST else 0
-    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +100,7 @@ def test_codes_of_another_shape_or_place_are_damage(
     _, value = packed()
 
     with pytest.raises(CorruptionError, match=words):
-        index_layout.check_codes(value, collection, kind, first, groups, offsets)
+        index_layout.check_codes(value, collection, kind, first, CodeShape(groups, offsets, DIM))
 
 
 @pytest.mark.parametrize(("kind", "rows"), [(LIST, 2**32 - 1), (LIST, 30), (CODE_BLOCK, 0)])
@@ -104,16 +110,17 @@ def test_a_header_that_lies_about_rows_is_damage(kind, rows):
     layout.seal_bulk(Header(kind, 2, rows, 16, 5, 0, 0, 3), value, header.length)
 
     with pytest.raises(CorruptionError, match=f"{rows} rows in"):
-        index_layout.check_codes(value, 3, kind, 5, 16, False)
+        index_layout.check_codes(value, 3, kind, 5, CodeShape(16, False, DIM))
 
 
 def test_more_rows_than_a_block_has_are_damage():
     found = some_codes(80, 16)
-    tiles = codes.pack_tiles(found, offsets=False)
-    value = index_layout.pack_codes(3, CODE_BLOCK, 5, tiles, found.rows, 16, 4096)
+    shape = CodeShape(16, False, DIM)
+    parts = codes.pack_tiles(found, shape), codes.pack_fine(found, shape)
+    value = index_layout.pack_codes(3, CODE_BLOCK, 5, *parts, found.rows, 16, 4096)
 
     with pytest.raises(CorruptionError, match="80 rows in"):
-        index_layout.check_codes(value, 3, CODE_BLOCK, 5, 16, False)
+        index_layout.check_codes(value, 3, CODE_BLOCK, 5, shape)
 
 
 # Which list each row is in

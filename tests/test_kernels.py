@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from kernel_cases import Memory, ask, build, value
 
 from vecstore import exact, kernels, layout, plain
-from vecstore.ann import compiled
+from vecstore.ann import compiled, model
+from vecstore.ann.model import Matrix
 
 METRICS = ["cosine", "dot", "l2"]
 
@@ -77,7 +78,6 @@ def cases(draw):
         "reach": draw(st.sampled_from([0.0, 1.0, 2.0, 100.0])),
         "slack": draw(st.sampled_from([0.0, 0.5, 2.0])),
         "least": draw(st.integers(0, 3)),
-        "most": draw(st.integers(0, lists)),
     }
     if draw(st.booleans()):
         few = rng.choice(count, draw(st.integers(0, min(count, 20))), replace=False)
@@ -115,7 +115,7 @@ def test_a_search_of_everything_is_exact(search, rng, metric, precision):
     queries = drawn(rng, 5, 70, metric)
 
     for one in (search, plain.search):
-        found = ask(one, memory, queries, 20, slack=100.0)
+        found = ask(one, memory, queries, 20, slack=100.0, fine=100.0)
         for number, query in enumerate(queries):
             orders, scores = oracle(memory, query, 20)
             assert found.orders[number].tolist() == orders.tolist()
@@ -320,12 +320,44 @@ def test_tiles_score_alike_at_every_width(rng, monkeypatch, feature):
         assert above == sum(1 << i for i in range(32) if expected[i] > 1)
 
 
+@pytest.mark.parametrize("instruction", [kernels.SUMS_OF_FOURS, ""])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 16), (40, 100), (17, 2048)])
+def test_matrices_multiply_alike_with_and_without_the_instruction(
+    rng, monkeypatch, instruction, rows, columns
+):
+    monkeypatch.setattr(kernels, "SUMS_OF_FOURS", instruction)
+    multiply_rows = kernels._multiply_rows
+
+    @numba.njit
+    def multiply(values, scales, numbers, less, out):
+        for block in range(values.shape[0]):
+            multiply_rows(
+                np.uint64(values[block].ctypes.data),
+                np.uint64(scales[16 * block :].ctypes.data),
+                np.uint64(numbers.ctypes.data),
+                values.shape[1] // 4,
+                np.int32(less),
+                np.float32(0.5),
+                np.uint64(out[16 * block :].ctypes.data),
+            )
+
+    matrix = Matrix.of(rng.integers(-127, 128, (rows, columns)).astype(np.float32))
+    numbers = np.zeros(4 * matrix.values.shape[1], np.int8)
+    numbers[:columns] = rng.integers(-127, 128, columns)
+    out = np.empty(len(matrix.scales), np.float32)
+    multiply(matrix.values, matrix.scales, numbers, 128 * int(numbers.sum(dtype=int)), out)
+
+    whole = model.unpack(matrix.values).astype(int)[:rows, :columns] @ numbers[:columns].astype(int)
+    expected = whole.astype(np.float32) * matrix.scales[:rows] * np.float32(0.5)
+    assert out[:rows].tolist() == expected.tolist()
+    assert not out[rows:].any()
+
+
 # The rules of the file
 
 
 def test_names_and_offsets_are_those_of_the_twin_and_the_layout():
     shared = [name for name in vars(plain) if name.isupper() and not name.startswith("_")]
-    shared.remove("TILES_AT_ONCE")
     shared.remove("ROWS_AT")
 
     assert {name: getattr(kernels, name) for name in shared} == {

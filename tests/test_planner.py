@@ -14,6 +14,7 @@ def curves(*sizes: int) -> dict:
     """Budgets that grow with the recall and with the size of the answer."""
     return {
         "gap": 2.0,
+        "fine": 1.5,
         "levels": LEVELS,
         "sizes": {str(k): [[level * k, 2 * level, level] for level in LEVELS] for k in sizes},
     }

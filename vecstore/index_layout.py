@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -38,6 +39,8 @@ NO_LIST = NO_ROW = 2**32 - 1
 # What is in `index` once for each collection; the parts of the column of lists follow their name.
 PLAN, MODEL, LISTED, ROWS = b"plan", b"model", b"listed", b"rows"
 GROUP_BYTES = TILE_ROWS // 2
+# Numbers of a fine code that lie together.
+FINE_DIMS = 64
 ARRAYS_ALIGNED = 64
 
 
@@ -62,9 +65,39 @@ def list_part_key(collection: int, part: int) -> bytes:
 # Lists of codes, and codes of blocks that are in no list
 
 
-def tiles_bytes(count: int, groups: int, offsets: bool) -> int:
-    """Bytes of the tiles of `count` rows: codes and scales of 32 rows each, and offsets if any."""
-    return -(-count // TILE_ROWS) * (groups * GROUP_BYTES + TILE_ROWS * 4 * (1 + offsets))
+@dataclass(frozen=True, slots=True)
+class CodeShape:
+    """What the codes of a collection look like.
+
+    Attributes:
+        groups: Groups of 4 bits of a code.
+        offsets: Whether rows have an offset of their own.
+        dim: Numbers of a vector.
+    """
+
+    groups: int
+    offsets: bool
+    dim: int
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of a tile: codes and scales of 32 rows, and offsets if any."""
+        return self.groups * GROUP_BYTES + TILE_ROWS * 4 * (1 + self.offsets)
+
+    @property
+    def fine_bytes(self) -> int:
+        """Bytes of a fine code with its scale, and its offset if any."""
+        return 4 * (1 + self.offsets) + -(-self.dim // FINE_DIMS) * FINE_DIMS // 2
+
+    def bytes_of(self, kind: int, count: int) -> int:
+        """Bytes of the codes of so many rows, in a LIST or a CODE_BLOCK."""
+        names = TILE_ROWS * 4 if kind == LIST else 0
+        return tiles_of(count) * (self.tile_bytes + names) + count * self.fine_bytes
+
+
+def tiles_of(count: int) -> int:
+    """Tiles of so many rows."""
+    return -(-count // TILE_ROWS)
 
 
 def pack_codes(
@@ -72,6 +105,7 @@ def pack_codes(
     kind: int,
     first: int,
     tiles: NDArray[np.uint8],
+    fine: NDArray[np.uint8],
     rows: NDArray[np.uint32],
     groups: int,
     page: int,
@@ -83,20 +117,22 @@ def pack_codes(
         kind: LIST or CODE_BLOCK.
         first: The list's number, or the block's first row.
         tiles: uint8, the codes.
+        fine: uint8, the fine codes.
         rows: uint32 (n,), whose codes they are; stored in a list only.
         groups: Groups of 4 bits of a code.
         page: The file's page size.
     """
     payload = tiles.tobytes()
     if kind == LIST:
-        names = np.full(-(-len(rows) // TILE_ROWS) * TILE_ROWS, NO_ROW, "<u4")
+        names = np.full(tiles_of(len(rows)) * TILE_ROWS, NO_ROW, "<u4")
         names[: len(rows)] = rows
         payload += names.tobytes()
+    payload += fine.tobytes()
     return pack_bulk(Header(kind, BITS, len(rows), groups, first, 0, 0, collection), payload, page)
 
 
 def check_codes(
-    value: bytes | memoryview, collection: int, kind: int, first: int, groups: int, offsets: bool
+    value: bytes | memoryview, collection: int, kind: int, first: int, shape: CodeShape
 ) -> int:
     """Return how many rows a list, or a block, has codes of, having checked the header.
 
@@ -111,23 +147,33 @@ def check_codes(
     if (header.kind, header.dtype, header.width, header.first, header.collection) != (
         kind,
         BITS,
-        groups,
+        shape.groups,
         first,
         collection,
     ):
         raise CorruptionError(f"{where}: the header belongs to another value: {header}")
-    length = tiles_bytes(header.rows, groups, offsets)
-    length += -(-header.rows // TILE_ROWS) * TILE_ROWS * 4 if kind == LIST else 0
+    length = shape.bytes_of(kind, header.rows)
     if header.length != length or (kind == CODE_BLOCK and not 0 < header.rows <= BLOCK_ROWS):
         raise CorruptionError(f"{where}: {header.rows} rows in {header.length} bytes")
     return header.rows
 
 
-def list_rows(value: bytes | memoryview, count: int) -> NDArray[np.uint32]:
-    """The rows of a list that `check_codes` has passed; a view."""
-    length = unpack_header(value, "list").length
-    tiles = -(-count // TILE_ROWS)
-    return np.frombuffer(value, "<u4", count, HEADER.size + length - tiles * TILE_ROWS * 4)
+def split_codes(
+    value: bytes | memoryview, kind: int, count: int, shape: CodeShape
+) -> tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint8]]:
+    """View the parts of a value that `check_codes` has passed.
+
+    Returns:
+        Tiles, uint8 (tiles, bytes); the rows of a list, those that fill up the last tile too,
+        uint32; and fine codes, uint8 (count, bytes).
+    """
+    tiles, at = tiles_of(count), HEADER.size
+    codes = np.frombuffer(value, np.uint8, tiles * shape.tile_bytes, at)
+    at += tiles * shape.tile_bytes
+    names = np.frombuffer(value, "<u4", tiles * TILE_ROWS if kind == LIST else 0, at)
+    at += names.nbytes
+    fine = np.frombuffer(value, np.uint8, count * shape.fine_bytes, at)
+    return codes.reshape(tiles, shape.tile_bytes), names, fine.reshape(count, shape.fine_bytes)
 
 
 # Which list each row is in

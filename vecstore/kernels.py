@@ -17,33 +17,47 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
-import numba as nb
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 # Float arithmetic may be reordered and contracted; NaN and infinity keep their meaning.
 FLOAT_MATH = {"reassoc", "contract", "nsz"}
 TILE_ROWS = 32
 GROUPS_AT_ONCE = 16
+# Lists are ordered by their distance in so many steps.
+STEPS = 256
+# Tiles that are scanned before their candidates are narrowed; so many may wait then.
+TILES_A_STEP = 8
+WAITING = 2 * TILES_A_STEP * TILE_ROWS
+# Numbers of a fine code that lie together, and what a code of zero stands for.
+FINE_DIMS, FINE_LEAST = 64, np.float32(-7.5)
 HEADER = 48
 # Orders and norms in front of the vectors of a block; a column of scales too where they are int8.
 COLUMNS = 1024
 SCALES = 256
 # Entries of the kernels' integer and float parameters.
-(DIM, GROUPS, OFFSETS, LISTS, K, ROOM, METRIC, PRECISION, LEAST, MOST, INTEGERS) = range(11)
-GAP, REACH, SLACK = range(3)
+(
+    DIM, DIRECTIONS, COARSE, CODED, GROUPS, OFFSETS, LISTS, K, ROOM, METRIC, PRECISION, LEAST,
+    INTEGERS,
+) = range(13)  # fmt: skip
+GAP, REACH, SLACK, FINE = range(4)
 COSINE, DOT, L2 = range(3)
 # As `layout.py` numbers them.
 FLOAT32, FLOAT16, INT8 = 1, 3, 4
 # What a search reports of each query, and which table it found an entry missing in.
 # Times are cycles of the processor: shares of the whole are what they are good for.
-(LISTS_SEEN, ROWS_SEEN, RESCORED, COARSE_TIME, SCAN_TIME, RESCORE_TIME, SETTLE_TIME, STAGES) = (
-    range(8)
-)
+(
+    LISTS_SEEN, ROWS_SEEN, NARROWED, RESCORED, COARSE_TIME, SCAN_TIME, RESCORE_TIME, SETTLE_TIME,
+    STAGES,
+) = range(9)  # fmt: skip
 NOTHING, LIST, CODES, BLOCK = range(4)
+# Sizes that change in a search: of the heap, of the buffer, of what waits and what of it was asked
+# for, and how many were narrowed.
+HELD, KEPT, LEFT, ASKED, DONE, SIZES = range(6)
 
 
 # Machine words
@@ -76,6 +90,40 @@ def _lowest(context: Any, word: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.uint32(types.uint32), generate
+
+
+@intrinsic
+def _point(context: Any, array: Any) -> Any:
+    """A pointer to the first number of an array, which somebody else must keep alive.
+
+    Inside a search nothing but pointers is passed on: of arrays numba counts references,
+    atomically, and checks every index for being negative. That took a third of the time.
+    """
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return arrayobj.make_array(array)(target, builder, arguments[0]).data
+
+    return types.CPointer(array.dtype)(array), generate
+
+
+@intrinsic
+def _behind(context: Any, pointer: Any, count: Any) -> Any:
+    """A pointer so many numbers behind another."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return pointer(pointer, types.int64), generate
+
+
+@intrinsic
+def _address(context: Any, pointer: Any) -> Any:
+    """Where a pointer points to."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ptrtoint(arguments[0], _I64)
+
+    return types.uint64(pointer), generate
 
 
 @intrinsic
@@ -286,50 +334,208 @@ def _add_product(builder: Any, total: Any, a: Any, b: Any) -> Any:
     return builder.fadd(total, builder.fmul(a, b, flags=flags), flags=flags)
 
 
-@intrinsic
-def _dot_four(context: Any, codes: Any, words: Any, count: Any, out: Any) -> Any:
-    """Write the inner products, int32 (4,), of four rows of int8 and one of int16.
+def _sums_of_fours() -> str:
+    """The instruction, as LLVM names it, that adds four products of bytes to each of 16 sums."""
+    return "llvm.x86.avx512.vpdpbusd.512" if llvm.get_host_cpu_features().get("avx512vnni") else ""
 
-    The rows of int8 lie behind one another; `count`, their length, is a multiple of 32.
+
+SUMS_OF_FOURS = _sums_of_fours()
+_SUMS = ir.VectorType(_I32, 16)
+
+
+def _add_fours(builder: Any, total: Any, numbers: Any, fours: Any) -> Any:
+    """Add to each of 16 sums the products of 4 bytes without a sign and of 4 with one."""
+    if SUMS_OF_FOURS:
+        kind = ir.FunctionType(_SUMS, [_SUMS] * 3)
+        function = cgutils.get_or_insert_function(builder.module, kind, SUMS_OF_FOURS)
+        return builder.call(function, [total, builder.bitcast(numbers, _SUMS), fours])
+    wide = ir.VectorType(_I16, 64)
+    sums = [
+        builder.zext(numbers, wide),
+        builder.sext(builder.bitcast(fours, _BYTES), wide),
+    ]
+    # The shape in which LLVM sees a sum of products of neighbours.
+    products = builder.mul(*(builder.sext(part, ir.VectorType(_I32, 64)) for part in sums))
+    for width in (32, 16):
+        products = builder.add(
+            _pick(builder, products, products, range(0, 2 * width, 2)),
+            _pick(builder, products, products, range(1, 2 * width, 2)),
+        )
+    return builder.add(total, products)
+
+
+@intrinsic
+def _multiply_rows(
+    context: Any,
+    values: Any,
+    scales: Any,
+    numbers: Any,
+    steps: Any,
+    less: Any,
+    scale: Any,
+    out: Any,
+) -> Any:
+    """Write the products of 16 rows of a matrix and a vector, float32 (16,).
+
+    All but `steps`, `less` and `scale` are addresses. In each of the `steps` of 16 columns lie 4
+    times 64 bytes: 4 columns of all rows, number by number plus 128; the vector is of int8. `less`
+    is what these 128 make too much of every sum. A sum is multiplied by the row's scale, then by
+    `scale`.
     """
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        codes, words, count, out = arguments
-        kind, wide = ir.VectorType(_I32, 16), ir.VectorType(_I32, 32)
+        values, scales, numbers, steps, less, scale, out = arguments
         # Four sums at once hide the latency of adding up.
-        totals = [cgutils.alloca_once_value(builder, _all(kind, 0)) for _ in range(4)]
-        zero, pace = ir.Constant(_I64, 0), ir.Constant(_I64, 32)
-        with cgutils.for_range_slice(builder, zero, count, pace, _I64) as (at, _):
-            place = builder.add(words, builder.mul(at, ir.Constant(_I64, 2)))
-            pairs = builder.sext(_load(builder, place, _WORDS, 1), wide)
+        totals = [cgutils.alloca_once_value(builder, _all(_SUMS, 0)) for _ in range(4)]
+        with cgutils.for_range(builder, steps) as loop:
+            row = builder.add(values, builder.mul(loop.index, ir.Constant(_I64, 256)))
+            column = builder.add(numbers, builder.mul(loop.index, ir.Constant(_I64, 16)))
             for number, total in enumerate(totals):
-                row = builder.add(codes, builder.mul(count, ir.Constant(_I64, number)))
-                eights = ir.VectorType(ir.IntType(8), 32)
-                numbers = _load(builder, builder.add(row, at), eights, 1)
-                # The shape in which LLVM sees a sum of products of neighbours.
-                products = builder.mul(builder.sext(builder.sext(numbers, _WORDS), wide), pairs)
-                sums = builder.add(
-                    _pick(builder, products, products, range(0, 32, 2)),
-                    _pick(builder, products, products, range(1, 32, 2)),
+                part = builder.add(row, ir.Constant(_I64, 64 * number))
+                four = builder.add(column, ir.Constant(_I64, 4 * number))
+                one = _load(builder, four, _I32, 1)
+                fours = builder.insert_element(
+                    ir.Constant(_SUMS, ir.Undefined), one, ir.Constant(_I32, 0)
                 )
-                builder.store(builder.add(builder.load(total), sums), total)
-        found = [builder.load(total) for total in totals]
-        for width in (8, 4, 2, 1):
-            found = [
-                builder.add(
-                    _pick(builder, total, total, range(width)),
-                    _pick(builder, total, total, range(width, 2 * width)),
-                )
-                for total in found
-            ]
-        for number, total in enumerate(found):
-            place = builder.add(out, ir.Constant(_I64, 4 * number))
-            one = builder.extract_element(total, ir.Constant(_I32, 0))
-            builder.store(one, builder.inttoptr(place, _I32.as_pointer()))
+                fours = _pick(builder, fours, fours, [0] * 16)
+                eights = _load(builder, part, _BYTES, 1)
+                builder.store(_add_fours(builder, builder.load(total), eights, fours), total)
+        first, second, third, fourth = (builder.load(total) for total in totals)
+        total = builder.add(builder.add(first, second), builder.add(third, fourth))
+        one = builder.insert_element(ir.Constant(_SUMS, ir.Undefined), less, ir.Constant(_I32, 0))
+        total = builder.sub(total, _pick(builder, one, one, [0] * 16))
+        found = builder.fmul(builder.sitofp(total, _FLOATS), _load(builder, scales, _FLOATS, 4))
+        found = builder.fmul(found, _splat(builder, scale))
+        builder.store(found, builder.inttoptr(out, _FLOATS.as_pointer())).align = 4
         return target.get_dummy_value()
 
     word = types.uint64
-    return types.void(word, word, types.int64, word), generate
+    kinds = (word, word, word, types.int64, types.int32, types.float32, word)
+    return types.void(*kinds), generate
+
+
+@intrinsic
+def _dot_nibbles(context: Any, codes: Any, numbers: Any, chunks: Any) -> Any:
+    """The inner product, an int32, of numbers of 4 bits and of int8, so many times 64 of them.
+
+    A byte of the 32 of a chunk holds the number of a dimension in its low half, and that of the one
+    32 dimensions on in its high half.
+    """
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        codes, numbers, chunks = arguments
+        kind = ir.VectorType(ir.IntType(8), 32)
+        total = cgutils.alloca_once_value(builder, _all(_SUMS, 0))
+        with cgutils.for_range(builder, chunks) as loop:
+            place = builder.add(codes, builder.mul(loop.index, ir.Constant(_I64, 32)))
+            both = _load(builder, place, kind, 1)
+            low, high = builder.and_(both, _all(kind, 15)), builder.lshr(both, _all(kind, 4))
+            wide = _pick(builder, low, high, range(64))
+            place = builder.add(numbers, builder.mul(loop.index, ir.Constant(_I64, 64)))
+            eights = _load(builder, place, _SUMS, 1)
+            builder.store(_add_fours(builder, builder.load(total), wide, eights), total)
+        found = builder.load(total)
+        for width in (8, 4, 2, 1):
+            halves = [_pick(builder, found, found, range(i, i + width)) for i in (0, width)]
+            found = builder.add(*halves)
+        return builder.extract_element(found, ir.Constant(_I32, 0))
+
+    return types.int32(types.uint64, types.uint64, types.int64), generate
+
+
+@intrinsic
+def _add_and_subtract(context: Any, source: Any, half: Any, target: Any) -> Any:
+    """Write the sums of neighbours, then their differences, of 2 * `half` float32 at an address.
+
+    `half` is a multiple of 16.
+    """
+
+    def generate(target_: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, half, target = arguments
+        zero, pace, kind = ir.Constant(_I64, 0), ir.Constant(_I64, 16), _FLOATS.as_pointer()
+        behind = builder.add(target, builder.mul(half, ir.Constant(_I64, 4)))
+        with cgutils.for_range_slice(builder, zero, half, pace, _I64) as (at, _):
+            place = builder.add(source, builder.mul(at, ir.Constant(_I64, 8)))
+            both = [
+                _load(builder, builder.add(place, ir.Constant(_I64, i)), _FLOATS, 4)
+                for i in (0, 64)
+            ]
+            even, odd = (_pick(builder, *both, range(first, 32, 2)) for first in (0, 1))
+            offset = builder.mul(at, ir.Constant(_I64, 4))
+            for start, found in (
+                (target, builder.fadd(even, odd)),
+                (behind, builder.fsub(even, odd)),
+            ):
+                pointer = builder.inttoptr(builder.add(start, offset), kind)
+                builder.store(found, pointer).align = 4
+        return target_.get_dummy_value()
+
+    word = types.uint64
+    return types.void(word, types.int64, word), generate
+
+
+@intrinsic
+def _write_steps(
+    context: Any, values: Any, count: Any, highest: Any, inverse: Any, out: Any
+) -> Any:
+    """Write (highest - value) * inverse of so many times 16 float32, as bytes.
+
+    It is 255 where it is more, and where a value is not a number.
+    """
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, count, highest, inverse, out = arguments
+        most, kind = ir.Constant(_FLOATS, [255.0] * 16), ir.VectorType(ir.IntType(8), 16)
+        with cgutils.for_range(builder, count) as loop:
+            place = builder.add(values, builder.mul(loop.index, ir.Constant(_I64, 64)))
+            off = builder.fsub(_splat(builder, highest), _load(builder, place, _FLOATS, 4))
+            off = builder.fmul(off, _splat(builder, inverse))
+            off = builder.select(builder.fcmp_ordered("<", off, most), off, most)
+            steps = builder.trunc(builder.fptosi(off, _SUMS), kind)
+            place = builder.add(out, builder.mul(loop.index, ir.Constant(_I64, 16)))
+            builder.store(steps, builder.inttoptr(place, kind.as_pointer())).align = 1
+        return target.get_dummy_value()
+
+    word, real = types.uint64, types.float32
+    return types.void(word, types.int64, real, real, word), generate
+
+
+@intrinsic
+def _bytes_below(context: Any, values: Any, bound: Any) -> Any:
+    """Which of 16 bytes at an address are below another, in the low bits of a uint32."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, bound = arguments
+        kind = ir.VectorType(ir.IntType(8), 16)
+        one = builder.insert_element(ir.Constant(kind, ir.Undefined), bound, ir.Constant(_I32, 0))
+        bounds = _pick(builder, one, one, [0] * 16)
+        below = builder.icmp_unsigned("<", _load(builder, values, kind, 1), bounds)
+        return builder.zext(builder.bitcast(below, _I16), _I32)
+
+    return types.uint32(types.uint64, types.uint8), generate
+
+
+@intrinsic
+def _largest(context: Any, values: Any, count: Any) -> Any:
+    """The largest of so many times 16 float32 at an address, those that are not numbers aside."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, count = arguments
+        least = ir.Constant(_FLOATS, [float("-inf")] * 16)
+        largest = cgutils.alloca_once_value(builder, least)
+        with cgutils.for_range(builder, count) as loop:
+            place = builder.add(values, builder.mul(loop.index, ir.Constant(_I64, 64)))
+            some, best = _load(builder, place, _FLOATS, 4), builder.load(largest)
+            builder.store(
+                builder.select(builder.fcmp_ordered(">", some, best), some, best), largest
+            )
+        found = builder.load(largest)
+        for width in (8, 4, 2, 1):
+            some, best = (_pick(builder, found, found, range(i, i + width)) for i in (0, width))
+            found = builder.select(builder.fcmp_ordered(">", some, best), some, best)
+        return builder.extract_element(found, ir.Constant(_I32, 0))
+
+    return types.float32(types.uint64, types.int64), generate
 
 
 @intrinsic
@@ -390,40 +596,91 @@ _quickly = njit(nogil=True, fastmath=FLOAT_MATH, no_cpython_wrapper=True, no_cfu
 
 
 @_quickly
-def _to_words(vector, out):
-    """Write a vector as int16, filled up with zeros, and return the scale.
-
-    Small enough that the inner product with int8 numbers fits 32 bits.
-    """
+def _to_bytes(vector, size, out, filled):
+    """Write the first numbers of a vector as int8, so many with zeros; return the scale."""
     largest = np.float32(0)
-    for j in range(vector.size):
+    for j in range(size):
         largest = max(largest, abs(vector[j]))
-    most = np.float32(min(32767, 2**31 // (128 * out.size)))
-    scale = largest / most
+    scale = largest / np.float32(127)
     # The inverse of less is infinite.
     if scale < np.float32(1e-37):
         scale = np.float32(1)
     inverse = np.float32(1) / scale
-    for j in range(vector.size):
-        out[j] = np.int16(np.int32(vector[j] * inverse))
-    for j in range(vector.size, out.size):
+    for j in range(size):
+        # Above zero, where cutting off is rounding down.
+        out[j] = np.int8(np.int32(vector[j] * inverse + np.float32(128.5)) - 128)
+    for j in range(size, filled):
         out[j] = 0
     return scale
 
 
-@_quickly
-def _multiply(matrix, scales, words, scale, out):
-    """out[i] = matrix[i] . vector, of an int8 matrix with a scale a row and a vector in int16.
+@_exactly
+def _multiply(values, blocks, steps, scales, numbers, scale, out):
+    """out[i] = matrix[i] . vector, of a matrix as `model.Matrix` keeps it and a vector in int8."""
+    total = np.int32(0)
+    for j in range(16 * steps):
+        total += np.int32(numbers[j])
+    place, vector = _address(values), _address(numbers)
+    factors, results = _address(scales), _address(out)
+    for i in range(blocks):
+        _multiply_rows(
+            place + np.uint64(i * steps * 256), factors + np.uint64(64 * i), vector, steps,
+            np.int32(128 * total), scale, results + np.uint64(64 * i),
+        )  # fmt: skip
 
-    The matrix has a multiple of 4 rows.
+
+@_exactly
+def _transform(values, size, spare):
+    """Multiply the first `size` numbers, a power of two, by Hadamard's matrix of this size.
+
+    In steps that all look alike (Pease 1968), for the sake of vector registers; not normalised.
     """
-    place, width = np.uint64(matrix.ctypes.data), matrix.shape[1]
-    vector, totals = np.uint64(words.ctypes.data), np.empty(4, np.int32)
-    four = np.uint64(totals.ctypes.data)
-    for i in range(0, matrix.shape[0], 4):
-        _dot_four(place + np.uint64(i * width), vector, width, four)
-        for j in range(4):
-            out[i + j] = np.float32(totals[j]) * scales[i + j] * scale
+    half, left, source, target = size >> 1, size, values, spare
+    odd = False
+    while left > 1:
+        if half >= 16:
+            _add_and_subtract(_address(source), half, _address(target))
+        else:
+            for i in range(half):
+                target[i] = source[2 * i] + source[2 * i + 1]
+                target[half + i] = source[2 * i] - source[2 * i + 1]
+        source, target = target, source
+        left, odd = left >> 1, not odd
+    if odd:
+        for i in range(size):
+            values[i] = spare[i]
+
+
+@_exactly
+def _turn(vector, size, signs, rounds, dim, out, spare):
+    """Write the first numbers of a vector, turned as `rotation.turn` does."""
+    stride, rest = max(np.int64(1), size * 3 // 8), np.int64(2)
+    while rest > 1:
+        a, rest = size, stride
+        while a % rest:
+            a, rest = rest, a % rest
+        stride += rest > 1
+    for j in range(size):
+        out[j] = vector[j]
+    for number in range(rounds):
+        flips, place = _behind(signs, number * dim), np.int64(0)
+        if number > 0:
+            for j in range(size):
+                spare[j] = out[place]
+                place += stride
+                place -= size * (place >= size)
+            for j in range(size):
+                out[j] = spare[j]
+        at = np.int64(0)
+        while at < size:
+            whole = np.int64(1)
+            while 2 * whole <= size - at:
+                whole *= 2
+            part, factor = _behind(out, at), np.float32(1) / np.sqrt(np.float32(whole))
+            for j in range(whole):
+                part[j] = part[j] * np.float32(flips[at + j]) * factor
+            _transform(part, whole, spare)
+            at += whole
 
 
 @_exactly
@@ -470,16 +727,15 @@ def _keep_best(values, items, size, room, value, item):
 
 
 @_quickly
-def _fill_table(rotated, patterns, groups, table):
+def _fill_table(rotated, patterns, dims, groups, table):
     """Make the table of a query, (groups, 16) bytes below 64; return start and step of its sums.
 
     An entry is the inner product of the query and what 4 bits stand for in so many dimensions as
     `patterns` (dims, 16) has rows. It is kept as a multiple of `step` above its group's least.
     `rotated` (groups * dims,) is filled up with zeros.
     """
-    dims = patterns.shape[0]
     # Levels are symmetric: a group's least entry is minus its greatest.
-    top = patterns[0, 15]
+    top = patterns[15]
     start, widest = np.float32(0), np.float32(0)
     for group in range(groups):
         size = np.float32(0)
@@ -493,8 +749,7 @@ def _fill_table(rotated, patterns, groups, table):
     if step < np.float32(1e-37):
         step = np.float32(1)
     inverse = np.float32(1) / step
-    weights, shapes = np.uint64(rotated.ctypes.data), np.uint64(patterns.ctypes.data)
-    out = np.uint64(table.ctypes.data)
+    weights, shapes, out = _address(rotated), _address(patterns), _address(table)
     for group in range(groups):
         size = np.float32(0)
         for number in range(dims):
@@ -509,15 +764,15 @@ def _product(address, precision, scale, dim, query):
     """Inner product of a stored vector and a query."""
     total = np.float32(0)
     if precision == FLOAT32:
-        floats = nb.carray(_f32(address), dim)
+        floats = _f32(address)
         for j in range(dim):
             total += floats[j] * query[j]
     elif precision == FLOAT16:
-        halves = nb.carray(_u16(address), dim)
+        halves = _u16(address)
         for j in range(dim):
             total += _half(halves[j]) * query[j]
     else:
-        codes = nb.carray(_i8(address), dim)
+        codes = _i8(address)
         for j in range(dim):
             total += np.float32(codes[j]) * query[j]
         total *= scale
@@ -529,16 +784,16 @@ def _minus_half_square(address, precision, scale, dim, query):
     """Minus half the squared Euclidean distance of a stored vector and a query."""
     total = np.float32(0)
     if precision == FLOAT32:
-        floats = nb.carray(_f32(address), dim)
+        floats = _f32(address)
         for j in range(dim):
             total += (floats[j] - query[j]) * (floats[j] - query[j])
     elif precision == FLOAT16:
-        halves = nb.carray(_u16(address), dim)
+        halves = _u16(address)
         for j in range(dim):
             off = _half(halves[j]) - query[j]
             total += off * off
     else:
-        codes = nb.carray(_i8(address), dim)
+        codes = _i8(address)
         for j in range(dim):
             off = np.float32(codes[j]) * scale - query[j]
             total += off * off
@@ -552,7 +807,7 @@ def _place(block, inside, dim, precision):
         return block + np.uint64(HEADER + COLUMNS + inside * dim * 4), np.float32(1)
     if precision == FLOAT16:
         return block + np.uint64(HEADER + COLUMNS + inside * dim * 2), np.float32(1)
-    scale = nb.carray(_f32(block + np.uint64(HEADER + COLUMNS)), 64)[inside]
+    scale = _f32(block + np.uint64(HEADER + COLUMNS))[inside]
     return block + np.uint64(HEADER + COLUMNS + SCALES + inside * dim), scale
 
 
@@ -565,7 +820,7 @@ def _sum_few(values, at, count):
             total += values[at + i]
         return total
     whole = count - count % 8
-    _add_eights(np.uint64(values.ctypes.data) + np.uint64(8 * at), whole >> 3)
+    _add_eights(_address(values) + np.uint64(8 * at), whole >> 3)
     total = ((values[at] + values[at + 1]) + (values[at + 2] + values[at + 3])) + (
         (values[at + 4] + values[at + 5]) + (values[at + 6] + values[at + 7])
     )
@@ -579,29 +834,31 @@ def _pairwise(values, count, todo, done):
     """The sum of float64 values in the order in which numpy adds them, so that no bit differs.
 
     numpy halves what is longer than 128. Not by recursion, which numba's cache does not survive:
-    `todo` int64 (3, 32) is a stack of parts and their depths, `done` float64 (32,) one of sums.
+    `todo` int64 (3 * 32,) is a stack of parts and their depths, `done` float64 (32,) one of sums.
     """
-    todo[0, 0], todo[1, 0], todo[2, 0] = 0, count, 0
+    sizes, depths = _behind(todo, np.int64(32)), _behind(todo, np.int64(64))
+    todo[0], sizes[0], depths[0] = 0, count, 0
     left, held = 1, 0
     while left > 0:
         left -= 1
-        at, size, depth = todo[0, left], todo[1, left], todo[2, left]
+        at, size, depth = todo[left], sizes[left], depths[left]
         if size > 128:
             half = size // 2
             half -= half % 8
-            todo[0, left], todo[1, left], todo[2, left] = at + half, size - half, depth + 1
-            todo[0, left + 1], todo[1, left + 1], todo[2, left + 1] = at, half, depth + 1
-            left += 2
+            todo[left], sizes[left], depths[left] = at + half, size - half, depth + 1
+            left += 1
+            todo[left], sizes[left], depths[left] = at, half, depth + 1
+            left += 1
             continue
         total = _sum_few(values, at, size)
         # Depths of the sums held descend to the right of a pair that is complete.
-        while held > 0 and todo[2, 31 - held] == depth:
+        while held > 0 and depths[31 - held] == depth:
             held -= 1
             total = done[held] + total
             depth -= 1
         done[held] = total
         held += 1
-        todo[2, 31 - held] = depth
+        depths[31 - held] = depth
     return done[0]
 
 
@@ -609,23 +866,22 @@ def _pairwise(values, count, todo, done):
 def _widen(address, precision, scale, dim, out):
     """Write a stored vector as float64."""
     if precision == FLOAT32:
-        floats = nb.carray(_f32(address), dim)
+        floats = _f32(address)
         for j in range(dim):
             out[j] = floats[j]
     elif precision == FLOAT16:
-        halves = nb.carray(_u16(address), dim)
+        halves = _u16(address)
         for j in range(dim):
             out[j] = _half(halves[j])
     else:
-        codes = nb.carray(_i8(address), dim)
+        codes = _i8(address)
         for j in range(dim):
             out[j] = np.float32(codes[j]) * scale
 
 
 @_exactly
-def _settle(wide, query, metric, products, todo, done):
+def _settle(wide, query, dim, metric, products, todo, done):
     """The exact score in float64, to the bit that `exact.score` computes with numpy."""
-    dim = wide.shape[0]
     if metric == L2:
         for j in range(dim):
             products[j] = (wide[j] - query[j]) ** 2
@@ -649,7 +905,14 @@ def _settle(wide, query, metric, products, todo, done):
 @_exactly
 def _above(values, count, room):
     """The largest value that leaves at most `room` of the first `count` above it."""
-    order, items = values[:count].copy(), np.empty(count, np.int64)
+    return _sorted_down(values, count, room, np.empty(count, np.float32), np.empty(count, np.int64))
+
+
+@_exactly
+def _sorted_down(values, count, room, copied, numbers):
+    order, items = _point(copied), _point(numbers)
+    for i in range(count):
+        order[i] = values[i]
     for i in range(count // 2 - 1, -1, -1):
         _sink(order, items, i, count)
     left = count
@@ -684,83 +947,161 @@ def _prune(optimistic, likely, rows, count, threshold, room):
     return kept
 
 
-@_quickly
+@_exactly
 def _scan(
-    tiles, count, first, ahead, groups, offsets, query, mask, scores, best, best_rows,
-    optimistic, likely, rows, sizes,
+    address, first, base, ahead, integers, query, fine, mask, limit, scores, waiting, found, sizes
 ):  # fmt: skip
-    """Scan the tiles at an address; candidates go to the buffer, the k likeliest to the heap.
+    """Scan the codes of a bulk value, and narrow what may be among the best; return how many rows.
 
     Args:
-        tiles: Address of the first tile.
-        count: How many tiles.
+        address: Where the value is.
         first: Row of the first code, or -1 if the rows are named behind the tiles.
-        ahead: Address of what is scanned next: it is asked for meanwhile.
-        groups: Groups of a code.
-        offsets: 1 if tiles have offsets, else 0.
-        query: Address of the table, score of the list, step, start, noise.
-        mask: uint64 (blocks,), the rows wanted.
+        base: Score of the list.
+        ahead: Address of the value that is scanned next: it is asked for meanwhile.
+        integers: The parameters.
+        query: Address of the table, step, start, noise.
+        fine: As in `_narrow`.
+        mask: uint64 (blocks,), the rows wanted, all below
+        limit: a row.
         scores: float32 (32,), scratch.
-        best: Heap of the k largest scores, and their rows in
-        best_rows: int64 (k,).
-        optimistic: Buffer of candidates: scores plus the noise, then less it in
-        likely: float32 (room,), and their rows in
-        rows: int64 (room,).
-        sizes: Sizes of heap and buffer.
+        waiting: As in `_narrow`.
+        found: As in `_narrow`.
+        sizes: int64 (SIZES,).
     """
-    table, base, step, start, noise = query
-    out, limit, k = np.uint64(scores.ctypes.data), np.int64(mask.size) << 6, best.size
-    stride = np.uint64(groups * 16 + TILE_ROWS * 4 * (1 + offsets))
-    names = nb.carray(_u32(tiles + np.uint64(count) * stride), count * TILE_ROWS)
-    threshold = best[0] if sizes[0] == k else np.float32(-np.inf)
-    coming = np.uint64(0)
-    if ahead != 0:
-        following = (_held(ahead) + TILE_ROWS - 1) // TILE_ROWS
-        coming = ahead + np.uint64(HEADER) + np.uint64(following) * stride
-    for number in range(count):
-        tile = tiles + np.uint64(number) * stride
-        if ahead != 0:
+    table, step, start, noise = query
+    hopes, places, names, bases = waiting
+    best, groups, offsets, k = found[0], integers[GROUPS], integers[OFFSETS], integers[K]
+    held, out = _held(address), _address(scores)
+    tiles = (held + TILE_ROWS - 1) // TILE_ROWS
+    stride = np.uint64(_tile_bytes(integers))
+    tile = address + np.uint64(HEADER)
+    named = _u32(tile + np.uint64(tiles) * stride)
+    fines = tile + np.uint64(tiles) * (stride + np.uint64(TILE_ROWS * 4 * (first < 0)))
+    for number in range(tiles):
+        if number > 0 and number % TILES_A_STEP == 0:
+            _narrow(integers, waiting, fine, found, sizes, False)
+        threshold = best[0] if sizes[HELD] == k else np.float32(-np.inf)
+        if ahead != 0 and number < 2:
             for line in range(0, stride, 64):
                 _prefetch(ahead + np.uint64(number) * stride + np.uint64(line))
-            _prefetch(coming + np.uint64(128 * number))
-            _prefetch(coming + np.uint64(128 * number + 64))
         hits = _scan_tile(tile, table, groups, out, base, step, start + noise, threshold, offsets)
-        if hits == 0:
-            continue
-        scale = nb.carray(_f32(tile + np.uint64(groups * 16)), TILE_ROWS)
         while hits:
             i = np.int64(_lowest(hits))
             hits &= hits - np.uint32(1)
             place = number * TILE_ROWS + i
-            row = np.int64(names[place]) if first < 0 else first + place
+            if place >= held:
+                break
+            row = np.int64(named[place]) if first < 0 else first + place
             if row >= limit or not (mask[row >> 6] >> np.uint64(row & 63)) & np.uint64(1):
                 continue
-            if sizes[1] == rows.size:
-                sizes[1] = _prune(
-                    optimistic, likely, rows, sizes[1], threshold,
-                    rows.size - max(1, rows.size // 4),
-                )  # fmt: skip
-            # What it scores at least: one that may be better than it is must not raise the bar.
-            at, value = sizes[1], scores[i] - np.float32(2) * noise * scale[i]
-            optimistic[at], likely[at], rows[at] = scores[i], value, row
-            sizes[1] = at + 1
-            if value > threshold:
-                sizes[0] = _keep_best(best, best_rows, sizes[0], k, value, row)
-                if sizes[0] == k:
-                    threshold = best[0]
+            at = sizes[LEFT]
+            hopes[at], names[at], bases[at] = scores[i], row, base
+            places[at] = fines + np.uint64(place * fine[0])
+            sizes[LEFT] = at + 1
+        tile += stride
+    _narrow(integers, waiting, fine, found, sizes, False)
+    return tiles * TILE_ROWS
 
 
-@_quickly
-def _rank(bases, lists, least, heap, items):
-    """Make a heap of the lists with at least a score, the largest first; return its size."""
-    count = 0
-    for i in range(lists):
-        if bases[i] >= least:
-            heap[count], items[count] = -bases[i], i
-            count += 1
-    for i in range(count // 2 - 1, -1, -1):
-        _sink(heap, items, i, count)
-    return count
+@_exactly
+def _tile_bytes(integers):
+    """How long a tile is."""
+    return integers[GROUPS] * 16 + TILE_ROWS * 4 * (1 + integers[OFFSETS])
+
+
+@_exactly
+def _narrow(integers, waiting, fine, found, sizes, everything):
+    """Score what waits by its fine codes: what may be among the best goes to the buffer.
+
+    Memory that was asked for in the step before should be there now; the rest is asked for, and
+    waits on, unless fewer than k rows are known, which helps most against looking at more of them.
+
+    Args:
+        integers: The parameters.
+        waiting: Optimistic scores, float32 (WAITING,), addresses of fine codes, rows, and scores of
+            their lists.
+        fine: Bytes of a fine code, whether there is an offset in front of it (1 or 0), address of
+            the query's numbers, their scale, what is taken off sums, noise.
+        found: Heap of the k largest pessimistic scores, and their rows, int64 (k,); buffer of
+            candidates: optimistic scores, pessimistic ones, float32 (room,), and their rows.
+        sizes: int64 (SIZES,).
+        everything: Whether nothing may wait.
+    """
+    hopes, places, names, bases = waiting
+    width, offsets, numbers, scale, less, noise = fine
+    best, best_rows, optimistic, likely, rows = found
+    k, room, left = integers[K], integers[ROOM], sizes[LEFT]
+    until = left if everything or sizes[HELD] < k else sizes[ASKED]
+    for i in range(until):
+        if sizes[HELD] == k and hopes[i] <= best[0]:
+            continue
+        factors = _f32(places[i])
+        codes = places[i] + np.uint64(4 * (1 + offsets))
+        total = _dot_nibbles(codes, numbers, (width - 4 * (1 + offsets)) // 32)
+        score = bases[i] + factors[0] * (scale * (np.float32(total) - less))
+        if offsets:
+            score += factors[1]
+        sizes[DONE] += 1
+        doubt = noise * factors[0]
+        if sizes[HELD] == k and score + doubt <= best[0]:
+            continue
+        if sizes[KEPT] == room:
+            threshold = best[0] if sizes[HELD] == k else np.float32(-np.inf)
+            sizes[KEPT] = _prune(
+                optimistic, likely, rows, room, threshold, room - max(1, room // 4)
+            )
+        at = sizes[KEPT]
+        optimistic[at], likely[at], rows[at] = score + doubt, score - doubt, names[i]
+        sizes[KEPT] = at + 1
+        # One that may be better than it is must not raise the bar.
+        sizes[HELD] = _keep_best(best, best_rows, sizes[HELD], k, score - doubt, names[i])
+    for i in range(until, left):
+        at = i - until
+        hopes[at], places[at], names[at] = hopes[i], places[i], names[i]
+        bases[at] = bases[i]
+        for line in range(0, width + 63, 64):
+            _prefetch(places[at] + np.uint64(line))
+    sizes[LEFT] = sizes[ASKED] = left - until
+
+
+@_exactly
+def _order(bases, count, low, gap, reach, ordering):
+    """Write down the lists with scores from `low` on, nearest first; return how many.
+
+    They are told apart in STEPS of distance: within one they come by number, since sorting them
+    would take longer than the few rows less are worth. Lists that rank and distance are certain to
+    put out of reach are left out. `bases` is filled up with minus infinity to a multiple of 16.
+    `ordering` is scratch, int64 (STEPS,) and uint8 (lists + 15,), and the order, int64 (lists,).
+    """
+    (starts, steps, order), blocks = ordering, (count + 15) >> 4
+    highest, lowest = _largest(_address(bases), blocks), low
+    if low == -np.inf:
+        lowest = highest
+        for i in range(count):
+            if -np.inf < bases[i] < lowest:
+                lowest = bases[i]
+    width = (highest - lowest) / np.float32(STEPS - 1.5)
+    # One step holds all that are nearly equal.
+    inverse = np.float32(1) / width if width > np.float32(1e-37) else np.float32(0)
+    _write_steps(_address(bases), blocks, highest, inverse, _address(steps))
+    for step in range(STEPS):
+        starts[step] = 0
+    for i in range(count):
+        starts[steps[i]] += 1
+    found, bound = np.int64(0), np.int64(STEPS - 1)
+    for step in range(STEPS - 1):
+        if step % 8 == 1 and np.log(np.float32(1 + found)) + width * (step - 1) * gap > reach:
+            bound = step
+            break
+        found, starts[step] = found + starts[step], found
+    for at in range(0, count, 16):
+        near = _bytes_below(_address(_behind(steps, at)), np.uint8(bound))
+        while near:
+            i = at + np.int64(_lowest(near))
+            near &= near - np.uint32(1)
+            order[starts[steps[i]]] = i
+            starts[steps[i]] += 1
+    return found
 
 
 @_quickly
@@ -771,24 +1112,24 @@ def _rescore(
 
     One whose optimistic score cannot enter the heap any more is passed over.
     """
-    dim, precision, metric = integers[DIM], integers[PRECISION], integers[METRIC]
+    dim, precision, metric, k = integers[DIM], integers[PRECISION], integers[METRIC], integers[K]
     width = dim * (4 if precision == FLOAT32 else 2 if precision == FLOAT16 else 1)
     ahead = first
     for i in range(first, last):
         # Rows lie scattered: their memory is asked for while the ones before are scored.
-        while ahead < last and ahead < i + 4:
+        while ahead < last and ahead < i + 8:
             place, _ = _place(blocks[rows[ahead] >> 6], rows[ahead] & 63, dim, precision)
             for offset in range(0, width, 64):
                 _prefetch(place + np.uint64(offset))
             ahead += 1
-        if size == best.size and optimistic[i] <= best[0]:
+        if size == k and optimistic[i] <= best[0]:
             continue
         place, scale = _place(blocks[rows[i] >> 6], rows[i] & 63, dim, precision)
         if metric == L2:
             score = _minus_half_square(place, precision, scale, dim, query) + shift
         else:
             score = _product(place, precision, scale, dim, query)
-        size = _keep_best(best, best_rows, size, best.size, score, rows[i])
+        size = _keep_best(best, best_rows, size, k, score, rows[i])
     return size
 
 
@@ -806,26 +1147,25 @@ def _divide(optimistic, likely, rows, count, bound):
 
 
 @_exactly
-def _note(missing, kind, number):
+def _note(missing, room, kind, number):
     """Write down an entry that a table lacks, if there is room."""
     missing[0] = kind
-    if missing[1] < missing.size - 2:
+    if missing[1] < room:
         missing[2 + missing[1]] = number
         missing[1] += 1
 
 
 @_exactly
-def _finish(wide, metric, precision, dim, blocks, best_rows, size, orders, scores):
+def _finish(wide, metric, precision, dim, blocks, best_rows, size, settling, orders, scores):
     """Settle the best rows in float64 and write their orders and scores, best first."""
-    stored, products = np.empty(dim), np.empty(dim)
-    todo, done = np.empty((3, 32), np.int64), np.empty(32)
+    stored, products, todo, done = settling
     for i in range(size):
         row = best_rows[i]
         block, inside = blocks[row >> 6], row & 63
         place, scale = _place(block, inside, dim, precision)
         _widen(place, precision, scale, dim, stored)
-        score = _settle(stored, wide, metric, products, todo, done)
-        order = nb.carray(_u64(block + np.uint64(HEADER)), 64)[inside]
+        score = _settle(stored, wide, dim, metric, products, todo, done)
+        order = _u64(block + np.uint64(HEADER))[inside]
         at = i
         while at > 0 and (
             scores[at - 1] < score or (scores[at - 1] == score and orders[at - 1] > order)
@@ -838,17 +1178,17 @@ def _finish(wide, metric, precision, dim, blocks, best_rows, size, orders, score
 @_exactly
 def _held(address):
     """The rows of a bulk value, as its header says."""
-    return np.int64(nb.carray(_u32(address + np.uint64(8)), 1)[0])
+    return np.int64(_u32(address + np.uint64(8))[0])
 
 
 @_exactly
-def _check_blocks(blocks, optimistic, likely, rows, count, missing):
+def _check_blocks(blocks, optimistic, likely, rows, count, missing, room):
     """Drop candidates that no block holds, and note blocks that the table lacks."""
     kept = 0
     for i in range(count):
         block = rows[i] >> 6
         if blocks[block] == 0:
-            _note(missing, np.int64(BLOCK), block)
+            _note(missing, room, np.int64(BLOCK), block)
         elif (rows[i] & 63) >= _held(blocks[block]):
             continue
         optimistic[kept], likely[kept], rows[kept] = optimistic[i], likely[i], rows[i]
@@ -858,76 +1198,208 @@ def _check_blocks(blocks, optimistic, likely, rows, count, missing):
 
 @_quickly
 def _scan_lists(
-    lists, bases, heap, items, integers, gap, reach, query, mask, scores, best, best_rows,
-    optimistic, likely, rows, sizes, missing,
+    lists, bases, top, ordering, integers, gap, reach, query, fine, mask, limit, scores, waiting,
+    found, sizes, missing, room,
 ):  # fmt: skip
     """Scan lists, nearest first, until rank and distance say that the rest is not worth it.
 
     Returns how many lists and how many rows.
     """
-    table, step, start, noise = query
-    count, top, seen, scanned = integers[LISTS], np.float32(-np.inf), 0, 0
-    for i in range(count):
-        top = max(top, bases[i])
+    count, k, seen, scanned = integers[LISTS], integers[K], 0, 0
     # A list farther off than this is out of reach, whatever its rank.
-    least = top - reach / gap if gap > 0 and integers[LEAST] <= 1 else np.float32(-np.inf)
-    left = _rank(bases, count, least, heap, items)
-    while seen < integers[MOST]:
+    least, far = np.float32(-np.inf), np.float32(np.inf)
+    if gap > 0 and integers[LEAST] <= 1:
+        least, far = top - reach / gap, reach
+    left, at, order = _order(bases, count, least, gap, far, ordering), 0, ordering[2]
+    while True:
         # Fewer candidates than wanted: a filter lets few rows through.
-        short = sizes[0] < best.size and missing[1] == 0
-        if left == 0:
-            if not short or least == -np.inf:
+        short = sizes[HELD] < k and missing[1] == 0
+        if at == left:
+            if not short or far == np.inf:
                 break
-            left = _rank(bases, count, np.float32(-np.inf), heap, items)
-            for _ in range(seen):
-                left -= 1
-                heap[0], items[0] = heap[left], items[left]
-                _sink(heap, items, np.int64(0), left)
-            least = np.float32(-np.inf)
+            far = np.float32(np.inf)
+            left, at = _order(bases, count, np.float32(-np.inf), gap, far, ordering), 0
             continue
-        number = items[0]
-        far = np.log(np.float32(1 + seen)) + (top + heap[0]) * gap
-        if far > reach and seen >= integers[LEAST] and not short:
+        number, base = order[at], bases[order[at]]
+        beyond = np.log(np.float32(1 + seen)) + (top - base) * gap > reach
+        if beyond and seen >= integers[LEAST] and not short:
             break
-        left -= 1
-        heap[0], items[0] = heap[left], items[left]
-        _sink(heap, items, np.int64(0), left)
+        at += 1
         seen += 1
+        # Not to be ordered again.
+        bases[number] = -np.inf
         if lists[number] == 0:
-            _note(missing, np.int64(LIST), number)
+            _note(missing, room, np.int64(LIST), number)
             continue
-        tiles = (_held(lists[number]) + TILE_ROWS - 1) // TILE_ROWS
-        ahead = lists[items[0]] if left > 0 else np.uint64(0)
-        scanned += tiles * TILE_ROWS
-        _scan(
-            lists[number] + np.uint64(HEADER), tiles, np.int64(-1), ahead, integers[GROUPS],
-            integers[OFFSETS], (table, bases[number], step, start, noise), mask, scores, best,
-            best_rows, optimistic, likely, rows, sizes,
+        ahead = lists[order[at]] if at < left else np.uint64(0)
+        scanned += _scan(
+            lists[number], np.int64(-1), base, ahead, integers, query, fine, mask, limit,
+            scores, waiting, found, sizes,
         )  # fmt: skip
     return seen, scanned
 
 
 @_quickly
 def _scan_tail(
-    codes, tail, base, integers, query, mask, scores, best, best_rows, optimistic, likely, rows,
-    sizes, missing,
+    codes, tail, count, base, integers, query, fine, mask, limit, scores, waiting, found, sizes,
+    missing, room,
 ):  # fmt: skip
     """Scan the codes of blocks with rows that are in no list; return how many rows."""
-    table, step, start, noise = query
     scanned = 0
-    for number in range(tail.size):
+    for number in range(count):
         address = codes[tail[number]]
         if address == 0:
-            _note(missing, np.int64(CODES), tail[number])
+            _note(missing, room, np.int64(CODES), tail[number])
             continue
-        tiles = (_held(address) + TILE_ROWS - 1) // TILE_ROWS
-        scanned += tiles * TILE_ROWS
-        _scan(
-            address + np.uint64(HEADER), tiles, tail[number] << 6, np.uint64(0),
-            integers[GROUPS], integers[OFFSETS], (table, base, step, start, noise), mask, scores,
-            best, best_rows, optimistic, likely, rows, sizes,
+        scanned += _scan(
+            address, tail[number] << 6, base, np.uint64(0), integers, query, fine, mask, limit,
+            scores, waiting, found, sizes,
         )  # fmt: skip
     return scanned
+
+
+@_quickly
+def _answer(
+    query, point, wide, told, floats, directions, direction_scales, signs, centroids,
+    centroid_scales, bias, patterns, lists, blocks, codes, tail, mask, tail_mask, orders, scores,
+    stats, missing, aiming, waiting, found, ordering, settling, counts,
+):  # fmt: skip
+    """Answer one query; return how many rows were found, or -1 if entries were missing.
+
+    The arrays are the caller's, who keeps them.
+    """
+    integers, metric, dim, count, k = _point(told), told[METRIC], told[DIM], told[LISTS], told[K]
+    own, directed, rotated, turned, spare = (
+        _point(aiming[0]), _point(aiming[1]), _point(aiming[2]), _point(aiming[3]),
+        _point(aiming[4]),
+    )  # fmt: skip
+    numbers, bases, table = _point(aiming[5]), _point(aiming[6]), _point(aiming[7])
+    tile = _point(aiming[8])
+    waits = _point(waiting[0]), _point(waiting[1]), _point(waiting[2]), _point(waiting[3])
+    kept = (
+        _point(found[0]), _point(found[1]), _point(found[2]), _point(found[3]), _point(found[4])
+    )  # fmt: skip
+    best, best_rows, optimistic, likely, rows = kept
+    ordered = _point(ordering[0]), _point(ordering[1]), _point(ordering[2])
+    sizes, lacking, room = _point(counts), _point(missing), missing.size - 2
+    places, limit = _point(blocks), np.int64(mask.size) << 6
+    begun = _clock()
+    for j in range(dim):
+        own[j] = point[j]
+    size, whole, top, base = _aim(
+        own, directed, rotated, turned, spare, numbers, bases, integers, directions,
+        direction_scales, signs, centroids, centroid_scales, bias,
+    )  # fmt: skip
+    start, step = _fill_table(rotated, _point(patterns), patterns.shape[0], told[GROUPS], table)
+    chunks = (dim + FINE_DIMS - 1) // FINE_DIMS
+    scale, total = _to_bytes(turned, dim, numbers, chunks * FINE_DIMS), np.int64(0)
+    for j in range(dim):
+        total += np.int64(numbers[j])
+    gap, shift = floats[GAP], np.float32(0)
+    if metric == L2:
+        shift = np.float32(0.5) * whole
+        gap /= np.sqrt(max(np.float32(2) * (shift - top), np.float32(1e-30)))
+    elif metric == DOT:
+        gap /= np.sqrt(max(whole, np.float32(1e-30)))
+    coarse = _address(table), step, start, floats[SLACK] * np.sqrt(size)
+    fine = (
+        4 * (1 + told[OFFSETS]) + 32 * chunks, told[OFFSETS], _address(numbers), scale,
+        np.float32(-FINE_LEAST * total), floats[FINE] * np.sqrt(whole),
+    )  # fmt: skip
+    for i in range(SIZES):
+        sizes[i] = 0
+    seen, scanned = 0, 0
+    routed = _clock()
+    if count > 0:
+        seen, scanned = _scan_lists(
+            _point(lists), bases, top, ordered, integers, gap, floats[REACH], coarse, fine,
+            _point(mask), limit, tile, waits, kept, sizes, lacking, room,
+        )  # fmt: skip
+    if missing[1] > 0:
+        return -1
+    scanned += _scan_tail(
+        _point(codes), _point(tail), tail.size, base, integers, coarse, fine,
+        _point(tail_mask), limit, tile, waits, kept, sizes, lacking, room,
+    )  # fmt: skip
+    if missing[1] > 0:
+        return -1
+    _narrow(integers, waits, fine, kept, sizes, True)
+    narrowed = _clock()
+    bound = best[0] if sizes[HELD] == k else np.float32(-np.inf)
+    left = _prune(optimistic, likely, rows, sizes[KEPT], bound, told[ROOM])
+    left = _check_blocks(places, optimistic, likely, rows, left, lacking, room)
+    if missing[1] > 0:
+        return -1
+    front = _divide(optimistic, likely, rows, left, bound)
+    for j in range(dim):
+        own[j] = query[j]
+    held = _rescore(
+        own, shift, integers, places, optimistic, rows, np.int64(0), front, best, best_rows,
+        np.int64(0),
+    )  # fmt: skip
+    if held == k:
+        left = front + _prune(
+            _behind(optimistic, front), _behind(likely, front), _behind(rows, front), left - front,
+            best[0], told[ROOM],
+        )  # fmt: skip
+    held = _rescore(
+        own, shift, integers, places, optimistic, rows, front, left, best, best_rows, held
+    )
+    compared = _clock()
+    _finish(
+        _point(wide), metric, told[PRECISION], dim, places, best_rows, held,
+        (_point(settling[0]), _point(settling[1]), _point(settling[2]), _point(settling[3])),
+        _point(orders), _point(scores),
+    )  # fmt: skip
+    stats[LISTS_SEEN] = seen
+    stats[ROWS_SEEN] = scanned
+    stats[NARROWED] = sizes[DONE]
+    stats[RESCORED] = left
+    stats[COARSE_TIME] = routed - begun
+    stats[SCAN_TIME] = narrowed - routed
+    stats[RESCORE_TIME] = compared - narrowed
+    stats[SETTLE_TIME] = _clock() - compared
+    return held
+
+
+@_quickly
+def _aim(
+    own, directed, rotated, turned, spare, numbers, bases, integers, directions, direction_scales,
+    signs, centroids, centroid_scales, bias,
+):  # fmt: skip
+    """Compare a query with the centroids, and turn it.
+
+    Returns its squared length as coded, that of all of it, its best score with a list, and that of
+    the tail.
+    """
+    dim, known, coded = integers[DIM], integers[DIRECTIONS], integers[CODED]
+    coarse, count = integers[COARSE], integers[LISTS]
+    scale = _to_bytes(own, dim, numbers, 4 * directions.shape[1])
+    _multiply(
+        _point(directions), directions.shape[0], directions.shape[1] >> 2,
+        _point(direction_scales), numbers, scale, directed,
+    )  # fmt: skip
+    flips, rounds = _point(signs), signs.shape[0]
+    _turn(own, dim, flips, rounds, dim, turned, spare)
+    _turn(directed if known >= coded else own, coded, flips, rounds, dim, rotated, spare)
+    middle = directed if known >= coarse else own
+    scale = _to_bytes(middle, coarse, numbers, 4 * centroids.shape[1])
+    _multiply(
+        _point(centroids), centroids.shape[0], centroids.shape[1] >> 2, _point(centroid_scales),
+        numbers, scale, bases,
+    )  # fmt: skip
+    size, whole = np.float32(0), np.float32(0)
+    for i in range(count + 1):
+        bases[i] += bias[i]
+    base, filled = bases[count], 16 * centroids.shape[0]
+    for i in range(count, filled):
+        bases[i] = -np.inf
+    top = _largest(_address(bases), (count + 15) >> 4)
+    for j in range(coded):
+        size += rotated[j] * rotated[j]
+    for j in range(dim):
+        whole += own[j] * own[j]
+    return size, whole, top, base
 
 
 def _in(kind: Any, dims: int) -> Any:
@@ -940,17 +1412,18 @@ def _out(kind: Any, dims: int) -> Any:
 
 SEARCH = types.int64(
     *(_in(types.float32, 2),) * 2, _in(types.float64, 2), _in(types.int64, 1),
-    _in(types.float32, 1), *(_in(types.int8, 2), _in(types.float32, 1)) * 3, _in(types.float32, 1),
-    _in(types.float32, 2), *(_in(types.uint64, 1),) * 3, _in(types.int64, 1),
-    *(_in(types.uint64, 1),) * 2, _out(types.uint64, 2), _out(types.float64, 2),
-    _out(types.int64, 1), _out(types.int64, 2), _out(types.int64, 1), types.int64,
+    _in(types.float32, 1), _in(types.uint8, 3), _in(types.float32, 1), _in(types.int8, 2),
+    _in(types.uint8, 3), *(_in(types.float32, 1),) * 2, _in(types.float32, 2),
+    *(_in(types.uint64, 1),) * 3, _in(types.int64, 1), *(_in(types.uint64, 1),) * 2,
+    _out(types.uint64, 2), _out(types.float64, 2), _out(types.int64, 1), _out(types.int64, 2),
+    _out(types.int64, 1), types.int64,
 )  # fmt: skip
 
 
 def search(
-    queries, centred, wide, integers, floats, reduction, reduction_scales, rotation,
-    rotation_scales, centroids, centroid_scales, bias, patterns, lists, blocks, codes, tail, mask,
-    tail_mask, orders, scores, counts, stats, missing, first,
+    queries, centred, wide, integers, floats, directions, direction_scales, signs, centroids,
+    centroid_scales, bias, patterns, lists, blocks, codes, tail, mask, tail_mask, orders, scores,
+    counts, stats, missing, first,
 ):  # fmt: skip
     """Answer queries from `first` on; return the number of the first that is not answered.
 
@@ -961,15 +1434,15 @@ def search(
         queries: float32 (m, dim), as they are compared with stored vectors.
         centred: float32 (m, dim), as they are compared with codes: under l2 less the mean.
         wide: float64 (m, dim), as they are compared in the end.
-        integers: int64 (INTEGERS,), DIM ... MOST.
-        floats: float32 (3,), GAP, REACH and SLACK of the budget.
-        reduction: int8 (coarse, dim), to the dimensions of the centroids. The rows and columns of
-            this and the next matrices are filled up with zeros to multiples of 4 and of 32.
-        reduction_scales: float32 (coarse,), what the rows are multiplied with.
-        rotation: int8 (coded, dim), to the dimensions of the codes.
-        rotation_scales: float32 (coded,).
-        centroids: int8 (lists + 1, coarse); the last belongs to the tail.
-        centroid_scales: float32 (lists + 1,).
+        integers: int64 (INTEGERS,), DIM ... LEAST.
+        floats: float32 (4,), GAP, REACH and SLACK of the budget, FINE of the model.
+        directions: As `model.Matrix` keeps its values: the first COARSE rows are the dimensions of
+            the centroids, the first CODED ones those of the codes before they are turned. Where
+            there are not so many rows, these are the first numbers of a vector.
+        direction_scales: float32, what the rows are multiplied with.
+        signs: int8 (rounds, dim), how codes are turned.
+        centroids: As `directions`, (lists + 1, COARSE); the last belongs to the tail.
+        centroid_scales: float32, as `direction_scales`.
         bias: float32 (lists + 1,), added to the centroids' products.
         patterns: float32 (dims of a group, 16), what its 4 bits stand for.
         lists: uint64 (lists,), addresses of the lists' values; 0 is missing.
@@ -985,103 +1458,38 @@ def search(
         missing: int64 (2 + room,) out.
         first: Where to begin.
     """
-    k, room, metric, dim = integers[K], integers[ROOM], integers[METRIC], integers[DIM]
-    groups, count = integers[GROUPS], integers[LISTS]
-    words = np.empty(max(reduction.shape[1], rotation.shape[1]), np.int16)
-    reduced_words = np.empty(centroids.shape[1], np.int16)
-    reduced = np.empty(reduction.shape[0], np.float32)
-    rotated = np.zeros(max(groups * patterns.shape[0], rotation.shape[0]), np.float32)
-    bases = np.empty(centroids.shape[0], np.float32)
-    found_scores = np.empty(TILE_ROWS, np.float32)
-    heap, items = np.empty(count, np.float32), np.empty(count, np.int64)
-    table = np.empty((groups, 16), np.uint8)
-    entries = np.uint64(table.ctypes.data)
-    best, best_rows = np.empty(k, np.float32), np.empty(k, np.int64)
-    optimistic, likely = np.empty(room, np.float32), np.empty(room, np.float32)
-    rows, sizes = np.empty(room, np.int64), np.empty(2, np.int64)
+    k, dim, count = integers[K], integers[DIM], integers[LISTS]
+    coded = max(integers[GROUPS] * patterns.shape[0], integers[CODED])
+    chunks = (dim + FINE_DIMS - 1) // FINE_DIMS
     missing[0] = NOTHING
     missing[1] = 0
+    width = max(4 * directions.shape[1], 4 * centroids.shape[1], chunks * FINE_DIMS)
+    aiming = (
+        np.empty(dim, np.float32), np.empty(direction_scales.size, np.float32),
+        np.zeros(coded, np.float32), np.empty(dim, np.float32), np.empty(dim, np.float32),
+        np.empty(width, np.int8), np.empty(centroid_scales.size, np.float32),
+        np.empty(16 * integers[GROUPS], np.uint8), np.empty(TILE_ROWS, np.float32),
+    )  # fmt: skip
+    waiting = (
+        np.empty(WAITING, np.float32), np.empty(WAITING, np.uint64), np.empty(WAITING, np.int64),
+        np.empty(WAITING, np.float32),
+    )  # fmt: skip
+    room = integers[ROOM]
+    found = (
+        np.empty(k, np.float32), np.empty(k, np.int64), np.empty(room, np.float32),
+        np.empty(room, np.float32), np.empty(room, np.int64),
+    )  # fmt: skip
+    ordering = np.empty(STEPS, np.int64), np.empty(count + 15, np.uint8), np.empty(count, np.int64)
+    settling = np.empty(dim), np.empty(dim), np.empty(96, np.int64), np.empty(32)
+    sizes = np.empty(SIZES, np.int64)
     for number in range(first, queries.shape[0]):
-        query, point = queries[number], centred[number]
-        begun = _clock()
-        scale = _to_words(point, words)
-        _multiply(rotation, rotation_scales, words, scale, rotated)
-        _multiply(reduction, reduction_scales, words, scale, reduced)
-        scale = _to_words(reduced, reduced_words)
-        _multiply(centroids, centroid_scales, reduced_words, scale, bases)
-        top, size, whole = np.float32(-np.inf), np.float32(0), np.float32(0)
-        for i in range(count + 1):
-            bases[i] += bias[i]
-        for i in range(count):
-            top = max(top, bases[i])
-        start, step = _fill_table(rotated, patterns, groups, table)
-        for j in range(rotation.shape[0]):
-            size += rotated[j] * rotated[j]
-        for j in range(dim):
-            whole += point[j] * point[j]
-        noise = floats[SLACK] * np.sqrt(size)
-        gap, shift = floats[GAP], np.float32(0)
-        if metric == L2:
-            shift = np.float32(0.5) * whole
-            gap /= np.sqrt(max(np.float32(2) * (shift - top), np.float32(1e-30)))
-        elif metric == DOT:
-            gap /= np.sqrt(max(whole, np.float32(1e-30)))
-        sizes[:] = 0
-        seen, scanned = 0, 0
-        routed = _clock()
-        if count > 0:
-            seen, scanned = _scan_lists(
-                lists, bases, heap, items, integers, gap, floats[REACH],
-                (entries, step, start, noise), mask, found_scores, best, best_rows, optimistic,
-                likely, rows, sizes, missing,
-            )  # fmt: skip
-        if missing[1] > 0:
-            return number
-        scanned += _scan_tail(
-            codes, tail, bases[count], integers, (entries, step, start, noise), tail_mask,
-            found_scores, best, best_rows, optimistic, likely, rows, sizes, missing,
+        done = _answer(
+            queries[number], centred[number], wide[number], integers, floats, directions,
+            direction_scales, signs, centroids, centroid_scales, bias, patterns, lists, blocks,
+            codes, tail, mask, tail_mask, orders[number], scores[number], stats[number], missing,
+            aiming, waiting, found, ordering, settling, sizes,
         )  # fmt: skip
-        if missing[1] > 0:
+        if done < 0:
             return number
-        narrowed = _clock()
-        bound = best[0] if sizes[0] == k else np.float32(-np.inf)
-        found = _prune(optimistic, likely, rows, sizes[1], bound, room)
-        found = _check_blocks(blocks, optimistic, likely, rows, found, missing)
-        if missing[1] > 0:
-            return number
-        front = _divide(optimistic, likely, rows, found, bound)
-        held = _rescore(
-            query,
-            shift,
-            integers,
-            blocks,
-            optimistic,
-            rows,
-            np.int64(0),
-            front,
-            best,
-            best_rows,
-            np.int64(0),
-        )
-        if held == k:
-            found = front + _prune(
-                optimistic[front:found], likely[front:found], rows[front:found], found - front,
-                best[0], room,
-            )  # fmt: skip
-        held = _rescore(
-            query, shift, integers, blocks, optimistic, rows, front, found, best, best_rows, held
-        )
-        compared = _clock()
-        _finish(
-            wide[number], metric, integers[PRECISION], dim, blocks, best_rows, held,
-            orders[number], scores[number],
-        )  # fmt: skip
-        counts[number] = held
-        stats[number, LISTS_SEEN] = seen
-        stats[number, ROWS_SEEN] = scanned
-        stats[number, RESCORED] = found
-        stats[number, COARSE_TIME] = routed - begun
-        stats[number, SCAN_TIME] = narrowed - routed
-        stats[number, RESCORE_TIME] = compared - narrowed
-        stats[number, SETTLE_TIME] = _clock() - compared
+        counts[number] = done
     return queries.shape[0]

@@ -24,19 +24,28 @@ from vecstore import layout
 from vecstore.layout import FLOAT16, FLOAT32, INT8, TILE_ROWS
 
 # Entries of the integer and float parameters.
-(DIM, GROUPS, OFFSETS, LISTS, K, ROOM, METRIC, PRECISION, LEAST, MOST, INTEGERS) = range(11)
-GAP, REACH, SLACK = range(3)
+(
+    DIM, DIRECTIONS, COARSE, CODED, GROUPS, OFFSETS, LISTS, K, ROOM, METRIC, PRECISION, LEAST,
+    INTEGERS,
+) = range(13)  # fmt: skip
+GAP, REACH, SLACK, FINE = range(4)
 COSINE, DOT, L2 = range(3)
 # What a search reports of each query, and which table it found an entry missing in.
-(LISTS_SEEN, ROWS_SEEN, RESCORED, COARSE_TIME, SCAN_TIME, RESCORE_TIME, SETTLE_TIME, STAGES) = (
-    range(8)
-)
+(
+    LISTS_SEEN, ROWS_SEEN, NARROWED, RESCORED, COARSE_TIME, SCAN_TIME, RESCORE_TIME, SETTLE_TIME,
+    STAGES,
+) = range(9)  # fmt: skip
 NOTHING, LIST, CODES, BLOCK = range(4)
 
 HEADER, COLUMNS, SCALES = layout.HEADER.size, layout.COLUMNS_BYTES, layout.SCALES_BYTES
 # Where a header says how many rows its value has.
 ROWS_AT = 8
-TILES_AT_ONCE = 64
+# Tiles that are scanned before their candidates are narrowed.
+TILES_A_STEP = 8
+# Numbers of a fine code that lie together, and what a code of zero stands for.
+FINE_DIMS, FINE_LEAST = 64, np.float32(-7.5)
+# Lists are ordered by their distance in so many steps.
+STEPS = 256
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -53,11 +62,10 @@ def search(
     wide: Wide,
     integers: Integers,
     floats: Floats,
-    reduction: NDArray[np.int8],
-    reduction_scales: Floats,
-    rotation: NDArray[np.int8],
-    rotation_scales: Floats,
-    centroids: NDArray[np.int8],
+    directions: NDArray[np.uint8],
+    direction_scales: Floats,
+    signs: NDArray[np.int8],
+    centroids: NDArray[np.uint8],
     centroid_scales: Floats,
     bias: Floats,
     patterns: Floats,
@@ -79,10 +87,10 @@ def search(
     Arguments and results are those of `kernels.search`; times are nanoseconds.
     """
     missing[:2] = NOTHING, 0
-    told = _Told(*integers[:INTEGERS].tolist(), *floats[: SLACK + 1])
+    told = _Told(*integers[:INTEGERS].tolist(), *floats[: FINE + 1])
     coarse = _Coarse(
-        _Matrix(reduction, reduction_scales),
-        _Matrix(rotation, rotation_scales),
+        _Matrix(directions, direction_scales),
+        signs,
         _Matrix(centroids, centroid_scales),
         bias,
         patterns,
@@ -92,10 +100,11 @@ def search(
         begun = time.perf_counter_ns()
         target = coarse.aim(centred[number], told)
         routed = time.perf_counter_ns()
-        found = _Candidates(told.k, told.room)
+        found = _Candidates(told, target)
         seen, scanned = _scan_lists(target, told, tables, found)
         if not missing[1]:
             scanned += _scan_tail(target, told, tables, found)
+        found.narrow(everything=True)
         narrowed = time.perf_counter_ns()
         best = None if missing[1] else _rescore(queries[number], target, told, tables, found)
         if best is None:
@@ -104,7 +113,7 @@ def search(
         counts[number] = held = len(rows)
         orders[number, :held], scores[number, :held] = _settle(wide[number], told, tables, rows)
         stats[number] = (
-            *(seen, scanned, rescored),
+            *(seen, scanned, found.narrowed, rescored),
             *(routed - begun, narrowed - routed, compared - narrowed),
             time.perf_counter_ns() - compared,
         )
@@ -116,6 +125,9 @@ class _Told:
     """The integer and float parameters, in their order."""
 
     dim: int
+    directions: int
+    coarse: int
+    coded: int
     groups: int
     offsets: int
     lists: int
@@ -124,10 +136,10 @@ class _Told:
     metric: int
     precision: int
     least: int
-    most: int
     gap: np.float32
     reach: np.float32
     slack: np.float32
+    fine: np.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +176,8 @@ class _Target:
             the one of the low half in the low 16 bits.
         places: intp (groups, 1), where the entries of each group begin.
         start: What a sum of zero is worth; `step` what one more is.
-        noise: How far off a code of scale 1 may be.
+        noise: How far off a code of scale 1 may be; `doubt` a fine one.
+        numbers: float64 (dim,), the query as int8 for fine codes, and their scale.
         gap: What the distance to a list weighs beside its rank.
         shift: What float32 scores have more than stored vectors alone say.
     """
@@ -175,49 +188,75 @@ class _Target:
     start: np.float32
     step: np.float32
     noise: np.float32
+    doubt: np.float32
+    numbers: Wide
+    scale: np.float32
     gap: np.float32
     shift: np.float32
 
 
 class _Matrix:
-    """An int8 matrix with a scale a row."""
+    """An int8 matrix with a scale a row, as `model.Matrix` keeps it."""
 
-    def __init__(self, values: NDArray[np.int8], scales: Floats) -> None:
+    def __init__(self, values: NDArray[np.uint8], scales: Floats) -> None:
         # Sums of products of integers are exact in float64, in any order.
-        self.values = values.astype(np.float64)
+        numbers = values.reshape(*values.shape[:2], -1, 4).transpose(0, 2, 1, 3)
+        self.values = numbers.reshape(len(scales), -1).astype(np.float64) - 128
         self.scales = scales
 
-    def times(self, vector: Floats, width: int | None = None) -> Floats:
-        """The product with a vector, which is rounded to int16 as the kernel does.
-
-        `width` is the length that its words are filled up to, by default that of the rows.
-        """
-        largest = np.abs(vector).max(initial=np.float32(0))
-        most = np.float32(min(32767, 2**31 // (128 * (width or self.values.shape[1]))))
-        scale = largest / most
-        if scale < np.float32(1e-37):
-            scale = np.float32(1)
-        words = (vector * (np.float32(1) / scale)).astype(np.int32)
-        totals = self.values[:, : len(vector)] @ words.astype(np.float64)
+    def times(self, vector: Floats) -> Floats:
+        """The product with a vector, which is rounded to int8 as the kernel does."""
+        numbers, scale = _to_bytes(vector)
+        totals = self.values[:, : len(vector)] @ numbers
         product: Floats = totals.astype(np.float32) * self.scales * scale
         return product
+
+
+def _to_bytes(vector: Floats) -> tuple[Wide, np.float32]:
+    """A vector in whole numbers of at most 127, and their scale."""
+    scale = np.abs(vector).max(initial=np.float32(0)) / np.float32(127)
+    if scale < np.float32(1e-37):
+        scale = np.float32(1)
+    numbers = (vector * (np.float32(1) / scale) + np.float32(128.5)).astype(np.int32) - 128
+    return numbers.astype(np.float64), scale
+
+
+def _turn(vector: Floats, signs: NDArray[np.int8]) -> Floats:
+    """A vector turned as `rotation.turn` does."""
+    turned, dim = vector, len(vector)
+    stride = max(1, dim * 3 // 8)
+    while math.gcd(stride, dim) > 1:
+        stride += 1
+    for number, flips in enumerate(signs[:, :dim]):
+        if number:
+            turned = turned[np.arange(dim) * stride % dim]
+        turned, at = turned * flips, 0
+        while at < dim:
+            size = 1 << ((dim - at).bit_length() - 1)
+            values = turned[at : at + size] * (np.float32(1) / np.sqrt(np.float32(size)))
+            for _ in range(size.bit_length() - 1):
+                values = np.concatenate([values[::2] + values[1::2], values[::2] - values[1::2]])
+            turned[at : at + size] = values
+            at += size
+    return turned
 
 
 @dataclass(frozen=True, slots=True)
 class _Coarse:
     """What queries are aimed with."""
 
-    reduction: _Matrix
-    rotation: _Matrix
+    directions: _Matrix
+    signs: NDArray[np.int8]
     centroids: _Matrix
     bias: Floats
     patterns: Floats
 
     def aim(self, point: Floats, told: _Told) -> _Target:
         """Prepare a query, float32 (dim,)."""
-        width = max(self.reduction.values.shape[1], self.rotation.values.shape[1])
-        rotated = self.rotation.times(point, width)
-        reduced = self.reduction.times(point, width)
+        directed = self.directions.times(point)
+        known = told.directions
+        rotated = _turn((directed if known >= told.coded else point)[: told.coded], self.signs)
+        reduced = (directed if known >= told.coarse else point)[: told.coarse]
         bases = self.centroids.times(reduced)[: len(self.bias)] + self.bias
         top = bases[: told.lists].max(initial=np.float32(-np.inf))
         wide = point.astype(np.float64)
@@ -232,7 +271,9 @@ class _Coarse:
         wide = rotated.astype(np.float64)
         noise = told.slack * np.sqrt(np.float32(wide @ wide))
         places = np.arange(0, told.groups * 256, 256)[:, None]
-        return _Target(bases, pairs, places, start, step, noise, gap, shift)
+        doubt = told.fine * np.sqrt(whole)
+        fine = doubt, *_to_bytes(_turn(point, self.signs))
+        return _Target(bases, pairs, places, start, step, noise, *fine, gap, shift)
 
     def _fill_table(
         self, rotated: Floats, groups: int
@@ -261,32 +302,80 @@ class _Coarse:
 
 
 class _Candidates:
-    """Rows that may be among the k best, and the k largest of their likely scores.
+    """Rows that may be among the k best, and the k largest of their pessimistic scores.
 
     They are added one by one, as in the kernel: which are dropped where there is no room for all
-    depends on the order.
+    depends on the order. Those of a step wait until the next one, so that theirs is the threshold
+    that the kernel has, which waits for memory.
     """
 
-    def __init__(self, k: int, room: int) -> None:
-        self.k, self.room = k, room
-        self.threshold, self.full = -math.inf, False
+    def __init__(self, told: _Told, target: _Target) -> None:
+        self.told, self.target = told, target
+        self.narrowed = 0
         self.optimistic: list[float] = []
         self.likely: list[float] = []
         self.rows: list[int] = []
         self._best: list[float] = []
+        self._waiting: list[tuple[Floats, Words, Integers, Floats]] = []
 
-    def add(self, score: float, value: float, row: int) -> None:
-        """Add a row with its optimistic and its likely score."""
-        if len(self.rows) == self.room:
-            self.prune(self.room - max(1, self.room // 4))
-        self.optimistic.append(score)
+    @property
+    def full(self) -> bool:
+        """Whether k are known."""
+        return len(self._best) == self.told.k
+
+    @property
+    def threshold(self) -> float:
+        """What a row has to score to be among the k best."""
+        return self._best[0] if self.full else -math.inf
+
+    def wait(self, hopes: Floats, places: Words, rows: Integers, base: np.float32) -> None:
+        """Add the rows of a step: optimistic scores, addresses of fine codes, and their list's."""
+        self._waiting.append((hopes, places, rows, np.full(len(rows), base)))
+
+    def narrow(self, everything: bool = False) -> None:
+        """Score what waits by its fine codes; only what may be among the best is kept."""
+        keep = 0 if everything or not self.full else 1
+        ready = self._waiting[: len(self._waiting) - keep]
+        self._waiting = self._waiting[len(ready) :]
+        for hopes, places, rows, bases in ready:
+            if self.full:
+                hoped = hopes > self.threshold
+                hopes, places, rows, bases = hopes[hoped], places[hoped], rows[hoped], bases[hoped]
+            scores, doubts = self._score(places, bases)
+            columns = (column.tolist() for column in (hopes, scores, doubts, rows))
+            for hope, score, doubt, row in zip(*columns, strict=True):
+                if not self.full or hope > self.threshold:
+                    self.narrowed += 1
+                    self._add(np.float32(score), np.float32(doubt), row)
+
+    def _score(self, places: Words, bases: Floats) -> tuple[Floats, Floats]:
+        """Scores by fine codes, and how far off these may be."""
+        told, target = self.told, self.target
+        factors = _gather(places, "<f4", 1 + told.offsets)
+        chunks = -(-told.dim // FINE_DIMS)
+        codes = _gather(places + np.uint64(4 * (1 + told.offsets)), "u1", FINE_DIMS // 2 * chunks)
+        halves = codes.reshape(-1, chunks, 1, FINE_DIMS // 2) >> np.array([[0], [4]], np.uint8) & 15
+        totals = halves.reshape(-1, chunks * FINE_DIMS)[:, : told.dim] @ target.numbers
+        less = -FINE_LEAST * np.float32(target.numbers.sum())
+        scores = bases + factors[:, 0] * (target.scale * (totals.astype(np.float32) - less))
+        if told.offsets:
+            scores += factors[:, 1]
+        return scores, target.doubt * factors[:, 0]
+
+    def _add(self, score: np.float32, doubt: np.float32, row: int) -> None:
+        hope, value = float(score + doubt), float(score - doubt)
+        if self.full and hope <= self.threshold:
+            return
+        room = self.told.room
+        if len(self.rows) == room:
+            self.prune(room - max(1, room // 4))
+        self.optimistic.append(hope)
         self.likely.append(value)
         self.rows.append(row)
-        if value > self.threshold:
-            (heapq.heapreplace if self.full else heapq.heappush)(self._best, value)
-            self.full = len(self._best) == self.k
-            if self.full:
-                self.threshold = self._best[0]
+        if not self.full:
+            heapq.heappush(self._best, value)
+        elif value > self.threshold:
+            heapq.heapreplace(self._best, value)
 
     def prune(self, room: int) -> None:
         """Keep those that can still be among the best, at most so many."""
@@ -317,31 +406,35 @@ def _scan_lists(
 
     Returns how many lists and how many rows.
     """
-    bases, gap, reach = target.bases[: told.lists], target.gap, told.reach
+    bases, gap, reach = target.bases[: told.lists].copy(), target.gap, told.reach
     top = bases.max(initial=np.float32(-np.inf))
-    least = top - reach / gap if gap > 0 and told.least <= 1 else np.float32(-np.inf)
-    order = _ranked(bases, least)
+    least, far = np.float32(-np.inf), np.float32(np.inf)
+    if gap > 0 and told.least <= 1:
+        least, far = top - reach / gap, reach
+    order, at = _ordered(bases, least, gap, far), 0
     seen = scanned = 0
-    while seen < told.most:
+    while True:
         # Fewer candidates than wanted: a filter lets few rows through.
         short = not found.full and not tables.missing[1]
-        if seen == len(order):
-            if not short or least == -np.inf:
+        if at == len(order):
+            if not short or far == np.inf:
                 break
-            least = np.float32(-np.inf)
-            order = _ranked(bases, least)
+            far = np.float32(np.inf)
+            order, at = _ordered(bases, np.float32(-np.inf), gap, far), 0
             continue
-        number = order[seen]
+        number, base = order[at], bases[order[at]]
         rank = np.float32(math.log(1 + seen))
-        far = np.float32(float(rank) + float(top - bases[number]) * float(gap))
-        if far > reach and seen >= told.least and not short:
+        beyond = np.float32(float(rank) + float(top - base) * float(gap)) > reach
+        if beyond and seen >= told.least and not short:
             break
-        seen += 1
+        at, seen = at + 1, seen + 1
+        # Not to be ordered again.
+        bases[number] = -np.inf
         address = int(tables.lists[number])
         if address == 0:
             tables.note(LIST, np.array([number]))
         else:
-            scanned += _scan(address, None, target.bases[number], target, told, tables.mask, found)
+            scanned += _scan(address, None, base, target, told, tables.mask, found)
     return seen, scanned
 
 
@@ -358,34 +451,34 @@ def _scan_tail(target: _Target, told: _Told, tables: _Tables, found: _Candidates
     return scanned
 
 
-def _ranked(bases: Floats, least: np.float32) -> list[int]:
-    """Lists with at least a score, the largest first."""
-    chosen = np.flatnonzero(bases >= least)
-    order = chosen[np.argsort(-bases[chosen], kind="stable")]
-    ranked = bases[order]
-    numbers: list[int] = order.tolist()
-    if not (ranked[1:] == ranked[:-1])[ranked[1:] > -np.inf].any():
-        return numbers
-    # Equal ones come as the kernel's heap happens to have them.
-    heap = _Heap((-bases[chosen]).tolist(), chosen.tolist())
-    return [heap.pop() for _ in range(len(chosen))]
+def _ordered(bases: Floats, low: np.float32, gap: np.float32, reach: np.float32) -> list[int]:
+    """Lists with scores from `low` on, nearest first, in steps and as far as the kernel's."""
+    highest, lowest = bases.max(initial=np.float32(-np.inf)), low
+    if low == -np.inf:
+        lowest = bases[bases > -np.inf].min(initial=highest)
+    width = (highest - lowest) / np.float32(STEPS - 1.5)
+    inverse = np.float32(1) / width if width > np.float32(1e-37) else np.float32(0)
+    off = (highest - bases) * inverse
+    steps = np.where(off < STEPS - 1, off, np.float32(STEPS - 1)).astype(np.intp)
+    counts = np.bincount(steps, minlength=STEPS)
+    before = np.cumsum(counts) - counts
+    bound = STEPS - 1
+    for step in range(1, STEPS - 1, 8):
+        rank = np.float32(math.log(1 + before[step]))
+        if float(rank) + float(width) * (step - 1) * float(gap) > reach:
+            bound = step
+            break
+    order = np.argsort(steps, kind="stable")
+    numbers: list[int] = order[: np.count_nonzero(steps < bound)].tolist()
+    return numbers
 
 
 class _Heap:
     """The kernel's heap, move by move: the smallest value stands first."""
 
-    def __init__(self, values: list[float], items: list[int]) -> None:
-        self.values, self.items = values, items
-        for at in range(len(values) // 2 - 1, -1, -1):
-            self._sink(at)
-
-    def pop(self) -> int:
-        """Take the first item away."""
-        item, last = self.items[0], (self.values.pop(), self.items.pop())
-        if self.items:
-            self.values[0], self.items[0] = last
-            self._sink(0)
-        return item
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.items: list[int] = []
 
     def keep_best(self, room: int, value: float, item: int) -> None:
         """Put an entry in, if it is among the `room` largest."""
@@ -438,54 +531,45 @@ def _scan(
         mask: uint64 (blocks,), the rows wanted.
         found: Where candidates go.
     """
-    count = -(-int(_view(address + ROWS_AT, "<u4", (1,))[0]) // TILE_ROWS)
+    held = int(_view(address + ROWS_AT, "<u4", (1,))[0])
+    count = -(-held // TILE_ROWS)
     tiles = address + HEADER
     stride = told.groups * 16 + TILE_ROWS * 4 * (1 + told.offsets)
+    fines = tiles + count * stride
     if first is None:
-        names = _view(tiles + count * stride, "<u4", (count * TILE_ROWS,))
+        names = _view(fines, "<u4", (count * TILE_ROWS,))
+        fines += 4 * count * TILE_ROWS
     else:
         names = np.arange(first, first + count * TILE_ROWS)
-    for at in range(0, count, TILES_AT_ONCE):
-        size = min(TILES_AT_ONCE, count - at)
-        scored = _score_tiles(tiles + at * stride, size, stride, base, target, told)
-        _offer(*scored, names[at * TILE_ROWS :], target, mask, found)
+    width = 4 * (1 + told.offsets) + FINE_DIMS // 2 * -(-told.dim // FINE_DIMS)
+    for at in range(0, count, TILES_A_STEP):
+        if at:
+            found.narrow()
+        size = min(TILES_A_STEP, count - at)
+        hopes = _score_tiles(tiles + at * stride, size, stride, base, target, told)
+        places = at * TILE_ROWS + np.flatnonzero(hopes > found.threshold)
+        places = places[places < held]
+        rows = names[places].astype(np.int64)
+        wanted = _wanted(rows, mask)
+        places, rows = places[wanted], rows[wanted]
+        addresses = np.uint64(fines) + places.astype(np.uint64) * np.uint64(width)
+        found.wait(hopes[places - at * TILE_ROWS], addresses, rows, base)
+    found.narrow()
     return count * TILE_ROWS
 
 
-def _offer(
-    optimistic: Floats,
-    scales: Floats,
-    names: Integers,
-    target: _Target,
-    mask: Words,
-    found: _Candidates,
-) -> None:
-    """Add the rows of some tiles that are wanted and may be among the best."""
-    places = np.flatnonzero(optimistic > found.threshold)
-    rows = names[places].astype(np.int64)
+def _wanted(rows: Integers, mask: Words) -> NDArray[np.bool_]:
+    """Which rows are, and may be found."""
     words = rows >> 6
     bits = mask.take(words, mode="clip") >> (rows & 63).astype(np.uint64) & np.uint64(1)
-    wanted = (words < len(mask)) & (bits != 0)
-    places, rows = places[wanted], rows[wanted]
-    hopes = optimistic[places]
-    # What they score at least: one that may be better than it is must not raise the bar.
-    noise = np.float32(2) * target.noise
-    noises = np.multiply(scales[places >> 5, places & 31], noise, dtype=np.float64)
-    likely = (hopes - noises).astype(np.float32)
-    columns = (places >> 5).tolist(), hopes.tolist(), likely.tolist(), rows.tolist()
-    last, bar = -1, found.threshold
-    for tile, hope, value, row in zip(*columns, strict=True):
-        # A tile is compared with the threshold that was reached before it.
-        if tile != last:
-            last, bar = tile, found.threshold
-        if hope > bar:
-            found.add(hope, value, row)
+    wanted: NDArray[np.bool_] = (words < len(mask)) & (bits != 0)
+    return wanted
 
 
 def _score_tiles(
     address: int, count: int, stride: int, base: np.float32, target: _Target, told: _Told
-) -> tuple[Floats, Floats]:
-    """Optimistic scores, float32 (32 * count,), of the rows of some tiles; scales (count, 32)."""
+) -> Floats:
+    """Optimistic scores, float32 (32 * count,), of the rows of some tiles."""
     groups = told.groups
     codes = _view(address, "u1", (count, groups, 16), (stride, 16, 1))
     # No place is outside; "clip" is the quickest way not to look.
@@ -500,7 +584,8 @@ def _score_tiles(
     inner = (float(start) + float(target.step) * sums).astype(np.float32)
     # Products of two float32 are exact.
     optimistic = (bases + np.multiply(scales, inner, dtype=np.float64)).astype(np.float32)
-    return optimistic.reshape(-1), scales
+    scored: Floats = optimistic.reshape(-1)
+    return scored
 
 
 # Rescore: candidates by their stored vectors
@@ -520,7 +605,7 @@ def _rescore(
     held = (rows & 63) < _gather(addresses + np.uint64(ROWS_AT), "<u4", 1)[:, 0]
     optimistic, likely, rows = optimistic[held], likely[held], rows[held]
     order, front = _divided(likely >= found.threshold)
-    best = _Heap([], [])
+    best = _Heap()
     _compare(query, target, told, tables, optimistic, rows, order[:front], best)
     rest = order[front:]
     if len(best.items) == told.k:

@@ -66,6 +66,7 @@ def plan(
         gap=reading.gap,
         reach=reading.reach,
         slack=max(reading.slack, calibration.read(budgets, recall, wanted).slack),
+        fine=reading.fine,
         least=1 if measured else EVERY_LIST,
     )
     expected = reading.recall

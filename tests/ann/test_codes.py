@@ -1,12 +1,15 @@
 """Codes against float64: what a code stands for, what it says of a product, how tiles keep it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vecstore.ann import codes, rotation
-from vecstore.ann.codes import Codes
+from vecstore.ann.codes import Codes, Turns
+from vecstore.index_layout import CodeShape
 
 BITS = pytest.mark.parametrize("bits", codes.BITS)
 
@@ -24,9 +27,9 @@ def stands_for(found: Codes, bits: int, coded: int) -> np.ndarray:
 
 
 def coded(residuals: np.ndarray, bits: int, metric: str = "cosine", centres=None) -> Codes:
-    dim = residuals.shape[1]
     names = np.arange(len(residuals), dtype=np.uint32)
-    return codes.encode(residuals, centres, np.eye(dim, dtype=np.float32), bits, metric, names)
+    turns = Turns(lambda unturned: unturned, lambda unturned: unturned)
+    return codes.encode(residuals, centres, turns, bits, metric, names)
 
 
 @BITS
@@ -69,10 +72,11 @@ def test_estimates_have_no_bias_and_errors_as_small_as_promised(bits: int, rng) 
     query = residuals[:50].astype(np.float64) + rng.normal(size=(50, dim))
     true, errors = query @ residuals.T.astype(np.float64), []
     for seed in range(turns):
-        turn = rotation.orthogonal(dim, seed)
-        found = codes.encode(residuals, None, turn, bits, "dot", np.arange(count, dtype=np.uint32))
+        turn = partial(rotation.turn, signs=rotation.signs(dim, seed))
+        names = np.arange(count, dtype=np.uint32)
+        found = codes.encode(residuals, None, Turns(turn, turn), bits, "dot", names)
         levels = stands_for(found, bits, dim) * found.scales[:, None]
-        errors.append((query @ turn.T) @ levels.T - true)
+        errors.append(turn(query) @ levels.T - true)
     sizes = np.linalg.norm(query, axis=1)[:, None] * np.linalg.norm(residuals, axis=1)
     relative = np.array(errors) / sizes
 
@@ -120,11 +124,15 @@ def test_tiles_give_back_what_was_packed(count: int, words: int, offsets: bool, 
     groups = words * codes.GROUPS_AT_ONCE
     scales, away = rng.normal(size=(2, count)).astype(np.float32)
     names = rng.integers(0, 2**32, count, dtype=np.uint32)
-    kept = Codes(rng.integers(0, 16, (count, groups), np.uint8), scales, away, names)
+    fine = rng.integers(0, 256, (count, codes.fine_bytes(70)), np.uint8)
+    kept = Codes(rng.integers(0, 16, (count, groups), np.uint8), scales, away, fine, -scales, names)
+    shape = CodeShape(groups, offsets, 70)
 
-    packed = codes.pack_tiles(kept, offsets=offsets)
-    assert len(packed) == codes.tiles_bytes(count, groups, offsets)
-    found = codes.unpack_tiles(packed.tobytes(), names, groups, offsets=offsets)
+    packed = codes.pack_tiles(kept, shape).reshape(-1, shape.tile_bytes)
+    behind = codes.pack_fine(kept, shape).reshape(count, shape.fine_bytes)
+    found = codes.unpack(packed, behind, names, shape)
+    assert np.array_equal(found.fine, fine)
+    assert np.array_equal(found.fine_scales, -scales)
     assert np.array_equal(found.groups, kept.groups)
     assert np.array_equal(found.scales, scales)
     assert np.array_equal(found.offsets, away if offsets else np.zeros(count))
@@ -134,8 +142,58 @@ def test_tiles_give_back_what_was_packed(count: int, words: int, offsets: bool, 
 def test_taking_and_joining_keep_rows_together(rng) -> None:
     found = coded(rng.normal(size=(20, 8)).astype(np.float32), 1)
     order = rng.permutation(20)
-    again = codes.join([found.take(order[:5]), codes.empty(16), found.take(order[5:])])
+    again = codes.join([found.take(order[:5]), codes.empty(16, 8), found.take(order[5:])])
 
     assert again.rows.tolist() == order.tolist()
     assert np.array_equal(again.groups, found.groups[order])
     assert np.array_equal(again.scales, found.scales[order])
+
+
+# Fine codes
+
+
+@given(st.integers(0, 30), st.integers(1, 200), st.integers(0, 2**32 - 1))
+def test_each_number_becomes_the_nearest_even_level(count: int, dim: int, seed: int) -> None:
+    residuals = np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
+    found = codes.unpack_fine(coded(residuals, 1).fine, dim)
+
+    steps = 0.3352 * np.sqrt((residuals.astype(float) ** 2).mean(axis=1))[:, None]
+    levels = np.arange(-7.5, 8)
+    off = np.abs((residuals / steps)[:, :, None] - levels)
+    assert (np.abs(residuals / steps - found) <= off.min(axis=2, initial=np.inf) + 1e-4).all()
+
+
+def test_a_fine_code_is_right_of_its_own_vector(rng) -> None:
+    residuals = (rng.normal(size=(50, 24)) * 10 ** rng.uniform(-3, 3, (50, 1))).astype(np.float32)
+    found, wide = coded(residuals, 1), residuals.astype(np.float64)
+
+    estimates = found.fine_scales * np.vecdot(codes.unpack_fine(found.fine, 24), wide)
+    np.testing.assert_allclose(estimates, np.vecdot(wide, wide), rtol=1e-5)
+
+
+def test_fine_codes_err_far_less_than_codes_of_one_bit(rng) -> None:
+    dim, count = 128, 300
+    residuals, queries = rng.normal(size=(2, count, dim)).astype(np.float32)
+    found = coded(residuals, 1)
+    true = queries.astype(np.float64) @ residuals.T
+    fine = found.fine_scales * (queries @ codes.unpack_fine(found.fine, dim).T)
+    coarse = found.scales * (queries @ stands_for(found, 1, dim).T)
+
+    assert (fine - true).std() < 0.2 * (coarse - true).std()
+    assert abs((fine - true).mean()) < 0.01 * true.std()
+
+
+def test_without_fine_codes_their_scales_are_zero(rng) -> None:
+    residuals = rng.normal(size=(5, 8)).astype(np.float32)
+    turns = Turns(lambda unturned: unturned, lambda unturned: unturned)
+    found = codes.encode(
+        residuals, None, turns, 1, "dot", np.arange(5, dtype=np.uint32), fine=False
+    )
+
+    assert not found.fine.any()
+    assert not found.fine_scales.any()
+    assert np.array_equal(found.groups, coded(residuals, 1).groups)
+
+
+def test_a_residual_of_zero_has_no_fine_scale() -> None:
+    assert coded(np.zeros((3, 8), np.float32), 1).fine_scales.tolist() == [0, 0, 0]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecstore.ann import model as models
+from vecstore.ann import rotation
 from vecstore.ann.model import Matrix, Model, Shape
 
 METRICS = pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
@@ -38,11 +39,12 @@ def test_a_matrix_is_rounded_by_half_a_step_at_most(rows: int, columns: int, siz
     kept = Matrix.of(matrix)
 
     assert kept.floats().shape == matrix.shape
-    assert kept.values.shape[0] % 4 == kept.values.shape[1] % 32 == 0
+    filled = models.unpack(kept.values)
+    assert filled.shape[0] % 16 == filled.shape[1] % 16 == 0
     steps = np.abs(matrix).max(axis=1, keepdims=True) / 127
     assert (np.abs(kept.floats() - matrix) <= 0.5001 * steps).all()
-    assert not kept.values[rows:].any()
-    assert not kept.values[:, columns:].any()
+    assert not filled[rows:].any()
+    assert not filled[:, columns:].any()
 
 
 def test_a_matrix_of_zeros_stays_one() -> None:
@@ -137,7 +139,8 @@ def test_changing_lists_leaves_the_others_as_they_are() -> None:
     rest = np.arange(13) != 3
 
     np.testing.assert_allclose(changed.centres[rest], model.centres[rest], rtol=1e-6)
-    assert np.array_equal(changed.centroids.values[:13][rest], model.centroids.values[:13][rest])
+    before, after = (models.unpack(one.centroids.values)[:13] for one in (model, changed))
+    assert np.array_equal(after[rest], before[rest])
 
 
 def test_training_again_gives_the_same_model() -> None:
@@ -155,6 +158,10 @@ def test_training_again_gives_the_same_model() -> None:
         {"mean": np.full(20, np.nan, np.float32)},
         {"closed": np.zeros(11, bool)},
         {"bits": 3},
+        {"coded": 21},
+        {"coarse": 0},
+        {"signs": np.zeros((rotation.ROUNDS, 20), np.int8)},
+        {"signs": np.ones((rotation.ROUNDS, 19), np.int8)},
         {"centroids": Matrix.of(np.zeros((13, 19), np.float32))},
     ],
     ids=lambda change: next(iter(change)),

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecstore.ann import rotation
-from vecstore.ann.rotation import DENSE
 
 
 def distance_from_orthogonal(matrix):
@@ -124,49 +123,53 @@ def test_energy_of_zeros_is_zero():
     assert rotation.energy(np.zeros((2, 3), np.float32), np.eye(3, dtype=np.float32)).sum() == 0
 
 
-# orthogonal
+# turn
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 64, 384, DENSE, DENSE + 1])
-def test_a_random_rotation_is_orthogonal(dim):
-    matrix = rotation.orthogonal(dim, 5)
+def turning(dim, seed=5):
+    """The matrix that vectors are turned by."""
+    return rotation.turn(np.eye(dim, dtype=np.float32), rotation.signs(dim, seed)).T
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 7, 64, 65, 384, 1024, 1025])
+def test_a_turn_is_a_product_with_an_orthogonal_matrix(dim, rng):
+    matrix, vectors = turning(dim), rng.standard_normal((5, dim)).astype(np.float32)
+    turned = rotation.turn(vectors, rotation.signs(dim, 5))
 
     assert matrix.shape == (dim, dim)
-    assert matrix.dtype == np.float32
+    assert matrix.dtype == turned.dtype == np.float32
     assert distance_from_orthogonal(matrix) < 1e-5
+    np.testing.assert_allclose(turned, vectors @ matrix.T, atol=1e-4)
 
 
-@pytest.mark.parametrize("dim", [7, DENSE + 1])
-def test_a_random_rotation_follows_from_its_seed(dim):
-    np.testing.assert_array_equal(rotation.orthogonal(dim, 5), rotation.orthogonal(dim, 5))
-    assert (rotation.orthogonal(dim, 5) != rotation.orthogonal(dim, 6)).any()
+def test_a_turn_follows_from_its_seed():
+    np.testing.assert_array_equal(turning(7), turning(7))
+    assert (turning(7) != turning(7, 6)).any()
 
 
-def test_a_random_rotation_prefers_no_direction():
-    # Without the signs of R's diagonal, Q's first component would always be negative.
-    matrices = np.stack([rotation.orthogonal(3, seed) for seed in range(2000)])
+def test_fewer_dims_are_turned_by_the_first_signs(rng):
+    vectors, signs = rng.standard_normal((5, 40)).astype(np.float32), rotation.signs(64, 5)
 
-    assert np.abs(matrices.mean(axis=0)).max() < 5 * np.sqrt(1 / 3 / 2000)
-    np.testing.assert_allclose((matrices**2).mean(axis=0), 1 / 3, atol=0.04)
+    assert np.array_equal(rotation.turn(vectors, signs), rotation.turn(vectors, signs[:, :40]))
 
 
-@pytest.mark.parametrize("dim", [600, DENSE + 1, 1600])
-def test_a_rotation_spreads_every_axis_over_all_dims(dim):
-    matrix = rotation.orthogonal(dim, 5).astype(np.float64) * np.sqrt(dim)
+@pytest.mark.parametrize("dim", [256, 384, 600, 1000, 1025, 1600])
+def test_a_turn_spreads_every_axis_over_all_dims(dim):
+    matrix = turning(dim).astype(np.float64) * np.sqrt(dim)
 
     # A component of a direction that is uniformly distributed is nearly a standard normal one.
     assert np.abs(matrix).max() < 7
+    np.testing.assert_allclose((matrix**2).mean(axis=0), 1, atol=0.5)
     np.testing.assert_allclose((matrix**4).mean(axis=0), 3, atol=1.5)
     np.testing.assert_allclose((matrix**4).mean(axis=1), 3, atol=1.5)
 
 
-def test_a_rotation_of_blocks_keeps_no_trace_of_a_run_of_dims(rng):
+def test_a_turn_keeps_no_trace_of_a_run_of_dims(rng):
     dim = 1600
-    matrix = rotation.orthogonal(dim, 5)
-    run = np.zeros(dim, np.float32)
-    run[:300] = rng.standard_normal(300)
+    run = np.zeros((1, dim), np.float32)
+    run[0, :300] = rng.standard_normal(300)
 
-    turned = (matrix @ run).astype(np.float64)
+    turned = rotation.turn(run, rotation.signs(dim, 5))[0].astype(np.float64)
 
     parts = np.array([np.square(part).sum() for part in np.array_split(turned, 8)])
     np.testing.assert_allclose(parts / parts.sum(), 1 / 8, atol=0.05)

@@ -265,11 +265,11 @@ def name_more_rows(txn):
     which, other = largest(txn)
     value = bytearray(txn.get("lists", list_key(which)))
     header = layout.unpack_header(value, "")
-    named = index_layout.list_rows(value, -(-header.rows // 32) * 32)
-    assert len(named) > header.rows
     model = loaded(txn)[2].model
+    _, named, _ = index_layout.split_codes(value, layout.LIST, header.rows, model.shape)
+    assert len(named) > header.rows
     foreign = index.read_list(txn, NUMBER, model, other).rows
-    place = layout.HEADER.size + header.length - (len(named) - header.rows) * 4
+    place = layout.HEADER.size + len(named) // 32 * model.shape.tile_bytes + header.rows * 4
     value[place : place + 4] = foreign[:1].astype("<u4").tobytes()
     txn.put("lists", list_key(which), layout.seal_bulk(header, value, header.length))
 
@@ -353,12 +353,12 @@ BROKEN = {
         "mean is (23,), not (24,)",
     ),
     "a model whose matrix is too small": (
-        change_model(assign("rotation", lambda matrix: matrix[:, :16])),
-        "rotation has shape",
+        change_model(assign("directions", lambda matrix: matrix[:, :4])),
+        "directions has shape",
     ),
     "a model whose matrix is of floats": (
-        change_model(assign("reduction", lambda matrix: matrix.astype(np.float32))),
-        "reduction is of float32",
+        change_model(assign("centroids", lambda matrix: matrix.astype(np.float32))),
+        "centroids is of float32",
     ),
     "a model with scales that are not numbers": (
         change_model(assign("centroids_scales", lambda scales: scales * np.float32("nan"))),

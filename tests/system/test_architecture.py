@@ -13,7 +13,7 @@ import pytest
 
 import vecstore
 from vecstore import index_layout, layout, spec
-from vecstore.ann import codes, index
+from vecstore.ann import codes, index, rotation
 from vecstore.ann import model as models
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 LAYOUT = (ROOT / "docs/layout.md").read_text()
 # The standard library, and what stands above the layers.
 FREE = {*sys.stdlib_module_names}
-LONGER = {"kernels.py": 3000}
+LONGER = {"kernels.py": 3000, "plain.py": 800}
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -233,7 +233,7 @@ def test_a_record_begins_as_the_layout_says():
 
 def example(metric, lists, dim=40):
     """A model of a collection, and codes of 40 rows."""
-    model = models.untrained(dim, dim, 1, metric, seed=1)
+    model = models.untrained(dim, metric, seed=1)
     centres = np.ones((lists + 1, 1), np.float32)
     model = model.with_lists(centres, np.zeros(lists, bool))
     vectors = np.random.default_rng(1).normal(size=(40, dim)).astype(np.float32)
@@ -255,7 +255,7 @@ def test_the_parts_of_an_index_are_those_of_the_layout():
 def test_tiles_are_those_of_the_layout(metric):
     _, tile, *_ = rows_of("The index")
     model, found = example(metric, 0)
-    packed = codes.pack_tiles(found, offsets=model.offsets).reshape(2, -1)
+    packed = codes.pack_tiles(found, model.shape).reshape(2, -1)
     at, parts = 0, {}
     for name, size, _ in tile:
         count = eval(size.split(" ", 1)[0], {}) if "*" not in size else 16 * model.groups
@@ -274,25 +274,49 @@ def test_tiles_are_those_of_the_layout(metric):
     assert not halves[1, :, 8:].any()
 
 
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_fine_codes_are_those_of_the_layout(metric):
+    _, _, fine, *_ = rows_of("The index")
+    model, found = example(metric, 0, dim=100)
+    packed = codes.pack_fine(found, model.shape).reshape(40, -1)
+    heads = [row for row in fine[:2] if "under l2" not in row[1] or metric == "l2"]
+    numbers = packed[:, 4 * len(heads) :]
+
+    assert [row[0] for row in fine] == ["scale", "offset", "numbers"]
+    assert fine[2][1] == "32 for each 64 dimensions"
+    assert numbers.shape == (40, 64)
+    columns = packed[:, : 4 * len(heads)].copy().view("<f4").T
+    wanted = (found.fine_scales, found.offsets)[: len(heads)]
+    assert all((column == one).all() for column, one in zip(columns, wanted, strict=True))
+    levels = codes.unpack_fine(found.fine, 100)
+    for dim in (0, 31, 32, 63, 64, 99):
+        byte = numbers[:, dim // 64 * 32 + dim % 32]
+        number = byte >> 4 if dim % 64 >= 32 else byte & 15
+        assert (levels[:, dim] == number - 7.5).all()
+
+
 def test_a_list_and_a_block_of_codes_are_those_of_the_layout():
     model, found = example("cosine", 3)
-    tiles = codes.pack_tiles(found, offsets=False)
-    listed = index_layout.pack_codes(7, layout.LIST, 2, tiles, found.rows, model.groups, 4096)
+    tiles, fine = codes.pack_tiles(found, model.shape), codes.pack_fine(found, model.shape)
+    parts = tiles, fine, found.rows, model.groups, 4096
+    listed = index_layout.pack_codes(7, layout.LIST, 2, *parts)
     header = layout.verify_bulk(listed, "list")
-    names = np.frombuffer(listed, "<u4", 64, layout.HEADER.size + header.length - 64 * 4)
+    names = np.frombuffer(listed, "<u4", 64, layout.HEADER.size + len(tiles))
 
     assert (header.rows, header.width, header.first) == (40, model.groups, 2)
-    assert header.length == len(tiles) + 64 * 4
+    assert header.length == len(tiles) + 64 * 4 + len(fine)
     assert (names[:40] == found.rows).all()
     assert (names[40:] == 2**32 - 1).all()
-    block = index_layout.pack_codes(7, layout.CODE_BLOCK, 0, tiles, found.rows, model.groups, 4096)
-    assert layout.verify_bulk(block, "codes").length == len(tiles)
+    payload = listed[layout.HEADER.size : layout.HEADER.size + header.length]
+    assert payload.endswith(fine.tobytes())
+    block = index_layout.pack_codes(7, layout.CODE_BLOCK, 0, *parts)
+    assert layout.verify_bulk(block, "codes").length == len(tiles) + len(fine)
     assert layout.block_key(7, 2, layout.CODE_TIER) == b"\0\0\0\7\1\0\0\0\2"
     assert index_layout.list_key(7, 2) == b"\0\0\0\7\0\0\0\2"
 
 
 def test_a_bundle_is_that_of_the_layout():
-    _, _, bundle, _ = rows_of("The index")
+    *_, bundle, _ = rows_of("The index")
     arrays = {"a": np.arange(3, dtype="<f4"), "b": np.ones((2, 3), np.int8)}
     value = index_layout.pack_bundle(7, {"x": 1}, arrays, 4096)
     payload = bytes(value[layout.HEADER.size :])
@@ -310,17 +334,18 @@ def test_the_arrays_of_a_model_are_those_of_the_layout():
     *_, table = rows_of("The index")
     model, _ = example("l2", 3)
     values, arrays = models.to_parts(model)
-    sizes = {"dim": 40, "coarse": 1, "coded": 40, "lists": 3, "lists + 1": 4}
+    sizes = {"dim": 40, "coarse": 1, "known": 0, "lists": 3, "lists + 1": 4}
+    sizes["rounds"] = rotation.ROUNDS
 
-    assert values.keys() == {"bits", "shapes"}
+    assert values.keys() == {"bits", "coarse", "coded", "shapes"}
     assert set(arrays) == {row[0] for row in table}
     for name, dtype, shape, _ in table:
         wanted = [sizes[part.strip()] for part in shape.split(",")]
         if name in values["shapes"]:
             assert values["shapes"][name] == wanted
-            wanted = [-(-wanted[0] // 4) * 4, -(-wanted[1] // 32) * 32]
+            wanted = [max(1, -(-wanted[0] // 16)), -(-wanted[1] // 16) * 4, 64]
         elif name.endswith("_scales"):
-            wanted = [-(-wanted[0] // 4) * 4]
+            wanted = [max(1, -(-wanted[0] // 16)) * 16]
         assert list(arrays[name].shape) == wanted, name
         assert arrays[name].dtype == np.dtype(dtype), name
 
@@ -338,7 +363,7 @@ def test_a_plan_and_the_listed_blocks_are_those_of_the_layout(memory):
     found = layout.unpack_meta(plan, "plan")
     assert list(found) == re.findall("`(.*?)`", rows_of("The index")[0][0][1])[1:]
     assert (len(found["edition"]), found["trained"], found["arrived"]) == (8, 600, 0)
-    assert found["budgets"].keys() == {"gap", "levels", "sizes", "measured"}
+    assert found["budgets"].keys() == {"gap", "fine", "levels", "sizes", "measured"}
     assert layout.unpack_checked(listed, "listed") == b"\xff\x01"
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vecstore.ann import codes
 from vecstore.ann.codes import Codes
 from vecstore.ann.model import Model
 from vecstore.vectors import Vectors, lengths
@@ -28,15 +29,17 @@ Floats = NDArray[np.float64]
 
 LEVELS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 SIZES = (1, 10, 100)
-# Neighbours kept of each query, so many more than wanted: codes bring others to the front.
-KEPT = 400
 MIXTURE = 0.6
 # Of the neighbours that may be missed, the share that may be missed for want of lists.
 LISTS_SHARE = 0.8
 Z_95 = 1.645
 GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-GRID = 96
-SLACKS = np.concatenate([np.arange(0.0, 2.0, 0.05), np.arange(2.0, 6.25, 0.25)])
+# Shares of the neighbours for which it is noted what they need: denser where few need much.
+GRID = np.concatenate([np.linspace(0, 0.98, 50), 1 - np.geomspace(0.0198, 0.0002, 64), [1.0]])
+# Codes are hardly ever off by more, nor fine codes: by these without any measurement.
+MOST_SLACK, MOST_FINE = 6.0, 3.0
+# Fine codes are taken to be off by as much as all but so few of some rows of each part are.
+FINE_ROWS, FINE_MISSES, FINE_SAFETY = 64, 0.0005, 1.1
 # Fewer real queries say too little.
 LEAST_REAL = 32
 
@@ -108,14 +111,14 @@ class _Truth:
         self.model, self.own = model, own
         self.asked = model.centred(asked)
         self.bases = (self.asked @ model.reducing.T) @ model.centres.T + model.bias
-        self.rotated = self.asked @ model.rotating.T
-        self.sizes = np.sqrt(np.vecdot(self.rotated, self.rotated))
-        self.near = _Rows.none(len(asked), KEPT)
-        # Rows that the codes put before the neighbours; they stand in a search's way.
-        self.front = _Rows.none(len(asked), SIZES[-1])
-        # Of both together, once all rows were seen: what the codes say, and how unsure they are.
-        self.likely = self.noises = self.near.likely
-        self.bounds: dict[float, Vectors] = {}
+        self.rotated = model.rotate(self.asked)
+        self.turned = model.turn(self.asked)
+        self.sizes, self.whole = (
+            np.sqrt(np.vecdot(part, part)) for part in (self.rotated, self.asked)
+        )
+        self.near = _Rows.none(len(asked), SIZES[-1])
+        # How far off fine codes were, in lengths of the query times their scales.
+        self.errors: list[Vectors] = []
 
     def add(self, part: Part) -> None:
         """Compare the queries with more rows."""
@@ -124,51 +127,57 @@ class _Truth:
         scores: Vectors = self.asked @ vectors.T
         if model.metric == "l2":
             scores -= (0.5 * np.vecdot(vectors, vectors)).astype(np.float32)
-        likely = self._estimate(part)
+        likely = self.estimate(part)
+        self._note_errors(part, scores)
         # A row that is a query is not its own neighbour.
         own = self.own[:, None] == part.codes.rows[None, :]
         scores[own] = likely[own] = -np.inf
-        self.near = self.near.joined(_picked(scores, scores, likely, part, KEPT))
-        self.front = self.front.joined(_picked(likely, scores, likely, part, SIZES[-1]))
+        self.near = self.near.joined(_picked(scores, likely, part, SIZES[-1]))
 
-    def _estimate(self, part: Part) -> Vectors:
+    def estimate(self, part: Part) -> Vectors:
         """What the codes say of the scores, float32 (queries, rows)."""
         model = self.model
         shape = (len(part.codes.rows), -1)
         patterns = np.ascontiguousarray(model.patterns.T)
         stands_for = patterns.take(part.codes.groups, axis=0).reshape(shape)
-        products = self.rotated @ stands_for[:, : model.rotation.rows].T
+        products = self.rotated @ stands_for[:, : model.coded].T
         estimates = products * part.codes.scales + part.codes.offsets
         estimates += self.bases[:, part.lists]
         found: Vectors = estimates.astype(np.float32, copy=False)
         return found
 
+    def _note_errors(self, part: Part, scores: Vectors) -> None:
+        """Compare what fine codes say of some rows with their scores."""
+        count = len(part.codes.rows)
+        few = np.arange(0, count, max(1, count // FINE_ROWS))
+        found = part.codes.take(few)
+        products = self.turned @ codes.unpack_fine(found.fine, self.model.dim).T
+        estimates = products * found.fine_scales + found.offsets + self.bases[:, part.lists[few]]
+        units = self.whole[:, None] * found.fine_scales
+        errors = np.abs(estimates - scores[:, few])
+        self.errors.append(errors[units > 0] / units[units > 0])
+
     def finish(self) -> None:
         """Sort the neighbours, nearest first."""
-        near, front = self.near.take(np.argsort(-self.near.keys, axis=1, kind="stable")), self.front
-        # A row is to be counted once.
-        twice = np.array([np.isin(*rows) for rows in zip(front.rows, near.rows, strict=True)])
-        beside = np.where(twice, -np.inf, front.likely)
-        self.near, self.likely = near, np.concatenate([near.likely, beside], axis=1)
-        self.noises = np.concatenate([near.scales, front.scales], axis=1) * self.sizes[:, None]
+        self.near = self.near.take(np.argsort(-self.near.scores, axis=1, kind="stable"))
 
     def slack(self, k: int) -> Floats:
-        """What each of the k nearest needs to be compared exactly, (queries, k)."""
-        needed = np.full((len(self.likely), k), np.inf)
-        for slack in SLACKS[::-1].tolist():
-            hope = self.likely[:, :k] + slack * self.noises[:, :k]
-            # Candidates are held against the k-th exact score too, as soon as there is one.
-            bound = np.maximum(self.bound(slack, k), self.near.scores[:, k - 1 : k])
-            needed[hope >= bound] = slack
-        return needed
+        """What each of the k nearest needs to be narrowed, (queries, k)."""
+        near = self.near
+        # No k rows that are found score more than the nearest k do.
+        off = near.scores[:, k - 1 : k].astype(np.float64) - near.likely[:, :k]
+        units = near.scales[:, :k] * self.sizes[:, None].astype(np.float64)
+        # A code without a scale is right, but for rounding.
+        needed = np.divide(off, units, out=np.zeros_like(off), where=units > 0)
+        clipped: Floats = np.clip(needed, 0.0, MOST_SLACK)
+        return clipped
 
-    def bound(self, slack: float, k: int) -> Vectors:
-        """What a candidate has to reach: what k others score at least, (queries, 1)."""
-        bounds = self.bounds.get(slack)
-        if bounds is None:
-            most = np.partition(slack * self.noises - self.likely, SIZES[-1] - 1, axis=1)
-            bounds = self.bounds[slack] = -np.sort(most[:, : SIZES[-1]], axis=1)
-        return bounds[:, k - 1 : k]
+    def fine(self) -> float:
+        """By how much fine codes are off at most, but for a few."""
+        errors = np.concatenate(self.errors)
+        if not len(errors):
+            return MOST_FINE
+        return min(MOST_FINE, FINE_SAFETY * float(np.quantile(errors, 1 - FINE_MISSES)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,28 +185,23 @@ class _Rows:
     """Some rows for each query, arrays (queries, rows).
 
     Attributes:
-        keys: float32, what the largest of were picked.
         scores: float32, exact.
         likely: float32, what the codes say of the scores.
         scales: float32, of the codes.
         lists: intp.
-        rows: int64, or -1.
     """
 
-    keys: Vectors
     scores: Vectors
     likely: Vectors
     scales: Vectors
     lists: NDArray[np.intp]
-    rows: NDArray[np.int64]
 
     @classmethod
     def none(cls, queries: int, count: int) -> _Rows:
         """So many that are worse than any."""
         shape = (queries, count)
         worst = np.full(shape, -np.inf, np.float32)
-        numbers = np.full(shape, -1, np.int64)
-        return cls(worst, worst, worst, np.ones_like(worst), np.zeros_like(numbers), numbers)
+        return cls(worst, worst, np.ones_like(worst), np.zeros(shape, np.intp))
 
     def columns(self) -> list[NDArray[Any]]:
         """The arrays."""
@@ -211,7 +215,7 @@ class _Rows:
         """As many as before, the best of both."""
         pairs = zip(self.columns(), others.columns(), strict=True)
         both = _Rows(*(np.concatenate(pair, axis=1) for pair in pairs))
-        return both.take(_largest(both.keys, self.keys.shape[1]))
+        return both.take(_largest(both.scores, self.scores.shape[1]))
 
 
 def _largest(values: Vectors, count: int) -> NDArray[np.intp]:
@@ -220,28 +224,22 @@ def _largest(values: Vectors, count: int) -> NDArray[np.intp]:
     return np.argpartition(-values, count - 1, axis=1)[:, :count]
 
 
-def _picked(keys: Vectors, scores: Vectors, likely: Vectors, part: Part, count: int) -> _Rows:
-    """The rows of a part with the largest keys."""
-    best, pick = _largest(keys, count), np.take_along_axis
-    return _Rows(
-        pick(keys, best, 1),
-        pick(scores, best, 1),
-        pick(likely, best, 1),
-        part.codes.scales[best],
-        part.lists[best],
-        part.codes.rows[best].astype(np.int64),
-    )
+def _picked(scores: Vectors, likely: Vectors, part: Part, count: int) -> _Rows:
+    """The rows of a part with the largest scores."""
+    best, pick = _largest(scores, count), np.take_along_axis
+    scales, lists = part.codes.scales[best], part.lists[best]
+    return _Rows(pick(scores, best, 1), pick(likely, best, 1), scales, lists)
 
 
-def compared(model: Model, asked: Vectors, own: NDArray[np.int64], part: Part) -> float:
-    """How many vectors of a part a query has to compare to find nearly all of its neighbours."""
+def narrowed(model: Model, asked: Vectors, own: NDArray[np.int64], part: Part) -> float:
+    """How many rows of a part a query has to narrow to find nearly all of its neighbours."""
     truth = _Truth(model, asked, own)
     truth.add(part)
     truth.finish()
     k = min(10, max(1, int(np.isfinite(truth.near.scores).sum(axis=1).min())))
-    slack = float(np.quantile(np.minimum(truth.slack(k), SLACKS[-1]), 0.99))
-    hope = truth.likely + slack * truth.noises
-    return float((hope >= truth.bound(slack, k)).sum(axis=1).mean())
+    slack = float(np.quantile(truth.slack(k), 0.995))
+    hopes = truth.estimate(part) + slack * truth.sizes[:, None] * part.codes.scales
+    return float((hopes >= truth.near.scores[:, k - 1 : k]).sum(axis=1).mean())
 
 
 def calibrate(
@@ -256,8 +254,8 @@ def calibrate(
         sizes: Rows of each list, (lists,).
 
     Returns:
-        Plain values for `budget`: "gap", and for each size of answer the levels of recall with the
-        least reach and slack.
+        Plain values for `read`: "gap", "fine", and for each size of answer the levels of recall
+        with the least reach and slack.
     """
     truth = _Truth(model, asked.queries, asked.own)
     for part in parts:
@@ -266,7 +264,12 @@ def calibrate(
     there = int(np.isfinite(truth.near.scores).sum(axis=1).min())
     ranks, far = _order(model, truth)
     gap = _choose_gap(truth, ranks, far, sizes, min(10, there))
-    budgets: dict[str, Any] = {"gap": gap, "levels": list(LEVELS), "sizes": {}}
+    budgets: dict[str, Any] = {
+        "gap": gap,
+        "fine": truth.fine(),
+        "levels": list(LEVELS),
+        "sizes": {},
+    }
     for k in SIZES:
         if k > there:
             break
@@ -282,8 +285,9 @@ def unmeasured() -> dict[str, Any]:
 
     Codes are hardly ever off by so much, and all of them are scanned.
     """
-    curve = [[0.0, float(SLACKS[-1]), level] for level in LEVELS]
-    return {"gap": 0.0, "levels": list(LEVELS), "sizes": {"1": curve}, "measured": False}
+    curve = [[0.0, MOST_SLACK, level] for level in LEVELS]
+    budgets = {"gap": 0.0, "fine": MOST_FINE, "levels": list(LEVELS), "sizes": {"1": curve}}
+    return {**budgets, "measured": False}
 
 
 def _order(model: Model, truth: _Truth) -> tuple[NDArray[np.intp], Floats]:
@@ -329,12 +333,12 @@ def _choose_gap(
 
 def _levels(needed: Floats, slack: Floats, first: int) -> list[list[float]]:
     """For each level of recall reach, slack and expected recall."""
-    grid = np.unique(np.quantile(needed, np.linspace(0.0, 1.0, GRID)))
-    reaches, slacks = _bounds(needed, grid, first), _bounds(slack, SLACKS, first)
+    grid, steps = (np.unique(np.quantile(part, GRID)) for part in (needed, slack))
+    reaches, slacks = _bounds(needed, grid, first), _bounds(slack, steps, first)
     found = []
     for level in LEVELS:
         reach = _least(grid, reaches, 1 - LISTS_SHARE * (1 - level))
-        most = _least(SLACKS, slacks, 1 - (1 - LISTS_SHARE) * (1 - level))
+        most = _least(steps, slacks, 1 - (1 - LISTS_SHARE) * (1 - level))
         both = ((needed <= reach) & (slack <= most)).mean(axis=1)
         expected = min(float(half.mean()) for half in (both[:first], both[first:]))
         found.append([reach, most, expected])
@@ -368,6 +372,7 @@ class Reading:
     gap: float
     reach: float
     slack: float
+    fine: float
     recall: float
 
 
@@ -388,9 +393,10 @@ def read(budgets: dict[str, Any], recall: float, k: int) -> Reading:
         (low, first), (high, second) = at[-2:]
         grown = (place - high) / (high - low)
         reach = second[0] + grown * max(0.0, second[0] - first[0])
-        return Reading(budgets["gap"], reach, max(second[1], first[1]), second[2])
+        slack = max(second[1], first[1])
+        return Reading(budgets["gap"], reach, slack, budgets["fine"], second[2])
     logs = np.array([log for log, _ in at])
     reach, slack, expected = (
         float(np.interp(place, logs, [values[i] for _, values in at])) for i in range(3)
     )
-    return Reading(budgets["gap"], reach, slack, expected)
+    return Reading(budgets["gap"], reach, slack, budgets["fine"], expected)

@@ -40,12 +40,14 @@ class Budget:
         reach: Lists are scanned while log(rank) + gap * distance is at most this.
         slack: Candidates are compared exactly if they could be among the best with codes that are
             off by so many times the length of the query times the scale of the row.
+        fine: As `slack`, of fine codes.
         least: Lists to scan at least.
     """
 
     gap: float
     reach: float
     slack: float
+    fine: float
     least: int = 1
 
 
@@ -118,6 +120,9 @@ class Job:
         self.filling = threading.Lock()
         integers = np.zeros(plain.INTEGERS, np.int64)
         integers[plain.DIM] = entry.spec.dim
+        integers[plain.DIRECTIONS] = model.directions.rows
+        integers[plain.COARSE] = model.coarse
+        integers[plain.CODED] = model.coded
         integers[plain.GROUPS] = model.groups
         integers[plain.OFFSETS] = model.offsets
         integers[plain.LISTS] = model.lists
@@ -126,14 +131,12 @@ class Job:
         integers[plain.METRIC] = METRICS[entry.spec.metric]
         integers[plain.PRECISION] = entry.form.code
         integers[plain.LEAST] = budget.least
-        integers[plain.MOST] = model.lists
         self.learnt = (
             integers,
-            np.array([budget.gap, budget.reach, budget.slack], np.float32),
-            model.reduction.values,
-            model.reduction.scales,
-            model.rotation.values,
-            model.rotation.scales,
+            np.array([budget.gap, budget.reach, budget.slack, budget.fine], np.float32),
+            model.directions.values,
+            model.directions.scales,
+            model.signs,
             model.centroids.values,
             model.centroids.scales,
             model.bias,
@@ -218,7 +221,7 @@ class Job:
         number, model = self.entry.number, self.model
 
         def check(value: memoryview, which: int) -> None:
-            index_layout.check_codes(value, number, LIST, which, model.groups, model.offsets)
+            index_layout.check_codes(value, number, LIST, which, model.shape)
 
         prefix = layout.collection_key(number)
         return snapshot.addresses("lists", prefix, wanted, model.lists, check)
@@ -229,9 +232,7 @@ class Job:
 
         def check(value: memoryview, block: int) -> None:
             first = block * layout.BLOCK_ROWS
-            count = index_layout.check_codes(
-                value, number, CODE_BLOCK, first, model.groups, model.offsets
-            )
+            count = index_layout.check_codes(value, number, CODE_BLOCK, first, model.shape)
             held = self.state.open_rows if block == self.state.open_block else layout.BLOCK_ROWS
             if count != held:
                 raise CorruptionError(

@@ -88,7 +88,7 @@ def _check_plan(plan: dict[str, Any]) -> None:
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         raise ValueError(f"trained with {counts[0]!r} rows, {counts[1]!r} since")
     levels = len(budgets["levels"])
-    numbers = [np.array([*budgets["levels"], budgets["gap"]], np.float64)]
+    numbers = [np.array([*budgets["levels"], budgets["gap"], budgets["fine"]], np.float64)]
     for size, curve in budgets["sizes"].items():
         numbers.append(np.array(curve, np.float64))
         if int(size) < 1 or numbers[-1].shape != (levels, 3):
@@ -256,17 +256,21 @@ def read_list(reader: Reader, number: int, model: Model, which: int) -> Codes:
     if value is None:
         raise CorruptionError(f"{where} is missing")
     layout.verify_bulk(value, where)
-    count = index_layout.check_codes(value, number, LIST, which, model.groups, model.offsets)
-    rows = index_layout.list_rows(value, count).copy()
-    payload = value[layout.HEADER.size :]
-    return codes.unpack_tiles(payload, rows, model.groups, offsets=model.offsets)
+    count = index_layout.check_codes(value, number, LIST, which, model.shape)
+    tiles, rows, fine = index_layout.split_codes(value, LIST, count, model.shape)
+    return codes.unpack(tiles, fine, rows[:count], model.shape)
 
 
 def save_list(txn: Transaction, number: int, model: Model, which: int, found: Codes) -> None:
     """Write a list."""
-    tiles = codes.pack_tiles(found, offsets=model.offsets)
-    value = index_layout.pack_codes(number, LIST, which, tiles, found.rows, model.groups, txn.page)
+    value = _pack(number, LIST, which, found, model, txn.page)
     txn.put("lists", index_layout.list_key(number, which), value)
+
+
+def _pack(number: int, kind: int, first: int, found: Codes, model: Model, page: int) -> bytearray:
+    """The value of a list, or of the codes of a block."""
+    parts = codes.pack_tiles(found, model.shape), codes.pack_fine(found, model.shape)
+    return index_layout.pack_codes(number, kind, first, *parts, found.rows, model.groups, page)
 
 
 def read_block_codes(reader: Reader, number: int, model: Model, block: int) -> Codes:
@@ -277,17 +281,14 @@ def read_block_codes(reader: Reader, number: int, model: Model, block: int) -> C
         raise CorruptionError(f"{where} are missing")
     layout.verify_bulk(value, where)
     first = block * BLOCK_ROWS
-    count = index_layout.check_codes(value, number, CODE_BLOCK, first, model.groups, model.offsets)
-    rows = np.arange(first, first + count, dtype=np.uint32)
-    payload = value[layout.HEADER.size :]
-    return codes.unpack_tiles(payload, rows, model.groups, offsets=model.offsets)
+    count = index_layout.check_codes(value, number, CODE_BLOCK, first, model.shape)
+    tiles, _, fine = index_layout.split_codes(value, CODE_BLOCK, count, model.shape)
+    return codes.unpack(tiles, fine, np.arange(first, first + count, dtype=np.uint32), model.shape)
 
 
 def save_block_codes(txn: Transaction, number: int, model: Model, block: int, found: Codes) -> None:
     """Write the codes of a block in the tail."""
-    tiles = codes.pack_tiles(found, offsets=model.offsets)
-    first, groups = block * BLOCK_ROWS, model.groups
-    value = index_layout.pack_codes(number, CODE_BLOCK, first, tiles, found.rows, groups, txn.page)
+    value = _pack(number, CODE_BLOCK, block * BLOCK_ROWS, found, model, txn.page)
     txn.put("tiers", layout.block_key(number, block, CODE_TIER), value)
 
 

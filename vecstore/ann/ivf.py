@@ -181,7 +181,7 @@ def read_codes(
     column = index.read_lists_of_rows(snapshot, number, found)
     living = _bits(alive)
     column[~living] = NO_LIST
-    parts, lists = [codes.empty(model.groups)], [np.zeros(0, np.intp)]
+    parts, lists = [codes.empty(model.groups, model.dim)], [np.zeros(0, np.intp)]
     for which in range(model.lists):
         part = index.read_list(snapshot, number, model, which)
         inside = part.rows < len(column)
@@ -259,7 +259,7 @@ class _Upkeep:
         loose = np.flatnonzero(np.isin(self.column, small))
         for which in small.tolist():
             self.closed[which] = True
-            self.changed[which] = codes.empty(self.model.groups)
+            self.changed[which] = codes.empty(self.model.groups, self.model.dim)
         self.put(loose, NO_LIST)
         return loose
 

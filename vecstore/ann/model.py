@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vecstore.ann import codes, kmeans, rotation
 from vecstore.ann.codes import Codes
+from vecstore.index_layout import CodeShape
 from vecstore.spec import Metric
 from vecstore.vectors import Vectors
 
@@ -24,8 +25,11 @@ Progress = Callable[[float], None]
 
 # Centroids live in so many leading directions; more cost more than they tell lists apart.
 COARSE = 128
-# Rows and columns of matrices are filled up to multiples, for the kernels.
-ROWS_AT_ONCE, COLUMNS_AT_ONCE = 4, 32
+# Rows and columns of matrices are filled up to multiples, and lie in blocks of so many rows and
+# FOUR columns, for the kernels.
+ROWS_AT_ONCE, COLUMNS_AT_ONCE, FOUR = 16, 16, 4
+# The most dims that are turned by a matrix: beyond, it would be larger than what it turns.
+DENSE = 1024
 # The most rows that principal directions are computed from.
 DIRECTIONS_SAMPLE = 50_000
 CODED_AT_ONCE = 16_384
@@ -36,13 +40,14 @@ class Matrix:
     """An int8 matrix with a scale a row, filled up with zeros.
 
     Attributes:
-        values: int8 (rows, columns), multiples of 4 and of 32.
-        scales: float32 (rows,).
+        values: uint8 (blocks of rows, fours of columns, 64): of each 4 columns the numbers of 16
+            rows, row by row, plus 128.
+        scales: float32 (rows with filling,).
         rows: How many rows are not filling.
         columns: How many columns are not.
     """
 
-    values: NDArray[np.int8]
+    values: NDArray[np.uint8]
     scales: Vectors
     rows: int
     columns: int
@@ -52,16 +57,23 @@ class Matrix:
         """Round a matrix, float32 (rows, columns)."""
         rows, columns = matrix.shape
         shape = (_fill(rows, ROWS_AT_ONCE), _fill(columns, COLUMNS_AT_ONCE))
-        values, scales = np.zeros(shape, np.int8), np.zeros(shape[0], np.float32)
+        values, scales = np.zeros(shape, np.int16), np.zeros(shape[0], np.float32)
         largest = np.abs(matrix).max(axis=1, initial=0.0) / 127
         scales[:rows] = np.where(largest > 0, largest, 1.0)
         values[:rows, :columns] = np.rint(matrix / scales[:rows, None])
-        return cls(values, scales, rows, columns)
+        blocks = (values + 128).astype(np.uint8).reshape(-1, ROWS_AT_ONCE, shape[1] // FOUR, FOUR)
+        laid = blocks.transpose(0, 2, 1, 3).reshape(len(blocks), -1, ROWS_AT_ONCE * FOUR)
+        return cls(np.ascontiguousarray(laid), scales, rows, columns)
 
     def floats(self) -> Vectors:
         """The matrix that this one stands for, float32 (rows, columns)."""
-        part = self.values[: self.rows, : self.columns].astype(np.float32)
-        return part * self.scales[: self.rows, None]
+        return unpack(self.values)[: self.rows, : self.columns] * self.scales[: self.rows, None]
+
+
+def unpack(values: NDArray[np.uint8]) -> Vectors:
+    """The numbers of a matrix, float32 (rows with filling, columns with filling)."""
+    blocks = values.reshape(*values.shape[:2], ROWS_AT_ONCE, FOUR).transpose(0, 2, 1, 3)
+    return blocks.reshape(len(values) * ROWS_AT_ONCE, -1).astype(np.float32) - 128
 
 
 def _fill(count: int, multiple: int) -> int:
@@ -75,8 +87,12 @@ class Model:
     Attributes:
         metric: The collection's metric.
         bits: Bits of code a dimension: 1, 2 or 4.
-        reduction: (coarse, dim), to the dimensions of the centroids.
-        rotation: (coded, dim), to the dimensions of the codes.
+        coarse: How many dimensions centroids have.
+        coded: How many dimensions are coded.
+        directions: (any, dim): the first `coarse` ones are the dimensions of the centroids, the
+            first `coded` ones those of the codes before they are turned. Where there are not so
+            many, these are the first numbers of a vector.
+        signs: int8 (rounds, dim), how what is coded is turned: see `rotation.turn`.
         centroids: (lists + 1, coarse); the last one is the mean, for rows in no list.
         mean: float32 (dim,), subtracted from everything under l2; zero under other metrics.
         closed: bool (lists,), lists that are empty and not in use.
@@ -84,8 +100,10 @@ class Model:
 
     metric: Metric
     bits: int
-    reduction: Matrix
-    rotation: Matrix
+    coarse: int
+    coded: int
+    directions: Matrix
+    signs: NDArray[np.int8]
     centroids: Matrix
     mean: Vectors
     closed: NDArray[np.bool_]
@@ -103,12 +121,17 @@ class Model:
     @property
     def groups(self) -> int:
         """Groups of 4 bits of a code."""
-        return codes.groups_of(self.rotation.rows, self.bits)
+        return codes.groups_of(self.coded, self.bits)
 
     @property
     def offsets(self) -> bool:
         """Whether rows have an offset of their own."""
         return self.metric == "l2"
+
+    @property
+    def shape(self) -> CodeShape:
+        """What codes look like."""
+        return CodeShape(self.groups, self.offsets, self.dim)
 
     @functools.cached_property
     def patterns(self) -> Vectors:
@@ -117,13 +140,41 @@ class Model:
 
     @functools.cached_property
     def reducing(self) -> Vectors:
-        """The reduction in float32."""
-        return self.reduction.floats()
+        """What makes vectors comparable with centroids, float32 (coarse, dim)."""
+        return self._leading(self.coarse)
+
+    def _leading(self, count: int) -> Vectors:
+        """The first directions, float32 (count, dim)."""
+        if self.directions.rows >= count:
+            return self.directions.floats()[:count]
+        return np.eye(count, self.dim, dtype=np.float32)
 
     @functools.cached_property
     def rotating(self) -> Vectors:
-        """The rotation in float32."""
-        return self.rotation.floats()
+        """What makes vectors comparable with codes, float32 (coded, dim)."""
+        return rotation.turn(np.ascontiguousarray(self._leading(self.coded).T), self.signs).T
+
+    def rotate(self, vectors: Vectors) -> Vectors:
+        """Vectors as codes describe them, float32 (n, coded)."""
+        if self.coded <= DENSE:
+            return vectors @ self.rotating.T
+        first = vectors[:, : self.coded]
+        if self.directions.rows >= self.coded:
+            first = vectors @ self._leading(self.coded).T
+        return rotation.turn(first, self.signs)
+
+    @functools.cached_property
+    def _turning(self) -> Vectors:
+        return rotation.turn(np.eye(self.dim, dtype=np.float32), self.signs)
+
+    def turn(self, vectors: Vectors) -> Vectors:
+        """Vectors as fine codes describe them, float32 (n, dim)."""
+        return vectors @ self._turning if self.dim <= DENSE else rotation.turn(vectors, self.signs)
+
+    @property
+    def turns(self) -> codes.Turns:
+        """How residuals are turned before they are coded."""
+        return codes.Turns(self.rotate, self.turn)
 
     @functools.cached_property
     def centres(self) -> Vectors:
@@ -154,7 +205,12 @@ class Model:
         return open_lists[nearest]
 
     def encode(
-        self, vectors: Vectors, lists: NDArray[np.intp] | None, rows: NDArray[np.uint32]
+        self,
+        vectors: Vectors,
+        lists: NDArray[np.intp] | None,
+        rows: NDArray[np.uint32],
+        *,
+        fine: bool = True,
     ) -> Codes:
         """Code vectors, each in its list; with None those that are in no list."""
         parts = []
@@ -163,10 +219,13 @@ class Model:
             which = np.full(len(rows[part]), self.lists) if lists is None else lists[part]
             centres = self.centres[which] @ self.reducing
             residuals = self.centred(vectors[part]) - centres
+            named = rows[part]
             parts.append(
-                codes.encode(residuals, centres, self.rotating, self.bits, self.metric, rows[part])
+                codes.encode(
+                    residuals, centres, self.turns, self.bits, self.metric, named, fine=fine
+                )
             )
-        return codes.join(parts) if parts else codes.empty(self.groups)
+        return codes.join([codes.empty(self.groups, self.dim), *parts])
 
     def with_lists(self, centres: Vectors, closed: NDArray[np.bool_]) -> Model:
         """The model with other lists: centroids, float32 (lists + 1, coarse)."""
@@ -200,16 +259,18 @@ def train(
     base = sample - mean if metric == "l2" else sample
     if directions is None:
         directions = principal(sample, metric)
-    reduction = Matrix.of(directions[: min(COARSE, dim)])
-    reducing = reduction.floats()
+    coarse = min(COARSE, dim)
+    reducing = Matrix.of(directions[:coarse]).floats()
     reduced = np.ascontiguousarray(base @ reducing.T)
     centres = kmeans.train(reduced, shape.lists, seed=seed, progress=progress)
     middle = np.zeros(dim, np.float32) if metric == "l2" else mean
     return Model(
         metric=metric,
         bits=shape.bits,
-        reduction=reduction,
-        rotation=Matrix.of(_turn(directions, shape.coded, seed)),
+        coarse=coarse,
+        coded=shape.coded,
+        directions=_wanted(directions, coarse, shape.coded),
+        signs=rotation.signs(dim, seed),
         centroids=Matrix.of(np.concatenate([centres, (reducing @ middle)[None]])),
         mean=mean if metric == "l2" else np.zeros(dim, np.float32),
         closed=np.zeros(shape.lists, bool),
@@ -222,26 +283,27 @@ def principal(sample: Vectors, metric: Metric) -> Vectors:
     return rotation.principal(part - part.mean(axis=0) if metric == "l2" else part)
 
 
-def recode(model: Model, directions: Vectors, coded: int, bits: int, *, seed: int) -> Model:
+def recode(model: Model, directions: Vectors, coded: int, bits: int) -> Model:
     """The model with the same lists and other codes."""
-    return replace(model, bits=bits, rotation=Matrix.of(_turn(directions, coded, seed)))
+    wanted = _wanted(directions, model.coarse, coded)
+    return replace(model, bits=bits, coded=coded, directions=wanted)
 
 
-def _turn(directions: Vectors, coded: int, seed: int) -> Vectors:
-    """A random rotation of the leading directions, float32 (coded, dim)."""
-    turn = rotation.orthogonal(coded, seed)
+def _wanted(directions: Vectors, coarse: int, coded: int) -> Matrix:
+    """As many directions as centroids and codes need."""
     # Codes of all dimensions need no principal ones: any rotation will do.
-    return turn if coded == len(directions) else turn @ directions[:coded]
+    return Matrix.of(directions[: coarse if coded == len(directions) else max(coarse, coded)])
 
 
-def untrained(dim: int, coded: int, bits: int, metric: Metric, *, seed: int) -> Model:
-    """A model without lists that needs no sample: random directions, and zero for the mean."""
-    turn = rotation.orthogonal(dim, seed)
+def untrained(dim: int, metric: Metric, *, seed: int) -> Model:
+    """A model without lists that needs no sample: one bit of every dimension, zero for the mean."""
     return Model(
         metric=metric,
-        bits=bits,
-        reduction=Matrix.of(np.zeros((1, dim), np.float32)),
-        rotation=Matrix.of(turn[:coded]),
+        bits=1,
+        coarse=1,
+        coded=dim,
+        directions=Matrix.of(np.zeros((0, dim), np.float32)),
+        signs=rotation.signs(dim, seed),
         centroids=Matrix.of(np.zeros((1, 1), np.float32)),
         mean=np.zeros(dim, np.float32),
         closed=np.zeros(0, bool),
@@ -251,16 +313,22 @@ def untrained(dim: int, coded: int, bits: int, metric: Metric, *, seed: int) -> 
 # As the file keeps it
 
 
+MATRICES = "directions", "centroids"
+
+
 def to_parts(model: Model) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """A model as plain values, and arrays by name."""
-    matrices = {name: getattr(model, name) for name in ("reduction", "rotation", "centroids")}
+    matrices = {name: getattr(model, name) for name in MATRICES}
     values = {
         "bits": model.bits,
+        "coarse": model.coarse,
+        "coded": model.coded,
         "shapes": {name: [matrix.rows, matrix.columns] for name, matrix in matrices.items()},
     }
     arrays: dict[str, NDArray[Any]] = {
         "mean": model.mean,
         "closed": model.closed.astype(np.uint8),
+        "signs": model.signs,
     }
     for name, matrix in matrices.items():
         arrays[name] = matrix.values
@@ -270,16 +338,19 @@ def to_parts(model: Model) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 def from_parts(metric: Metric, values: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Model:
     """The model of `to_parts`."""
-    matrices = {
-        name: Matrix(arrays[name], arrays[f"{name}_scales"], *values["shapes"][name])
-        for name in ("reduction", "rotation", "centroids")
-    }
+    directions, centroids = (
+        Matrix(arrays[name], arrays[f"{name}_scales"], *values["shapes"][name]) for name in MATRICES
+    )
     return Model(
         metric=metric,
         bits=values["bits"],
+        coarse=values["coarse"],
+        coded=values["coded"],
+        directions=directions,
+        signs=arrays["signs"],
+        centroids=centroids,
         mean=arrays["mean"],
         closed=arrays["closed"].astype(bool),
-        **matrices,
     )
 
 
@@ -287,29 +358,32 @@ def check(model: Model, dim: int) -> None:
     """Raise ValueError if the parts of a model do not fit one another, or vectors of `dim`."""
     parts = {
         "mean": (model.mean.shape, (dim,)),
-        "reduction": (model.reduction.columns, dim),
-        "rotation": (model.rotation.columns, dim),
-        "centroids": (model.centroids.columns, model.reduction.rows),
+        "signs": (model.signs.shape, (rotation.ROUNDS, dim)),
+        "directions": (model.directions.columns, dim),
+        "centroids": (model.centroids.columns, model.coarse),
         "closed": (model.closed.shape, (model.centroids.rows - 1,)),
     }
     for name, (found, wanted) in parts.items():
         if found != wanted:
             raise ValueError(f"{name} is {found}, not {wanted}")
-    if model.bits not in codes.BITS or not 0 < model.rotation.rows <= dim:
-        raise ValueError(f"{model.bits} bits of {model.rotation.rows} dims")
-    if not 0 < model.reduction.rows <= dim:
-        raise ValueError(f"centroids of {model.reduction.rows} dims")
-    for name in ("reduction", "rotation", "centroids"):
+    if model.bits not in codes.BITS or not 0 < model.coded <= dim:
+        raise ValueError(f"{model.bits} bits of {model.coded} dims")
+    if not 0 < model.coarse <= dim:
+        raise ValueError(f"centroids of {model.coarse} dims")
+    if model.signs.dtype != np.int8 or (np.abs(model.signs) != 1).any():
+        raise ValueError(f"signs of {model.signs.dtype}, or some that are neither 1 nor -1")
+    for name in MATRICES:
         _check_matrix(name, getattr(model, name))
     if model.mean.dtype != np.float32 or not np.isfinite(model.mean).all():
         raise ValueError(f"a mean of {model.mean.dtype}, or one that is not finite")
 
 
 def _check_matrix(name: str, matrix: Matrix) -> None:
-    shape = (_fill(matrix.rows, ROWS_AT_ONCE), _fill(matrix.columns, COLUMNS_AT_ONCE))
-    if matrix.values.shape != shape or matrix.scales.shape != shape[:1]:
+    rows, columns = _fill(matrix.rows, ROWS_AT_ONCE), _fill(matrix.columns, COLUMNS_AT_ONCE)
+    shape = (rows // ROWS_AT_ONCE, columns // FOUR, ROWS_AT_ONCE * FOUR)
+    if matrix.values.shape != shape or matrix.scales.shape != (rows,):
         raise ValueError(f"{name} has shape {matrix.values.shape}, not {shape}")
-    if matrix.values.dtype != np.int8 or matrix.scales.dtype != np.float32:
+    if matrix.values.dtype != np.uint8 or matrix.scales.dtype != np.float32:
         raise ValueError(f"{name} is of {matrix.values.dtype} and {matrix.scales.dtype}")
     if not np.isfinite(matrix.scales).all():
         raise ValueError(f"{name} has a scale that is not finite")

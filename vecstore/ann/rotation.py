@@ -5,14 +5,14 @@ A matrix is applied as `vectors @ matrix.T`: its rows are the new axes.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from vecstore.vectors import Vectors
 
-# Up to here one QR decomposition is affordable.
-DENSE = 1024
-BLOCK = 512
+# Rounds of flipping signs and transforming; with fewer, traces of single dimensions remain.
 ROUNDS = 3
 SLICE_ROWS = 4096
 
@@ -60,28 +60,52 @@ def _moments(sample: Vectors, centre: bool) -> NDArray[np.float64]:
     return moments
 
 
-def orthogonal(dim: int, seed: int) -> Vectors:
-    """A random orthogonal matrix, float32 (dim, dim).
-
-    Up to 1,024 dims it is uniformly distributed (Haar's measure): Q of the QR decomposition of a
-    Gaussian matrix, with the signs of R's diagonal (Mezzadri 2007, arXiv math-ph/0609050). Beyond,
-    that takes minutes, so it is the product of three rounds, each a random permutation and a Haar
-    matrix of every 512 dims: the sparse structure of fast Johnson-Lindenstrauss transforms (Ailon
-    and Chazelle 2009), with dense blocks in place of Hadamard's, so that no dim needs padding.
-    """
+def signs(dim: int, seed: int) -> NDArray[np.int8]:
+    """Random signs to turn vectors with, int8 (rounds, dim): 1 or -1."""
     rng = np.random.default_rng(seed)
-    if dim <= DENSE:
-        return _haar(dim, rng).astype(np.float32)
-    matrix = np.eye(dim, dtype=np.float32)
-    for _ in range(ROUNDS):
-        matrix = matrix[rng.permutation(dim)]
-        # Even blocks: a last one of a few dims would hardly mix them.
-        for rows in np.array_split(np.arange(dim), -(-dim // BLOCK)):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            matrix[part] = _haar(len(rows), rng).astype(np.float32) @ matrix[part]
-    return matrix
+    return (2 * rng.integers(0, 2, (ROUNDS, dim)) - 1).astype(np.int8)
 
 
-def _haar(dim: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    q, r = np.linalg.qr(rng.standard_normal((dim, dim)))
-    return q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
+def turn(vectors: Vectors, signs: NDArray[np.int8]) -> Vectors:
+    """Turn vectors at random, in n log n steps.
+
+    In each round signs are flipped, and Hadamard transforms are applied to as many of the first
+    dims as are a power of two, to as many of the rest, and so on (the fast transform of Ailon and
+    Chazelle 2009). Between rounds the dims change places, so that those of one transform meet
+    others in the next. All together is a product with an orthogonal matrix.
+
+    Args:
+        vectors: float32 (n, dim).
+        signs: int8 (rounds, dim or more); the first ones are used.
+
+    Returns:
+        float32 (n, dim).
+    """
+    turned, dim = vectors, vectors.shape[1]
+    places = np.arange(dim) * stride(dim) % dim
+    for number, flips in enumerate(signs[:, :dim]):
+        if number:
+            turned = turned[:, places]
+        turned, at = turned * flips, 0
+        while at < dim:
+            size = 1 << ((dim - at).bit_length() - 1)
+            factor = np.float32(1) / np.sqrt(np.float32(size))
+            turned[:, at : at + size] = _transform(turned[:, at : at + size] * factor)
+            at += size
+    return turned
+
+
+def stride(dim: int) -> int:
+    """How far apart dims lie that the next round puts side by side; it has no divisor of dim."""
+    found = max(1, dim * 3 // 8)
+    while math.gcd(found, dim) > 1:
+        found += 1
+    return found
+
+
+def _transform(vectors: Vectors) -> Vectors:
+    """Multiply vectors by Hadamard's matrix, in steps that all look alike (Pease 1968)."""
+    for _ in range(vectors.shape[1].bit_length() - 1):
+        even, odd = vectors[:, ::2], vectors[:, 1::2]
+        vectors = np.concatenate([even + odd, even - odd], axis=1)
+    return vectors

@@ -27,10 +27,10 @@ SEED = 20_240
 # Codes of fewer dims are not tried.
 LEAST_CODED = 16
 # What dims and bits of the codes are chosen with.
-SHAPE_ROWS, SHAPE_QUERIES = 8192, 64
-# Rows that a query scans, for the root of the number of rows; and what a byte of a vector costs,
+SHAPE_ROWS, SHAPE_QUERIES = 32_768, 32
+# Rows that a query scans, for the root of the number of rows; and what a byte of a fine code costs,
 # which lies anywhere, if a byte of the codes, which lie together, costs 1.
-SCANNED, SCATTERED = 12.0, 1.5
+SCANNED, SCATTERED = 12.0, 4.0
 # Blocks whose vectors are in memory together.
 BLOCKS_AT_ONCE = 128
 QUERIES = 256
@@ -78,7 +78,7 @@ def train(
         )
         model, measured = _choose(model, directions, sample, len(living), rng)
     else:
-        model = models.untrained(dim, dim, 1, metric, seed=SEED)
+        model = models.untrained(dim, metric, seed=SEED)
     blocks = np.flatnonzero(alive)
     found, placed = _code(snapshot, entry, state, model, blocks, lambda s: tell(0.5 + 0.25 * s))
     drawn = _draw(snapshot, entry, state, asked, real, rng)
@@ -95,11 +95,11 @@ def train(
 def untrained(entry: Entry) -> Draft:
     """Codes in row order, which need no sample, with budgets that need no queries."""
     dim = entry.spec.dim
-    model = models.untrained(dim, dim, 1, entry.spec.metric, seed=SEED)
+    model = models.untrained(dim, entry.spec.metric, seed=SEED)
     none = np.zeros(0, np.intp)
     sums = np.zeros(0, np.uint32)
     budgets = calibration.unmeasured()
-    return Draft(model, budgets, none, sums, none, codes.empty(model.groups), 0)
+    return Draft(model, budgets, none, sums, none, codes.empty(model.groups, model.dim), 0)
 
 
 def calibrate(
@@ -141,7 +141,7 @@ def shapes(dim: int) -> list[tuple[int, int]]:
     tried = [(dim, 1)]
     # Less than this is no code at all.
     if dim >= 4 * LEAST_CODED:
-        tried += [(dim * 2 // 3, 1), (dim // 2, 2), (dim // 3, 2), (dim // 4, 4)]
+        tried += [(dim * 2 // 3, 1), (dim // 2, 1), (dim // 2, 2), (dim // 3, 2), (dim // 4, 4)]
     return tried
 
 
@@ -152,19 +152,20 @@ def _choose(
 
     Returns:
         The model with the best codes; and of all that were tried dims, bits, bytes of codes a row,
-        vectors compared and bytes read by a query.
+        rows narrowed and bytes read by a query.
     """
     few = sample[rng.permutation(len(sample))[:SHAPE_ROWS]]
     lists, names = model.assign(few), np.arange(len(few), dtype=np.uint32)
-    asked, own = few[:SHAPE_QUERIES], np.arange(min(len(few), SHAPE_QUERIES))
+    asked = calibration.queries(few[:SHAPE_QUERIES], few[::-1][:SHAPE_QUERIES], model.metric)
+    own = np.tile(np.arange(len(asked) // 2), 2)
     measured, best = [], (np.inf, model)
     for coded, bits in shapes(model.dim):
-        trial = models.recode(model, directions, coded, bits, seed=SEED)
-        part = Part(few, lists, trial.encode(few, lists, names))
-        compared = calibration.compared(trial, asked, own, part)
+        trial = models.recode(model, directions, coded, bits)
+        part = Part(few, lists, trial.encode(few, lists, names, fine=False))
+        narrowed = calibration.narrowed(trial, asked, own, part)
         row_bytes = trial.groups / 2 + 4 * (1 + trial.offsets)
-        read = SCANNED * count**0.5 * row_bytes + compared * SCATTERED * 4 * model.dim
-        measured.append([float(coded), float(bits), row_bytes, compared, read])
+        read = SCANNED * count**0.5 * row_bytes + narrowed * SCATTERED * trial.shape.fine_bytes
+        measured.append([float(coded), float(bits), row_bytes, narrowed, read])
         if read < best[0]:
             best = (read, trial)
     return best[1], measured
@@ -211,7 +212,7 @@ def _code(
     progress: Progress,
 ) -> tuple[Codes, NDArray[np.intp]]:
     """Codes and lists of all rows."""
-    found, placed = [codes.empty(model.groups)], [np.zeros(0, np.intp)]
+    found, placed = [codes.empty(model.groups, model.dim)], [np.zeros(0, np.intp)]
     done = 0
     for numbers, vectors in _slices(snapshot, entry, state, blocks):
         lists = model.assign(vectors) if model.lists else np.zeros(len(vectors), np.intp)

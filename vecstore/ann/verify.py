@@ -25,7 +25,6 @@ from vecstore.layout import (
     LIST,
     NO_BLOCK,
     PART_ROWS,
-    TILE_ROWS,
     State,
 )
 from vecstore.rows import Words
@@ -150,9 +149,9 @@ class _IndexCheck:
 
     def _rows_of(self, value: memoryview, which: int) -> NDArray[np.uint32]:
         layout.verify_bulk(value, f"list {which}")
-        groups, offsets = self.model.groups, self.model.offsets
-        count = index_layout.check_codes(value, self.number, LIST, which, groups, offsets)
-        rows_ = index_layout.list_rows(value, -(-count // TILE_ROWS) * TILE_ROWS)
+        shape = self.model.shape
+        count = index_layout.check_codes(value, self.number, LIST, which, shape)
+        _, rows_, _ = index_layout.split_codes(value, LIST, count, shape)
         if (rows_[count:] != NO_ROW).any():
             self._add(f"list {which} names rows beyond its last (10)")
         return rows_[:count].copy()
@@ -200,8 +199,8 @@ class _IndexCheck:
 
     def _check_block(self, value: memoryview, block: int) -> None:
         layout.verify_bulk(value, f"codes of block {block}")
-        groups, offsets, first = self.model.groups, self.model.offsets, block * BLOCK_ROWS
-        count = index_layout.check_codes(value, self.number, CODE_BLOCK, first, groups, offsets)
+        first = block * BLOCK_ROWS
+        count = index_layout.check_codes(value, self.number, CODE_BLOCK, first, self.model.shape)
         held = self.state.open_rows if block == self.state.open_block else BLOCK_ROWS
         if count != held:
             self._add(f"block {block} has codes of {count} of its {held} rows (12)")
@@ -235,13 +234,20 @@ class _IndexCheck:
 def _differ(model: Model, vectors: Vectors, made: Codes, stored: Codes) -> NDArray[np.bool_]:
     """Which rows have other codes than were made again, bool (n,)."""
     sizes = lengths(vectors) + float(np.linalg.norm(model.mean))
-    flipped = (made.groups != stored.groups).sum(axis=1)
-    scales, offsets = (
+    scales, fine_scales, offsets = (
         abs(getattr(made, name).astype(np.float64) - getattr(stored, name))
-        for name in ("scales", "offsets")
+        for name in ("scales", "fine_scales", "offsets")
     )
     # Nothing is true of what is not a number.
-    same = (flipped <= 1 + made.groups.shape[1] // GROUPS_A_FLIP) & (scales <= ERROR * made.scales)
-    same |= made.scales * model.rotation.rows**0.5 <= ROUNDING * sizes
-    wrong: NDArray[np.bool_] = ~(same & (offsets <= ERROR * sizes**2))
+    same = ~_flipped(made.groups, stored.groups) & (scales <= ERROR * made.scales)
+    same |= made.scales * model.coded**0.5 <= ROUNDING * sizes
+    fine = ~_flipped(made.fine, stored.fine) & (fine_scales <= ERROR * made.fine_scales)
+    fine |= made.fine_scales * model.dim**0.5 <= ROUNDING * sizes
+    wrong: NDArray[np.bool_] = ~(same & fine & (offsets <= ERROR * sizes**2))
     return wrong
+
+
+def _flipped(made: codes.Bytes, stored: codes.Bytes) -> NDArray[np.bool_]:
+    """Which rows have codes of more other groups than rounding explains, bool (n,)."""
+    flips: NDArray[np.bool_] = (made != stored).sum(axis=1) > 1 + made.shape[1] // GROUPS_A_FLIP
+    return flips
