@@ -200,7 +200,7 @@ def ask(
     )
     queries = np.ascontiguousarray(queries, np.float32)
     answer.done = search(
-        queries, model.centred(queries), queries.astype(np.float64), integers, floats,
+        queries.astype(np.float64), integers, floats, model.mean,
         model.directions.values, model.directions.scales, model.signs, model.centroids.values,
         model.centroids.scales, model.bias, model.patterns, tables.get("lists", memory.lists),
         tables.get("blocks", memory.blocks), tables.get("codes", memory.codes), memory.tail, mask,

@@ -70,6 +70,11 @@ def _number(value: object) -> float:
         return math.nan
 
 
+# Requests of usual arguments, which most searches repeat.
+_USUAL: dict[tuple[object, ...], Request] = {}
+USUAL_KEPT = 256
+
+
 def request(
     k: int,
     where: Where,
@@ -82,6 +87,37 @@ def request(
     threads: int = 1,
 ) -> Request:
     """A checked request; arguments as in `Collection.search`."""
+    kinds = (type(k), type(offset), type(include), type(recall), type(threads))
+    if kinds != (int, int, tuple, float, int) or (where, after, min_score, dims) != _NONE:
+        return _request(k, where, min_score, offset, after, include, recall, dims, threads)
+    key = (k, offset, include, recall, threads)
+    try:
+        found = _USUAL.get(key)
+    except TypeError:
+        # Something in `include` has no hash, and is no name.
+        found = None
+    if found is None:
+        found = _request(k, where, min_score, offset, after, include, recall, dims, threads)
+        if len(_USUAL) >= USUAL_KEPT:
+            _USUAL.clear()
+        _USUAL[key] = found
+    return found
+
+
+_NONE = (None, None, None, None)
+
+
+def _request(
+    k: int,
+    where: Where,
+    min_score: float | None,
+    offset: int,
+    after: Hit | None,
+    include: Iterable[Include],
+    recall: Recall,
+    dims: int | None,
+    threads: int,
+) -> Request:
     if after is not None and not isinstance(after, Hit):
         raise UsageError(f"after={show(after)} must be a Hit of an earlier page")
     least = None if min_score is None else _number(min_score)

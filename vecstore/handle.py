@@ -17,7 +17,15 @@ from vecstore.recent import Recent
 from vecstore.search import Request
 from vecstore.spec import CollectionSpec, show
 from vecstore.store import Reader, Transaction
-from vecstore.vectors import Bits, Vectors, as_compared, as_query, check_lengths, prefixes
+from vecstore.vectors import (
+    Bits,
+    Vectors,
+    as_compared,
+    as_query,
+    check_lengths,
+    prefixes,
+    usual_query,
+)
 
 T = TypeVar("T")
 
@@ -112,11 +120,17 @@ class Handle:
     def _prefix(self, dims: int | None) -> int | None:
         return None if dims is None else self._declared.check_dims(arguments.whole(dims, "dims", 1))
 
-    def _query(self, query: str | ArrayLike, request: Request) -> Vectors | Bits:
-        """One query as an array of one."""
+    def _query(
+        self, query: str | ArrayLike, request: Request
+    ) -> tuple[Vectors | Bits, NDArray[np.float64] | None]:
+        """One query as an array of one, and the form it is compared in."""
+        if isinstance(query, np.ndarray) and request.dims is None:
+            usual = usual_query(query, self._declared)
+            if usual is not None:
+                return usual
         if isinstance(query, str):
-            return self._embed([query])
-        return as_query(query, self._declared, request.dims)
+            return self._checked(self._embed([query]), request)
+        return self._checked(as_query(query, self._declared, request.dims), request)
 
     def _checked(
         self, vectors: Vectors | Bits, request: Request

@@ -1260,7 +1260,7 @@ def _scan_tail(
 
 @_quickly
 def _answer(
-    query, point, wide, told, floats, directions, direction_scales, signs, centroids,
+    wide, mean, told, floats, directions, direction_scales, signs, centroids,
     centroid_scales, bias, patterns, lists, blocks, codes, tail, mask, tail_mask, orders, scores,
     stats, missing, aiming, waiting, found, ordering, settling, counts,
 ):  # fmt: skip
@@ -1285,7 +1285,7 @@ def _answer(
     places, limit = _point(blocks), np.int64(mask.size) << 6
     begun = _clock()
     for j in range(dim):
-        own[j] = point[j]
+        own[j] = np.float32(wide[j]) - mean[j]
     size, whole, top, base = _aim(
         own, directed, rotated, turned, spare, numbers, bases, integers, directions,
         direction_scales, signs, centroids, centroid_scales, bias,
@@ -1332,7 +1332,7 @@ def _answer(
         return -1
     front = _divide(optimistic, likely, rows, left, bound)
     for j in range(dim):
-        own[j] = query[j]
+        own[j] = np.float32(wide[j])
     held = _rescore(
         own, shift, integers, places, optimistic, rows, np.int64(0), front, best, best_rows,
         np.int64(0),
@@ -1411,9 +1411,9 @@ def _out(kind: Any, dims: int) -> Any:
 
 
 SEARCH = types.int64(
-    *(_in(types.float32, 2),) * 2, _in(types.float64, 2), _in(types.int64, 1),
-    _in(types.float32, 1), _in(types.uint8, 3), _in(types.float32, 1), _in(types.int8, 2),
-    _in(types.uint8, 3), *(_in(types.float32, 1),) * 2, _in(types.float32, 2),
+    _in(types.float64, 2), _in(types.int64, 1), *(_in(types.float32, 1),) * 2, _in(types.uint8, 3),
+    _in(types.float32, 1), _in(types.int8, 2), _in(types.uint8, 3), *(_in(types.float32, 1),) * 2,
+    _in(types.float32, 2),
     *(_in(types.uint64, 1),) * 3, _in(types.int64, 1), *(_in(types.uint64, 1),) * 2,
     _out(types.uint64, 2), _out(types.float64, 2), _out(types.int64, 1), _out(types.int64, 2),
     _out(types.int64, 1), types.int64,
@@ -1421,21 +1421,20 @@ SEARCH = types.int64(
 
 
 def search(
-    queries, centred, wide, integers, floats, directions, direction_scales, signs, centroids,
+    wide, integers, floats, mean, directions, direction_scales, signs, centroids,
     centroid_scales, bias, patterns, lists, blocks, codes, tail, mask, tail_mask, orders, scores,
     counts, stats, missing, first,
 ):  # fmt: skip
     """Answer queries from `first` on; return the number of the first that is not answered.
 
-    That is len(queries), or a query that met entries missing in a table: `missing` then holds
+    That is len(wide), or a query that met entries missing in a table: `missing` then holds
     their kind, how many they are and their numbers.
 
     Args:
-        queries: float32 (m, dim), as they are compared with stored vectors.
-        centred: float32 (m, dim), as they are compared with codes: under l2 less the mean.
-        wide: float64 (m, dim), as they are compared in the end.
+        wide: float64 (m, dim), the queries as they are compared in the end.
         integers: int64 (INTEGERS,), DIM ... LEAST.
         floats: float32 (4,), GAP, REACH and SLACK of the budget, FINE of the model.
+        mean: float32 (dim,), what queries are taken less before they are compared with codes.
         directions: As `model.Matrix` keeps its values: the first COARSE rows are the dimensions of
             the centroids, the first CODED ones those of the codes before they are turned. Where
             there are not so many rows, these are the first numbers of a vector.
@@ -1482,9 +1481,9 @@ def search(
     ordering = np.empty(STEPS, np.int64), np.empty(count + 15, np.uint8), np.empty(count, np.int64)
     settling = np.empty(dim), np.empty(dim), np.empty(96, np.int64), np.empty(32)
     sizes = np.empty(SIZES, np.int64)
-    for number in range(first, queries.shape[0]):
+    for number in range(first, wide.shape[0]):
         done = _answer(
-            queries[number], centred[number], wide[number], integers, floats, directions,
+            wide[number], mean, integers, floats, directions,
             direction_scales, signs, centroids, centroid_scales, bias, patterns, lists, blocks,
             codes, tail, mask, tail_mask, orders[number], scores[number], stats[number], missing,
             aiming, waiting, found, ordering, settling, sizes,
@@ -1492,4 +1491,4 @@ def search(
         if done < 0:
             return number
         counts[number] = done
-    return queries.shape[0]
+    return wide.shape[0]

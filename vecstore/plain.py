@@ -57,11 +57,10 @@ Wide = NDArray[np.float64]
 # Damaged codes may hold any numbers, which the kernel does not complain of either.
 @np.errstate(over="ignore", invalid="ignore")
 def search(
-    queries: Floats,
-    centred: Floats,
     wide: Wide,
     integers: Integers,
     floats: Floats,
+    mean: Floats,
     directions: NDArray[np.uint8],
     direction_scales: Floats,
     signs: NDArray[np.int8],
@@ -96,9 +95,10 @@ def search(
         patterns,
     )
     tables = _Tables(lists, blocks, codes, tail, mask, tail_mask, missing)
-    for number in range(first, len(queries)):
+    queries = wide.astype(np.float32)
+    for number in range(first, len(wide)):
         begun = time.perf_counter_ns()
-        target = coarse.aim(centred[number], told)
+        target = coarse.aim(queries[number] - mean, told)
         routed = time.perf_counter_ns()
         found = _Candidates(told, target)
         seen, scanned = _scan_lists(target, told, tables, found)
@@ -117,7 +117,7 @@ def search(
             *(routed - begun, narrowed - routed, compared - narrowed),
             time.perf_counter_ns() - compared,
         )
-    return len(queries)
+    return len(wide)
 
 
 @dataclass(frozen=True, slots=True)

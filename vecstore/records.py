@@ -13,7 +13,10 @@ from typing import Any
 from vecstore import layout
 from vecstore.errors import CorruptionError
 from vecstore.spec import Id
-from vecstore.store import Reader
+from vecstore.store import Reader, Snapshot
+
+# Ids of so many records of a collection are remembered.
+REMEMBERED = 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,31 @@ def verified(
         order = orders[values.index(None)]
         raise CorruptionError(f"records: order {order} of collection {collection} is missing")
     return list(map(layout.check_record, keys, values)), values
+
+
+def ids(reader: Reader, collection: int, uid: bytes, orders: list[int]) -> list[Id]:
+    """The ids of the records of some orders; errors as `read`.
+
+    An order never gets another id, so those that were read once are remembered.
+    """
+    if not isinstance(reader, Snapshot):
+        return layout.unpack_ids(verified(reader, collection, orders)[1])
+    kept, name = reader.store.tables.kept, b"ids" + uid
+    known: dict[int, Id] | None = kept.get(name)
+    if known is None:
+        known = kept[name] = {}
+    # Other threads may forget all of them at any time.
+    found = [known.get(order) for order in orders]
+    missing = [order for order, value in zip(orders, found, strict=True) if value is None]
+    if missing:
+        read_now = layout.unpack_ids(verified(reader, collection, missing)[1])
+        if len(known) + len(missing) > REMEMBERED:
+            known.clear()
+        fresh = dict(zip(missing, read_now, strict=True))
+        known.update(fresh)
+        found = [fresh.get(order, value) for order, value in zip(orders, found, strict=True)]
+    # None is no id.
+    return found  # type: ignore[return-value]
 
 
 def get(reader: Reader, collection: int, value: Id) -> Stored | None:

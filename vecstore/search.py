@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore import catalog, fields, layout, planner, records, rows
+from vecstore import catalog, fields, layout, plain, planner, records, rows
 from vecstore.ann import engine, index
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
@@ -31,7 +31,7 @@ from vecstore.vectors import Bits, Vectors, as_compared, unpack
 SCORES_BYTES = 64 << 20
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a search was asked for, checked.
 
@@ -97,6 +97,8 @@ class _Preparation:
     job: engine.Job | None
 
 
+# What a plan tells of one search, in the order of `Hits.of`.
+COUNTS = (plain.LISTS_SEEN, plain.ROWS_SEEN, plain.RESCORED)
 # Preparations that one version of a collection remembers; the oldest goes first.
 PREPARATIONS = 64
 
@@ -187,15 +189,15 @@ class _Search:
         self.lap("search", found.stats)
         answers = []
         columns = (found.counts, found.scores, found.orders, found.stats)
-        for count, scores, orders, stats in zip(*(c.tolist() for c in columns), strict=True):
-            best = orders[:count]
+        for count, scores, orders, all_stats in zip(*(c.tolist() for c in columns), strict=True):
+            best, stats = orders[:count], [all_stats[place] for place in COUNTS]
             if len(set(best)) < count:
                 # Checksums of lists are not verified on each search.
                 raise CorruptionError(
                     f"lists: collection {self.entry.number} has a row in two lists, or two rows of"
                     " one record; db.check() says more"
                 )
-            answers.append(self._hits(scores[:count], best, None, "approximate", stats[:3]))
+            answers.append(self._hits(scores[:count], best, None, "approximate", stats))
         return answers
 
     def _hits(
@@ -221,6 +223,15 @@ class _Search:
     def _hydrate(self, scores: list[float], orders: list[int], places: list[int] | None) -> Columns:
         """Read the records of the best."""
         include, spec = self.request.include, self.entry.spec
+        best = 1.0 if spec.metric == "cosine" else 0.0
+        columns: Columns = {
+            "score": scores,
+            "distance": [best - score for score in scores],
+            "order": orders,
+        }
+        if not include and places is None:
+            columns["id"] = records.ids(self.reader, self.entry.number, self.entry.uid, orders)
+            return columns
         rows_, values = records.verified(self.reader, self.entry.number, orders)
         if places is not None and places != rows_:
             wrong = next(i for i, row in enumerate(places) if row != rows_[i])
@@ -229,12 +240,6 @@ class _Search:
                 f"records: row {places[wrong]} leads to id {identity!r}, whose row is"
                 f" {rows_[wrong]}"
             )
-        best = 1.0 if spec.metric == "cosine" else 0.0
-        columns: Columns = {
-            "score": scores,
-            "distance": [best - score for score in scores],
-            "order": orders,
-        }
         if "text" in include or "metadata" in include:
             bodies = list(map(layout.unpack_body, values))
             columns["id"] = [body[0] for body in bodies]

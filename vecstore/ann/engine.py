@@ -134,6 +134,7 @@ class Job:
         self.learnt = (
             integers,
             np.array([budget.gap, budget.reach, budget.slack, budget.fine], np.float32),
+            model.mean,
             model.directions.values,
             model.directions.scales,
             model.signs,
@@ -177,15 +178,11 @@ class Job:
     def _run(
         self, snapshot: Snapshot, call: Callable[..., int], wide: NDArray[np.float64], found: Found
     ) -> None:
-        queries = wide.astype(np.float32)
-        centred = self.model.centred(queries)
         missing = np.empty(2 + MISSING, np.int64)
         first = 0
         while True:
             tables = self.tables or self._fill(snapshot, missing, plain.NOTHING)
             first = call(
-                queries,
-                centred,
                 wide,
                 *self.learnt,
                 *tables,
@@ -197,7 +194,7 @@ class Job:
                 missing,
                 first,
             )
-            if first == len(queries):
+            if first == len(wide):
                 return
             self._fill(snapshot, missing, int(missing[0]))
 

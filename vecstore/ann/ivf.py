@@ -38,7 +38,7 @@ GATHERED_AT_ONCE = 8192
 
 def lists_for(count: int) -> int:
     """How many lists suit so many rows."""
-    return max(1, min(65_536, round(3.2 * math.sqrt(count)), count // 8))
+    return max(1, min(65_536, round(4.8 * math.sqrt(count)), count // 8))
 
 
 def edition() -> bytes:
