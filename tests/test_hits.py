@@ -52,8 +52,8 @@ def test_hits_of_columns_are_made_once() -> None:
 
 
 def test_counts_become_a_part_of_the_plan() -> None:
-    hits = Hits.of({"id": [], "score": []}, plan=PLAN, complete="exact", counts=[1, 2, 3])
-    assert hits.plan == replace(PLAN, lists=1, scanned=2, compared=3)
+    hits = Hits.of({"id": [], "score": []}, plan=PLAN, complete="exact", counts=[1, 2, 3, 4])
+    assert hits.plan == replace(PLAN, lists=1, scanned=2, narrowed=3, compared=4)
     assert PLAN.lists == 0
     assert pickle.loads(pickle.dumps(hits)).plan == hits.plan
 

@@ -329,26 +329,29 @@ def test_matrices_multiply_alike_with_and_without_the_instruction(
     multiply_rows = kernels._multiply_rows
 
     @numba.njit
-    def multiply(values, scales, numbers, less, out):
+    def multiply(values, scales, numbers, high, low, out):
         for block in range(values.shape[0]):
             multiply_rows(
                 np.uint64(values[block].ctypes.data),
                 np.uint64(scales[16 * block :].ctypes.data),
                 np.uint64(numbers.ctypes.data),
                 values.shape[1] // 4,
-                np.int32(less),
+                np.int32(high),
+                np.int32(low),
                 np.float32(0.5),
                 np.uint64(out[16 * block :].ctypes.data),
             )
 
     matrix = Matrix.of(rng.integers(-127, 128, (rows, columns)).astype(np.float32))
-    numbers = np.zeros(4 * matrix.values.shape[1], np.int8)
-    numbers[:columns] = rng.integers(-127, 128, columns)
+    numbers = np.zeros((2, 4 * matrix.values.shape[1]), np.int8)
+    numbers[:, :columns] = rng.integers(-127, 128, (2, columns))
     out = np.empty(len(matrix.scales), np.float32)
-    multiply(matrix.values, matrix.scales, numbers, 128 * int(numbers.sum(dtype=int)), out)
+    less = 128 * numbers.sum(axis=1, dtype=int)
+    multiply(matrix.values, matrix.scales, numbers, int(less[0]), int(less[1]), out)
 
-    whole = model.unpack(matrix.values).astype(int)[:rows, :columns] @ numbers[:columns].astype(int)
-    expected = whole.astype(np.float32) * matrix.scales[:rows] * np.float32(0.5)
+    whole = model.unpack(matrix.values).astype(int)[:rows, :columns]
+    high, low = (whole @ numbers[:, :columns].T.astype(int)).T.astype(np.float32)
+    expected = (high + low * np.float32(1 / 254)) * matrix.scales[:rows] * np.float32(0.5)
     assert out[:rows].tolist() == expected.tolist()
     assert not out[rows:].any()
 

@@ -76,6 +76,7 @@ def run(
         rows=plan.rows,
         allowed=plan.allowed,
         scanned=plan.scanned,
+        narrowed=plan.narrowed,
         compared=plan.allowed if exact else plan.compared,
         expected_recall=plan.expected_recall,
         answered_by=answered,
@@ -103,9 +104,10 @@ def stats(reader: Reader, entry: Entry, state: State) -> dict[str, Any]:
     trained, size = 0, 0
     if found is not None:
         trained = found.trained
-        tile = TILE_ROWS * 4 * (1 + found.model.offsets) + 16 * found.model.groups
+        form = found.model.shape
         # Rows in lists are named there; those of the tail stand in their order.
-        size = state.records * tile // TILE_ROWS + 4 * (state.records - shape["tail"])
+        size = state.records * (form.tile_bytes // TILE_ROWS + form.fine_bytes)
+        size += 4 * (state.records - shape["tail"])
     return {
         "index": shape["index"],
         "lists": shape["lists"],

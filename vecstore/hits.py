@@ -83,7 +83,8 @@ class Plan:
         reason: Why this method, in a sentence.
         lists: Lists of the index that were scanned.
         scanned: Rows whose codes were scanned.
-        compared: Rows whose vectors were compared after that.
+        narrowed: Rows whose fine codes were looked at after that.
+        compared: Rows whose vectors were compared in the end.
     """
 
     method: Literal["scan", "rows", "index", "none"]
@@ -93,6 +94,7 @@ class Plan:
     reason: str
     lists: int = 0
     scanned: int = 0
+    narrowed: int = 0
     compared: int = 0
 
 
@@ -130,7 +132,7 @@ class Hits(Sequence[Hit]):
             columns: Attributes of hits, "id" and "score" among them; lists of one length.
             plan: How the search was carried out.
             complete: As the attribute.
-            counts: What the plan lacks: lists, rows scanned and rows compared.
+            counts: What the plan lacks: lists, rows scanned, rows narrowed and rows compared.
         """
         hits = cls.__new__(cls)
         hits._made, hits._columns = None, columns
@@ -143,8 +145,10 @@ class Hits(Sequence[Hit]):
         """How the search was carried out."""
         if self._counts is None:
             return self._plan
-        lists, scanned, compared = self._counts
-        return replace(self._plan, lists=lists, scanned=scanned, compared=compared)
+        lists, scanned, narrowed, compared = self._counts
+        return replace(
+            self._plan, lists=lists, scanned=scanned, narrowed=narrowed, compared=compared
+        )
 
     @property
     def _hits(self) -> tuple[Hit, ...]:
@@ -271,6 +275,7 @@ class Explanation:
         allowed: Rows that the filter lets through.
         tail: Living rows that are in no list; every search through the index scans them.
         scanned: Rows whose codes were scanned, in whole tiles of 32.
+        narrowed: Rows whose fine codes were looked at.
         compared: Rows whose vectors were compared.
         expected_recall: The recall that the plan was chosen for; 1.0 for an exact method.
         answered_by: "compiled" or "numpy".
@@ -292,6 +297,7 @@ class Explanation:
     allowed: int
     tail: int
     scanned: int
+    narrowed: int
     compared: int
     expected_recall: float
     answered_by: Literal["compiled", "numpy"]
@@ -320,6 +326,7 @@ class Explanation:
             "index": f"{self.index}, {self.lists:,} lists, {self.tail:,} rows in none of them",
             "rows": f"{self.rows:,}, of which the filter allows {self.allowed:,}",
             "scanned": f"{self.lists_scanned:,} lists, the codes of {self.scanned:,} rows",
+            "narrowed": f"the fine codes of {self.narrowed:,} rows",
             "compared": f"the vectors of {self.compared:,} rows",
             "recall": f"{self.expected_recall:.3f} expected",
             "answered by": f"{self.answered_by}{waiting}",

@@ -30,6 +30,8 @@ TILE_ROWS = 32
 GROUPS_AT_ONCE = 16
 # Lists are ordered by their distance in so many steps.
 STEPS = 256
+# More lists than this are not left in the first step, if they can be told apart.
+CROWD = 16
 # Tiles that are scanned before their candidates are narrowed; so many may wait then.
 TILES_A_STEP = 8
 WAITING = 2 * TILES_A_STEP * TILE_ROWS
@@ -366,52 +368,54 @@ def _add_fours(builder: Any, total: Any, numbers: Any, fours: Any) -> Any:
 
 @intrinsic
 def _multiply_rows(
-    context: Any,
-    values: Any,
-    scales: Any,
-    numbers: Any,
-    steps: Any,
-    less: Any,
-    scale: Any,
-    out: Any,
-) -> Any:
+    context: Any, values: Any, scales: Any, numbers: Any, steps: Any, high: Any, low: Any,
+    scale: Any, out: Any,
+) -> Any:  # fmt: skip
     """Write the products of 16 rows of a matrix and a vector, float32 (16,).
 
-    All but `steps`, `less` and `scale` are addresses. In each of the `steps` of 16 columns lie 4
-    times 64 bytes: 4 columns of all rows, number by number plus 128; the vector is of int8. `less`
-    is what these 128 make too much of every sum. A sum is multiplied by the row's scale, then by
-    `scale`.
+    `values`, `scales`, `numbers` and `out` are addresses. In each of the `steps` of 16 columns lie
+    4 times 64 bytes: 4 columns of all rows, number by number plus 128; the vector is of int8, and
+    behind it lies what that rounded off, in parts of 1 / 254. `high` and `low` are what the 128
+    make too much of every sum. A sum is multiplied by the row's scale, then by `scale`.
     """
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values, scales, numbers, steps, less, scale, out = arguments
-        # Four sums at once hide the latency of adding up.
+        values, scales, numbers, steps, high, low, scale, out = arguments
+        # Several sums at once hide the latency of adding up.
         totals = [cgutils.alloca_once_value(builder, _all(_SUMS, 0)) for _ in range(4)]
+        width = builder.mul(steps, ir.Constant(_I64, 16))
         with cgutils.for_range(builder, steps) as loop:
             row = builder.add(values, builder.mul(loop.index, ir.Constant(_I64, 256)))
             column = builder.add(numbers, builder.mul(loop.index, ir.Constant(_I64, 16)))
-            for number, total in enumerate(totals):
+            for number in range(4):
                 part = builder.add(row, ir.Constant(_I64, 64 * number))
                 four = builder.add(column, ir.Constant(_I64, 4 * number))
-                one = _load(builder, four, _I32, 1)
-                fours = builder.insert_element(
-                    ir.Constant(_SUMS, ir.Undefined), one, ir.Constant(_I32, 0)
-                )
-                fours = _pick(builder, fours, fours, [0] * 16)
                 eights = _load(builder, part, _BYTES, 1)
-                builder.store(_add_fours(builder, builder.load(total), eights, fours), total)
-        first, second, third, fourth = (builder.load(total) for total in totals)
-        total = builder.add(builder.add(first, second), builder.add(third, fourth))
-        one = builder.insert_element(ir.Constant(_SUMS, ir.Undefined), less, ir.Constant(_I32, 0))
-        total = builder.sub(total, _pick(builder, one, one, [0] * 16))
-        found = builder.fmul(builder.sitofp(total, _FLOATS), _load(builder, scales, _FLOATS, 4))
+                for half, place in enumerate((four, builder.add(four, width))):
+                    total = totals[2 * half + number % 2]
+                    fours = _spread(builder, _load(builder, place, _I32, 1))
+                    builder.store(_add_fours(builder, builder.load(total), eights, fours), total)
+        sums = [builder.add(*map(builder.load, totals[i : i + 2])) for i in (0, 2)]
+        parts = [
+            builder.sitofp(builder.sub(total, _spread(builder, less)), _FLOATS)
+            for total, less in zip(sums, (high, low), strict=True)
+        ]
+        rest = builder.fmul(parts[1], ir.Constant(_FLOATS, [1 / 254] * 16))
+        found = builder.fadd(parts[0], rest)
+        found = builder.fmul(found, _load(builder, scales, _FLOATS, 4))
         found = builder.fmul(found, _splat(builder, scale))
         builder.store(found, builder.inttoptr(out, _FLOATS.as_pointer())).align = 4
         return target.get_dummy_value()
 
-    word = types.uint64
-    kinds = (word, word, word, types.int64, types.int32, types.float32, word)
+    word, part = types.uint64, types.int32
+    kinds = (word, word, word, types.int64, part, part, types.float32, word)
     return types.void(*kinds), generate
+
+
+def _spread(builder: Any, value: Any) -> Any:
+    """16 times the same int32."""
+    one = builder.insert_element(ir.Constant(_SUMS, ir.Undefined), value, ir.Constant(_I32, 0))
+    return _pick(builder, one, one, [0] * 16)
 
 
 @intrinsic
@@ -614,18 +618,35 @@ def _to_bytes(vector, size, out, filled):
     return scale
 
 
+@_quickly
+def _to_byte_pairs(vector, size, out, filled):
+    """As `_to_bytes`; and behind it what that rounded off, in parts of 1 / 254, as int8.
+
+    Scores of lists must be right to a little of the difference between rows of tight lists.
+    """
+    scale = _to_bytes(vector, size, out, filled)
+    inverse, rest = np.float32(1) / scale, _behind(out, filled)
+    for j in range(size):
+        off = (vector[j] * inverse - np.float32(out[j])) * np.float32(254)
+        rest[j] = np.int8(np.int32(off + np.float32(128.5)) - 128)
+    for j in range(size, filled):
+        rest[j] = 0
+    return scale
+
+
 @_exactly
 def _multiply(values, blocks, steps, scales, numbers, scale, out):
-    """out[i] = matrix[i] . vector, of a matrix as `model.Matrix` keeps it and a vector in int8."""
-    total = np.int32(0)
+    """out[i] = matrix[i] . vector, of a matrix as `model.Matrix` keeps it and pairs of int8."""
+    high, low, rest = np.int32(0), np.int32(0), _behind(numbers, 16 * steps)
     for j in range(16 * steps):
-        total += np.int32(numbers[j])
+        high += np.int32(numbers[j])
+        low += np.int32(rest[j])
     place, vector = _address(values), _address(numbers)
     factors, results = _address(scales), _address(out)
     for i in range(blocks):
         _multiply_rows(
             place + np.uint64(i * steps * 256), factors + np.uint64(64 * i), vector, steps,
-            np.int32(128 * total), scale, results + np.uint64(64 * i),
+            np.int32(128 * high), np.int32(128 * low), scale, results + np.uint64(64 * i),
         )  # fmt: skip
 
 
@@ -1065,13 +1086,15 @@ def _narrow(integers, waiting, fine, found, sizes, everything):
 
 
 @_exactly
-def _order(bases, count, low, gap, reach, ordering):
-    """Write down the lists with scores from `low` on, nearest first; return how many.
+def _order(bases, count, low, gap, reach, seen, ordering):
+    """Write down the nearest lists with scores from `low` on, nearest first; return how many.
 
     They are told apart in STEPS of distance: within one they come by number, since sorting them
-    would take longer than the few rows less are worth. Lists that rank and distance are certain to
-    put out of reach are left out. `bases` is filled up with minus infinity to a multiple of 16.
-    `ordering` is scratch, int64 (STEPS,) and uint8 (lists + 15,), and the order, int64 (lists,).
+    would take longer than the few rows less are worth. Where the first step would hold many, the
+    steps are made smaller, and the farther lists are left for later, as are those that rank and
+    distance are certain to put out of reach; `seen` is how many were nearer. `bases` is filled up
+    with minus infinity to a multiple of 16. `ordering` is scratch, int64 (STEPS,) and uint8
+    (lists + 15,), and the order, int64 (lists,).
     """
     (starts, steps, order), blocks = ordering, (count + 15) >> 4
     highest, lowest = _largest(_address(bases), blocks), low
@@ -1080,17 +1103,23 @@ def _order(bases, count, low, gap, reach, ordering):
         for i in range(count):
             if -np.inf < bases[i] < lowest:
                 lowest = bases[i]
-    width = (highest - lowest) / np.float32(STEPS - 1.5)
-    # One step holds all that are nearly equal.
-    inverse = np.float32(1) / width if width > np.float32(1e-37) else np.float32(0)
-    _write_steps(_address(bases), blocks, highest, inverse, _address(steps))
-    for step in range(STEPS):
-        starts[step] = 0
-    for i in range(count):
-        starts[steps[i]] += 1
+    while True:
+        width = (highest - lowest) / np.float32(STEPS - 1.5)
+        # Without any width, whatever is farther off at all is out of reach.
+        inverse = np.float32(1) / width if width > np.float32(1e-37) else np.float32(3e38)
+        _write_steps(_address(bases), blocks, highest, inverse, _address(steps))
+        for step in range(STEPS):
+            starts[step] = 0
+        for i in range(count):
+            starts[steps[i]] += 1
+        closer = highest - width
+        if starts[0] <= CROWD or not lowest < closer < highest:
+            break
+        lowest = closer
     found, bound = np.int64(0), np.int64(STEPS - 1)
     for step in range(STEPS - 1):
-        if step % 8 == 1 and np.log(np.float32(1 + found)) + width * (step - 1) * gap > reach:
+        rank = np.float32(1 + seen + found)
+        if step % 8 == 1 and np.log(rank) + width * (step - 1) * gap > reach:
             bound = step
             break
         found, starts[step] = found + starts[step], found
@@ -1210,16 +1239,17 @@ def _scan_lists(
     least, far = np.float32(-np.inf), np.float32(np.inf)
     if gap > 0 and integers[LEAST] <= 1:
         least, far = top - reach / gap, reach
-    left, at, order = _order(bases, count, least, gap, far, ordering), 0, ordering[2]
+    left, at, order = np.int64(0), np.int64(0), ordering[2]
     while True:
         # Fewer candidates than wanted: a filter lets few rows through.
         short = sizes[HELD] < k and missing[1] == 0
         if at == left:
-            if not short or far == np.inf:
+            left, at = _order(bases, count, least, gap, far, seen, ordering), np.int64(0)
+            if left == 0 and short and far < np.inf:
+                least, far = np.float32(-np.inf), np.float32(np.inf)
+                left = _order(bases, count, least, gap, far, seen, ordering)
+            if left == 0:
                 break
-            far = np.float32(np.inf)
-            left, at = _order(bases, count, np.float32(-np.inf), gap, far, ordering), 0
-            continue
         number, base = order[at], bases[order[at]]
         beyond = np.log(np.float32(1 + seen)) + (top - base) * gap > reach
         if beyond and seen >= integers[LEAST] and not short:
@@ -1374,16 +1404,22 @@ def _aim(
     """
     dim, known, coded = integers[DIM], integers[DIRECTIONS], integers[CODED]
     coarse, count = integers[COARSE], integers[LISTS]
-    scale = _to_bytes(own, dim, numbers, 4 * directions.shape[1])
+    scale = _to_byte_pairs(own, dim, numbers, 4 * directions.shape[1])
     _multiply(
         _point(directions), directions.shape[0], directions.shape[1] >> 2,
         _point(direction_scales), numbers, scale, directed,
     )  # fmt: skip
     flips, rounds = _point(signs), signs.shape[0]
     _turn(own, dim, flips, rounds, dim, turned, spare)
-    _turn(directed if known >= coded else own, coded, flips, rounds, dim, rotated, spare)
+    if known >= coded:
+        _turn(directed, coded, flips, rounds, dim, rotated, spare)
+    elif coded < dim:
+        _turn(own, coded, flips, rounds, dim, rotated, spare)
+    else:
+        for j in range(dim):
+            rotated[j] = turned[j]
     middle = directed if known >= coarse else own
-    scale = _to_bytes(middle, coarse, numbers, 4 * centroids.shape[1])
+    scale = _to_byte_pairs(middle, coarse, numbers, 4 * centroids.shape[1])
     _multiply(
         _point(centroids), centroids.shape[0], centroids.shape[1] >> 2, _point(centroid_scales),
         numbers, scale, bases,
@@ -1433,7 +1469,7 @@ def search(
     Args:
         wide: float64 (m, dim), the queries as they are compared in the end.
         integers: int64 (INTEGERS,), DIM ... LEAST.
-        floats: float32 (4,), GAP, REACH and SLACK of the budget, FINE of the model.
+        floats: float32 (4,), GAP, REACH, SLACK and FINE of the budget.
         mean: float32 (dim,), what queries are taken less before they are compared with codes.
         directions: As `model.Matrix` keeps its values: the first COARSE rows are the dimensions of
             the centroids, the first CODED ones those of the codes before they are turned. Where
@@ -1462,7 +1498,7 @@ def search(
     chunks = (dim + FINE_DIMS - 1) // FINE_DIMS
     missing[0] = NOTHING
     missing[1] = 0
-    width = max(4 * directions.shape[1], 4 * centroids.shape[1], chunks * FINE_DIMS)
+    width = max(8 * directions.shape[1], 8 * centroids.shape[1], chunks * FINE_DIMS)
     aiming = (
         np.empty(dim, np.float32), np.empty(direction_scales.size, np.float32),
         np.zeros(coded, np.float32), np.empty(dim, np.float32), np.empty(dim, np.float32),

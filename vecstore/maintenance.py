@@ -113,7 +113,7 @@ AUTO_ROWS, AUTO_BYTES = 10_000, 8 << 20
 # With fewer rows there is nothing to train lists on.
 LEAST_ROWS = 256
 # The tail and the dead rows in lists may be so many, and so many for each list.
-BACKLOG, BACKLOG_EACH = 2048, 4
+BACKLOG, BACKLOG_EACH = 2048, 3
 # Lists are trained anew when there are so many times the rows, while that is quick.
 GROWTH, QUICK_ROWS = 4, 250_000
 # And when such a share of the rows came since, for they may be unlike those that it learned from.

@@ -46,6 +46,8 @@ TILES_A_STEP = 8
 FINE_DIMS, FINE_LEAST = 64, np.float32(-7.5)
 # Lists are ordered by their distance in so many steps.
 STEPS = 256
+# More lists than this are not left in the first step, if they can be told apart.
+CROWD = 16
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -205,10 +207,13 @@ class _Matrix:
         self.scales = scales
 
     def times(self, vector: Floats) -> Floats:
-        """The product with a vector, which is rounded to int8 as the kernel does."""
+        """The product with a vector, which is rounded to pairs of int8 as the kernel does."""
         numbers, scale = _to_bytes(vector)
-        totals = self.values[:, : len(vector)] @ numbers
-        product: Floats = totals.astype(np.float32) * self.scales * scale
+        off = vector * (np.float32(1) / scale) - numbers.astype(np.float32)
+        rest = (off * np.float32(254) + np.float32(128.5)).astype(np.int32) - 128
+        part = self.values[:, : len(vector)]
+        totals, lower = ((part @ half).astype(np.float32) for half in (numbers, rest))
+        product: Floats = (totals + lower * np.float32(1 / 254)) * self.scales * scale
         return product
 
 
@@ -411,17 +416,18 @@ def _scan_lists(
     least, far = np.float32(-np.inf), np.float32(np.inf)
     if gap > 0 and told.least <= 1:
         least, far = top - reach / gap, reach
-    order, at = _ordered(bases, least, gap, far), 0
-    seen = scanned = 0
+    order: list[int] = []
+    at = seen = scanned = 0
     while True:
         # Fewer candidates than wanted: a filter lets few rows through.
         short = not found.full and not tables.missing[1]
         if at == len(order):
-            if not short or far == np.inf:
+            order, at = _ordered(bases, least, gap, far, seen), 0
+            if not order and short and far < np.inf:
+                least, far = np.float32(-np.inf), np.float32(np.inf)
+                order = _ordered(bases, least, gap, far, seen)
+            if not order:
                 break
-            far = np.float32(np.inf)
-            order, at = _ordered(bases, np.float32(-np.inf), gap, far), 0
-            continue
         number, base = order[at], bases[order[at]]
         rank = np.float32(math.log(1 + seen))
         beyond = np.float32(float(rank) + float(top - base) * float(gap)) > reach
@@ -451,20 +457,27 @@ def _scan_tail(target: _Target, told: _Told, tables: _Tables, found: _Candidates
     return scanned
 
 
-def _ordered(bases: Floats, low: np.float32, gap: np.float32, reach: np.float32) -> list[int]:
-    """Lists with scores from `low` on, nearest first, in steps and as far as the kernel's."""
+def _ordered(
+    bases: Floats, low: np.float32, gap: np.float32, reach: np.float32, seen: int
+) -> list[int]:
+    """The nearest lists with scores from `low` on, in steps and as far as the kernel's."""
     highest, lowest = bases.max(initial=np.float32(-np.inf)), low
     if low == -np.inf:
         lowest = bases[bases > -np.inf].min(initial=highest)
-    width = (highest - lowest) / np.float32(STEPS - 1.5)
-    inverse = np.float32(1) / width if width > np.float32(1e-37) else np.float32(0)
-    off = (highest - bases) * inverse
-    steps = np.where(off < STEPS - 1, off, np.float32(STEPS - 1)).astype(np.intp)
-    counts = np.bincount(steps, minlength=STEPS)
+    while True:
+        width = (highest - lowest) / np.float32(STEPS - 1.5)
+        inverse = np.float32(1) / width if width > np.float32(1e-37) else np.float32(3e38)
+        off = (highest - bases) * inverse
+        steps = np.where(off < STEPS - 1, off, np.float32(STEPS - 1)).astype(np.intp)
+        counts = np.bincount(steps, minlength=STEPS)
+        closer = highest - width
+        if counts[0] <= CROWD or not lowest < closer < highest:
+            break
+        lowest = closer
     before = np.cumsum(counts) - counts
     bound = STEPS - 1
     for step in range(1, STEPS - 1, 8):
-        rank = np.float32(math.log(1 + before[step]))
+        rank = np.float32(math.log(1 + seen + before[step]))
         if float(rank) + float(width) * (step - 1) * float(gap) > reach:
             bound = step
             break

@@ -77,6 +77,10 @@ def ids(reader: Reader, collection: int, uid: bytes, orders: list[int]) -> list[
     known: dict[int, Id] | None = kept.get(name)
     if known is None:
         known = kept[name] = {}
+    try:
+        return [known[order] for order in orders]
+    except KeyError:
+        pass
     # Other threads may forget all of them at any time.
     found = [known.get(order) for order in orders]
     missing = [order for order, value in zip(orders, found, strict=True) if value is None]

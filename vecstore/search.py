@@ -98,7 +98,7 @@ class _Preparation:
 
 
 # What a plan tells of one search, in the order of `Hits.of`.
-COUNTS = (plain.LISTS_SEEN, plain.ROWS_SEEN, plain.RESCORED)
+COUNTS = (plain.LISTS_SEEN, plain.ROWS_SEEN, plain.NARROWED, plain.RESCORED)
 # Preparations that one version of a collection remembers; the oldest goes first.
 PREPARATIONS = 64
 

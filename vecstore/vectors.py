@@ -21,6 +21,7 @@ Bits = NDArray[np.uint8]
 LONGEST = 1e18
 # A vector this close to unit length is stored as it is: scores divide by its true length anyway.
 UNIT_SLACK = 1e-6
+_FLOAT32 = np.dtype(np.float32)
 WIDENED_AT_ONCE = 64
 LARGEST_FLOAT16 = 65504.0
 LARGEST_INT8 = 127
@@ -306,7 +307,7 @@ def usual_query(
 
     It takes a few steps instead of dozens, which are a large part of a search.
     """
-    if query.dtype != np.float32 or query.shape != (spec.dim,) or spec.metric == "hamming":
+    if query.dtype != _FLOAT32 or query.shape != (spec.dim,) or spec.metric == "hamming":
         return None
     wide = query.astype(np.float64)
     # Nothing that is not finite has a length that is.

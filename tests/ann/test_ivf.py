@@ -430,7 +430,7 @@ def test_lists_hold_the_codes_of_what_is_stored(memory, monkeypatch, metric, pre
 
 
 def test_how_many_lists_suit_how_many_rows() -> None:
-    assert [ivf.lists_for(count) for count in (0, 1, 7, 8, 256, 10_000)] == [1, 1, 1, 1, 32, 320]
+    assert [ivf.lists_for(count) for count in (0, 1, 7, 8, 256, 10_000)] == [1, 1, 1, 1, 32, 480]
     assert ivf.lists_for(10**9) == 65_536
 
 

@@ -88,41 +88,6 @@ def test_principal_is_orthogonal_for_a_degenerate_sample(sample, centre):
     assert distance_from_orthogonal(basis) < 1e-6
 
 
-# energy
-
-
-def test_energy_is_the_share_of_each_direction(rng):
-    sample = rng.standard_normal((50, 3)).astype(np.float32)
-
-    expected = (sample.astype(np.float64) ** 2).sum(axis=0)
-    np.testing.assert_allclose(
-        rotation.energy(sample, np.eye(3, dtype=np.float32)), expected / expected.sum()
-    )
-
-
-def test_energy_of_principal_directions_descends_to_a_total_of_one(rng):
-    sample, _ = stretched(rng, 400, 10)
-
-    found = rotation.energy(sample, rotation.principal(sample))
-
-    assert found.dtype == np.float64
-    assert (np.diff(found) <= 1e-12).all()
-    assert found.sum() == pytest.approx(1)
-
-
-def test_energy_of_a_prefix_is_that_of_the_same_directions(rng):
-    sample, _ = stretched(rng, 400, 10)
-    basis = rotation.principal(sample)
-
-    np.testing.assert_array_equal(
-        rotation.energy(sample, basis)[:4], rotation.energy(sample, basis[:4])
-    )
-
-
-def test_energy_of_zeros_is_zero():
-    assert rotation.energy(np.zeros((2, 3), np.float32), np.eye(3, dtype=np.float32)).sum() == 0
-
-
 # turn
 
 

@@ -15,6 +15,7 @@ from vecstore import (
     index_layout,
     layout,
     maintenance,
+    rows,
 )
 from vecstore.ann import codes, compiled, index
 from vecstore.index_layout import LISTED, MODEL, NO_LIST, PLAN
@@ -277,9 +278,14 @@ def name_more_rows(txn):
 def take_out(txn):
     """Take a living row out of its list, and out of the column."""
     model, (which, _) = loaded(txn)[2].model, largest(txn)
-    found = index.read_list(txn, NUMBER, model, which)
-    index.save_list(txn, NUMBER, model, which, found.take(slice(1, None)))
-    change_column(lambda column: column.__setitem__(int(found.rows[0]), NO_LIST))(txn)
+    found, words = (
+        index.read_list(txn, NUMBER, model, which),
+        rows.live(txn, NUMBER, loaded(txn)[1]),
+    )
+    lives = [int(words[row >> 6]) >> (row & 63) & 1 for row in found.rows.tolist()]
+    taken = np.arange(len(found.rows)) == lives.index(1)
+    index.save_list(txn, NUMBER, model, which, found.take(~taken))
+    change_column(lambda column: column.__setitem__(int(found.rows[taken][0]), NO_LIST))(txn)
 
 
 def close_one(txn):

@@ -38,8 +38,8 @@ class Budget:
     Attributes:
         gap: What the distance to a list weighs beside its rank.
         reach: Lists are scanned while log(rank) + gap * distance is at most this.
-        slack: Candidates are compared exactly if they could be among the best with codes that are
-            off by so many times the length of the query times the scale of the row.
+        slack: Rows are narrowed by their fine codes if they could be among the best with codes that
+            are off by so many times the length of the query times the scale of the row.
         fine: As `slack`, of fine codes.
         least: Lists to scan at least.
     """
@@ -59,7 +59,8 @@ class Found:
         orders: uint64 (m, k), the records' orders, best first.
         scores: float64 (m, k), exact.
         counts: int64 (m,), how many each query found.
-        stats: int64 (m, STAGES): lists and rows seen, rows compared, time of each stage.
+        stats: int64 (m, STAGES): lists and rows seen, rows narrowed and compared, time of each
+            stage.
     """
 
     orders: NDArray[np.uint64]

@@ -37,18 +37,6 @@ def principal(sample: Vectors, *, centre: bool = False) -> Vectors:
     return np.ascontiguousarray(basis * signs[:, None], np.float32)
 
 
-def energy(sample: Vectors, basis: Vectors) -> NDArray[np.float64]:
-    """The share of the sample's second moment along each row of a basis, float64 (directions,).
-
-    Of an orthogonal basis they add up to 1; of a sample of zeros they are zero.
-    """
-    moments = _moments(sample, centre=False)
-    wide = basis.astype(np.float64)
-    along = np.maximum(np.vecdot(wide @ moments, wide), 0.0)
-    total = np.trace(moments)
-    return along / total if total > 0 else np.zeros(len(basis))
-
-
 def _moments(sample: Vectors, centre: bool) -> NDArray[np.float64]:
     """The second moments, float64 (dim, dim)."""
     dim = sample.shape[1]
