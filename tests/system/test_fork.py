@@ -402,3 +402,35 @@ if __name__ == "__main__":
     db.close()
 """)
     run_python(f"import runpy; runpy.run_path({str(program)!r}, run_name='__main__')", path, method)
+
+
+def test_a_child_forked_while_a_thread_compiles_searches_its_index(forked):
+    """Nobody frees numba's lock in the child."""
+    forked("""
+        from numba.core.compiler_lock import global_compiler_lock
+        from vecstore import maintenance
+        maintenance.AUTO_ROWS, maintenance.AUTO_BYTES = 300, 1
+        vectors = np.random.default_rng(1).normal(size=(600, 8))
+        db.collection("indexed", dim=8).add(vectors=vectors)
+        held, end = threading.Event(), threading.Event()
+
+        def hold():
+            with global_compiler_lock:
+                held.set()
+                end.wait()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+
+        def child():
+            with vecstore.open(path) as mine:
+                found = mine.collection("indexed").explain(vectors[7])
+                assert (found.hits[0].id, found.method, found.answered_by) == (
+                    found.hits.ids[0], "index", "numpy"
+                )
+        fork(child)
+        end.set()
+        thread.join()
+        db.close()
+    """)

@@ -347,6 +347,16 @@ def _dispatcher(store: _Store) -> Search:
     return search
 
 
+def _numba_is_locked() -> bool:
+    """Whether another thread compiles, or did so when this process was forked."""
+    module = sys.modules.get("numba.core.compiler_lock")
+    lock = getattr(getattr(module, "global_compiler_lock", None), "_lock", None)
+    if lock is None or not lock.acquire(blocking=False):
+        return lock is not None
+    lock.release()
+    return False
+
+
 class Finder:
     """Looks for the compiled search, and has it compiled. There is one of it per process."""
 
@@ -395,8 +405,10 @@ class Finder:
         return Compiled(search, where, not store.hit, time.perf_counter() - begun)
 
     def forked(self) -> None:
-        """In a forked child: no thread is left that could release the lock."""
+        """In a forked child: no thread is left that could release the locks."""
         self._lock = threading.Lock()
+        # Loading takes numba's lock, which cannot be made anew: numpy answers then.
+        self._hopeless = self._hopeless or (self._search is None and _numba_is_locked())
 
     def _look(self, folder: _Folder | None) -> State:
         if folder is None:
