@@ -37,15 +37,8 @@ class Vecstore(_Database):
         rows = metadata(len(vectors)) if self.records else None
         with vecstore.open(folder / "file") as db:
             collection = db.collection(NAME, dim=vectors.shape[1])
-            for at in range(0, len(vectors), BATCH):
-                part = vectors[at : at + BATCH]
-                collection.add(
-                    vectors=part,
-                    ids=list(range(at, at + len(part))),
-                    metadata=rows[at : at + BATCH] if rows else None,
-                )
-            if hasattr(collection, "optimize"):
-                collection.optimize()
+            # All at once, as the libraries get them; the index is made by this call.
+            collection.add(vectors=vectors, ids=range(len(vectors)), metadata=rows)
 
     def open(self, folder: Path) -> None:
         import vecstore
