@@ -97,7 +97,7 @@ class _Preparation:
     job: engine.Job | None
 
 
-# What a plan tells of one search, in the order of `Hits.of`.
+# What a plan tells of one search, in the order of `Hits.of`: the first that a search reports.
 COUNTS = (plain.LISTS_SEEN, plain.ROWS_SEEN, plain.NARROWED, plain.RESCORED)
 # Preparations that one version of a collection remembers; the oldest goes first.
 PREPARATIONS = 64
@@ -187,17 +187,19 @@ class _Search:
             compared = as_compared(queries, self.entry.spec.metric)
         found = job.search(self.reader, compared, threads=self.request.threads)
         self.lap("search", found.stats)
-        answers = []
-        columns = (found.counts, found.scores, found.orders, found.stats)
-        for count, scores, orders, all_stats in zip(*(c.tolist() for c in columns), strict=True):
-            best, stats = orders[:count], [all_stats[place] for place in COUNTS]
+        answers, scores, orders = [], found.scores.tolist(), found.orders.tolist()
+        stats = found.stats[:, : len(COUNTS)].tolist()
+        for number, count in enumerate(found.counts.tolist()):
+            best = orders[number][:count]
             if len(set(best)) < count:
                 # Checksums of lists are not verified on each search.
                 raise CorruptionError(
                     f"lists: collection {self.entry.number} has a row in two lists, or two rows of"
                     " one record; db.check() says more"
                 )
-            answers.append(self._hits(scores[:count], best, None, "approximate", stats))
+            answers.append(
+                self._hits(scores[number][:count], best, None, "approximate", stats[number])
+            )
         return answers
 
     def _hits(

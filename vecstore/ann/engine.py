@@ -10,6 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Budget:
     least: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """What a search through the index found.
 
@@ -145,7 +146,8 @@ class Job:
             model.patterns,
         )
         self.masks = (seen.tail, mask, mask & seen.tail_words if len(seen.tail) else mask)
-        self.tables: tuple[NDArray[np.uint64], ...] | None = None
+        # All that a call gets and that does not depend on its queries; None before the first one.
+        self.shared: tuple[Any, ...] | None = None
 
     def search(self, snapshot: Snapshot, wide: NDArray[np.float64], *, threads: int = 1) -> Found:
         """Find the nearest rows.
@@ -182,12 +184,10 @@ class Job:
         missing = np.empty(2 + MISSING, np.int64)
         first = 0
         while True:
-            tables = self.tables or self._fill(snapshot, missing, plain.NOTHING)
+            shared = self.shared or self._fill(snapshot, missing, plain.NOTHING)
             first = call(
                 wide,
-                *self.learnt,
-                *tables,
-                *self.masks,
+                *shared,
                 found.orders,
                 found.scores,
                 found.counts,
@@ -199,10 +199,8 @@ class Job:
                 return
             self._fill(snapshot, missing, int(missing[0]))
 
-    def _fill(
-        self, snapshot: Snapshot, missing: NDArray[np.int64], kind: int
-    ) -> tuple[NDArray[np.uint64], ...]:
-        """The tables of lists, blocks and codes, with what was missing in one of them."""
+    def _fill(self, snapshot: Snapshot, missing: NDArray[np.int64], kind: int) -> tuple[Any, ...]:
+        """What calls share, with what was missing in one of the tables."""
         none: NDArray[np.intp] = np.zeros(0, np.intp)
         wanted = none if kind == plain.NOTHING else np.unique(missing[2 : 2 + missing[1]])
         with self.filling:
@@ -211,8 +209,8 @@ class Job:
                 self.blocks(snapshot, wanted if kind == plain.BLOCK else none),
                 self.codes(snapshot, wanted if kind == plain.CODES else none),
             )
-            self.tables = tables
-        return tables
+            self.shared = shared = (*self.learnt, *tables, *self.masks)
+        return shared
 
     def lists(self, snapshot: Snapshot, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
         """The table of lists, filled for some of them."""
