@@ -895,6 +895,7 @@ def test_a_query_too_long_for_its_metric_is_refused() -> None:
         ({"min_score": True}, "min_score=True"),
         ({"min_score": [1]}, r"min_score=\[1\]"),
         ({"min_score": 10**400}, "min_score=1000"),
+        ({"min_score": np.array([1, 2])}, r"min_score=array\(\[1, 2\]\) must"),
         ({"recall": 0}, "recall=0 must"),
         ({"recall": 1.01}, r"recall=1\.01 must"),
         ({"recall": math.nan}, "recall=nan must"),
@@ -907,6 +908,7 @@ def test_a_query_too_long_for_its_metric_is_refused() -> None:
         ({"include": [["text"]]}, r"include holds \['text'\]"),
         ({"after": "a"}, "after='a' must be a Hit"),
         ({"after": 3}, "after=3 must be a Hit"),
+        ({"after": np.array([1, 2])}, "after=array.* must be a Hit"),
     ],
 )
 def test_an_impossible_option_is_refused_by_name(small: Any, options: Any, message: str) -> None:
@@ -915,6 +917,19 @@ def test_an_impossible_option_is_refused_by_name(small: Any, options: Any, messa
     if "after" not in options:
         with pytest.raises(UsageError, match=message):
             small.search_many([[1, 2, 3]], **options)
+
+
+@pytest.mark.parametrize("where", [vecstore.F("x"), np.array([1, 2]), 3])
+def test_what_is_no_filter_is_named(small: Any, where: Any) -> None:
+    with pytest.raises(FilterError, match="needs a filter, got"):
+        small.search([1, 2, 3], where=where)
+
+
+def test_a_masked_array_is_asked_for_by_its_numbers(small: Any) -> None:
+    query = np.array([1, 2, 3], np.float32)
+    masked = np.ma.masked_array(query, mask=[True, False, False])
+
+    assert small.search(masked) == small.search(query)
 
 
 def test_a_filter_that_is_none_is_refused(small: Any) -> None:

@@ -88,7 +88,9 @@ def request(
 ) -> Request:
     """A checked request; arguments as in `Collection.search`."""
     kinds = (type(k), type(offset), type(include), type(recall), type(threads))
-    if kinds != (int, int, tuple, float, int) or (where, after, min_score, dims) != _NONE:
+    # Not by ==, which arrays and fields of a filter answer with neither true nor false.
+    plain = where is None and after is None and min_score is None and dims is None
+    if kinds != (int, int, tuple, float, int) or not plain:
         return _request(k, where, min_score, offset, after, include, recall, dims, threads)
     key = (k, offset, include, recall, threads)
     try:
@@ -102,9 +104,6 @@ def request(
             _USUAL.clear()
         _USUAL[key] = found
     return found
-
-
-_NONE = (None, None, None, None)
 
 
 def _request(

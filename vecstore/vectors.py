@@ -307,7 +307,10 @@ def usual_query(
 
     It takes a few steps instead of dozens, which are a large part of a search.
     """
-    if query.dtype != _FLOAT32 or query.shape != (spec.dim,) or spec.metric == "hamming":
+    # Subclasses may compute otherwise, as masked arrays do; the general way takes their numbers.
+    if type(query) is not np.ndarray or query.dtype != _FLOAT32:
+        return None
+    if query.shape != (spec.dim,) or spec.metric == "hamming":
         return None
     wide = query.astype(np.float64)
     # Nothing that is not finite has a length that is.
