@@ -122,6 +122,18 @@ def test_a_search_of_everything_is_exact(search, rng, metric, precision):
             assert found.scores[number].tobytes() == scores.tobytes()
 
 
+def test_near_neighbours_far_from_the_mean_are_told_apart(search, rng):
+    near = rng.normal(size=(600, 33)) * 0.01
+    vectors = (near + np.where(np.arange(600)[:, None] % 2, 30, -30)).astype(np.float32)
+    memory = build(vectors, "l2", lists=6, bits=2, tail=90)
+    queries = vectors[:4] + np.float32(0.005)
+
+    for one in (search, plain.search):
+        found = ask(one, memory, queries, 20, slack=100.0, fine=100.0)
+        for number, query in enumerate(queries):
+            assert found.orders[number].tolist() == oracle(memory, query, 20)[0].tolist()
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_filter_that_lets_few_rows_through_loses_none(search, rng, metric):
     memory = build(drawn(rng, 900, 33, metric), metric, lists=12, bits=1, tail=50)

@@ -1139,7 +1139,8 @@ def _rescore(
 ):  # fmt: skip
     """Score candidates by their stored vectors into the heap of the k best; return its size.
 
-    One whose optimistic score cannot enter the heap any more is passed over.
+    One whose optimistic score cannot enter the heap any more is passed over. Optimistic scores are
+    more by `shift`, which is not added to the others: where it is large, it would round them off.
     """
     dim, precision, metric, k = integers[DIM], integers[PRECISION], integers[METRIC], integers[K]
     width = dim * (4 if precision == FLOAT32 else 2 if precision == FLOAT16 else 1)
@@ -1151,11 +1152,11 @@ def _rescore(
             for offset in range(0, width, 64):
                 _prefetch(place + np.uint64(offset))
             ahead += 1
-        if size == k and optimistic[i] <= best[0]:
+        if size == k and optimistic[i] - shift <= best[0]:
             continue
         place, scale = _place(blocks[rows[i] >> 6], rows[i] & 63, dim, precision)
         if metric == L2:
-            score = _minus_half_square(place, precision, scale, dim, query) + shift
+            score = _minus_half_square(place, precision, scale, dim, query)
         else:
             score = _product(place, precision, scale, dim, query)
         size = _keep_best(best, best_rows, size, k, score, rows[i])
@@ -1370,7 +1371,7 @@ def _answer(
     if held == k:
         left = front + _prune(
             _behind(optimistic, front), _behind(likely, front), _behind(rows, front), left - front,
-            best[0], told[ROOM],
+            best[0] + shift, told[ROOM],
         )  # fmt: skip
     held = _rescore(
         own, shift, integers, places, optimistic, rows, front, left, best, best_rows, held

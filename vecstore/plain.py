@@ -181,7 +181,8 @@ class _Target:
         noise: How far off a code of scale 1 may be; `doubt` a fine one.
         numbers: float64 (dim,), the query as int8 for fine codes, and their scale.
         gap: What the distance to a list weighs beside its rank.
-        shift: What float32 scores have more than stored vectors alone say.
+        shift: What scores by codes have more than those by stored vectors. It is not added to the
+            latter: where it is large, it would round them off.
     """
 
     bases: Floats
@@ -622,7 +623,8 @@ def _rescore(
     _compare(query, target, told, tables, optimistic, rows, order[:front], best)
     rest = order[front:]
     if len(best.items) == told.k:
-        rest = rest[_best_places(optimistic[rest], best.values[0], told.room)]
+        least = float(np.float32(best.values[0]) + target.shift)
+        rest = rest[_best_places(optimistic[rest], least, told.room)]
     _compare(query, target, told, tables, optimistic, rows, rest, best)
     return np.array(best.items, np.int64), front + len(rest)
 
@@ -650,10 +652,11 @@ def _compare(
     stored = _stored(rows[places], told, tables)
     if told.metric == L2:
         off = stored - query
-        scores = (float(target.shift) - 0.5 * np.vecdot(off, off)).astype(np.float32)
+        scores = (-0.5 * np.vecdot(off, off)).astype(np.float32)
     else:
         scores = np.vecdot(stored, query.astype(np.float64)).astype(np.float32)
-    triples = zip(optimistic[places].tolist(), scores.tolist(), rows[places].tolist(), strict=True)
+    hopes = (optimistic[places] - target.shift).astype(np.float32)
+    triples = zip(hopes.tolist(), scores.tolist(), rows[places].tolist(), strict=True)
     for hope, score, row in triples:
         if len(best.items) < told.k or hope > best.values[0]:
             best.keep_best(told.k, score, row)
