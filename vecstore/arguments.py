@@ -43,7 +43,7 @@ def check_include(include: Iterable[Include]) -> frozenset[Include]:
             raise UsageError(f"include={show(include)} must be a tuple of {_INCLUDE_NAMES}")
         include = tuple(include)
     for name in include:
-        if name not in INCLUDE:
+        if not isinstance(name, str) or name not in INCLUDE:
             raise UsageError(f"include holds {show(name)}; it may hold {_INCLUDE_NAMES}")
     return frozenset(include)
 

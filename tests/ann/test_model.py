@@ -159,6 +159,8 @@ def test_training_again_gives_the_same_model() -> None:
         {"closed": np.zeros(11, bool)},
         {"bits": 3},
         {"coded": 21},
+        {"coded": 20.0},
+        {"coarse": True},
         {"coarse": 0},
         {"signs": np.zeros((rotation.ROUNDS, 20), np.int8)},
         {"signs": np.ones((rotation.ROUNDS, 19), np.int8)},

@@ -356,6 +356,11 @@ def from_parts(metric: Metric, values: dict[str, Any], arrays: dict[str, NDArray
 
 def check(model: Model, dim: int) -> None:
     """Raise ValueError if the parts of a model do not fit one another, or vectors of `dim`."""
+    counts = [model.bits, model.coarse, model.coded]
+    for name in MATRICES:
+        counts += [getattr(model, name).rows, getattr(model, name).columns]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"counts {counts}")
     parts = {
         "mean": (model.mean.shape, (dim,)),
         "signs": (model.signs.shape, (rotation.ROUNDS, dim)),
