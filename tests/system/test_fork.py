@@ -342,41 +342,6 @@ def test_the_child_searches_through_an_index_and_changes_it(forked, engine):
     )
 
 
-def test_a_child_forked_while_threads_search_and_change_an_index_ends_normally(forked):
-    forked(
-        INDEXED
-        + """
-        # Not while a thread loads it: numba's lock would be left to the child.
-        compiled.compile_now()
-        stop = threading.Event()
-        def change():
-            while not stop.is_set():
-                lists.reindex("hash")
-                lists.upsert(vectors=vectors[600:], ids=range(300))
-                lists.reindex("ivf")
-        def search():
-            while not stop.is_set():
-                lists.search_many(vectors[:20], 5, threads=2)
-        threads = [threading.Thread(target=work) for work in (change, search, search)]
-        for thread in threads:
-            thread.start()
-        def child():
-            refused(lambda: lists.search(vectors[0]))
-            with vecstore.open(path) as mine:
-                for hits in mine.collection("lists").search_many(vectors[:20], 5, threads=2):
-                    assert len(hits) == len(set(hits.ids)) == 5
-        for i in range(4):
-            fork(child)
-        stop.set()
-        for thread in threads:
-            thread.join()
-        answers(lists)
-        assert db.check() == []
-        db.close()
-    """
-    )
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_multiprocessing_open_the_file_themselves(run_python, path, tmp_path, method):
     program = tmp_path / "program.py"
