@@ -22,7 +22,7 @@ def some_codes(count: int, groups: int, seed: int = 0) -> Codes:
         rng.integers(0, 16, (count, groups)).astype(np.uint8),
         rng.normal(size=count).astype(np.float32),
         rng.normal(size=count).astype(np.float32),
-        rng.integers(0, 256, (count, codes.fine_bytes(DIM))).astype(np.uint8),
+        rng.integers(0, 256, (count, index_layout.fine_bytes(DIM))).astype(np.uint8),
         rng.normal(size=count).astype(np.float32),
         rng.permutation(10 * count)[:count].astype(np.uint32),
     )

@@ -87,12 +87,17 @@ class CodeShape:
     @property
     def fine_bytes(self) -> int:
         """Bytes of a fine code with its scale, and its offset if any."""
-        return 4 * (1 + self.offsets) + -(-self.dim // FINE_DIMS) * FINE_DIMS // 2
+        return 4 * (1 + self.offsets) + fine_bytes(self.dim)
 
     def bytes_of(self, kind: int, count: int) -> int:
         """Bytes of the codes of so many rows, in a LIST or a CODE_BLOCK."""
         names = TILE_ROWS * 4 if kind == LIST else 0
         return tiles_of(count) * (self.tile_bytes + names) + count * self.fine_bytes
+
+
+def fine_bytes(dim: int) -> int:
+    """Bytes of a fine code alone."""
+    return -(-dim // FINE_DIMS) * FINE_DIMS // 2
 
 
 def tiles_of(count: int) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore.index_layout import FINE_DIMS, GROUP_BYTES, CodeShape, tiles_of
+from vecstore.index_layout import FINE_DIMS, GROUP_BYTES, CodeShape, fine_bytes, tiles_of
 from vecstore.layout import TILE_ROWS
 from vecstore.spec import Metric
 from vecstore.vectors import Vectors
@@ -55,11 +55,6 @@ def groups_of(coded: int, bits: int) -> int:
     """Groups of 4 bits that hold the codes of `coded` dimensions, a multiple of 16."""
     used = -(-coded * bits // 4)
     return -(-used // GROUPS_AT_ONCE) * GROUPS_AT_ONCE
-
-
-def fine_bytes(dim: int) -> int:
-    """Bytes of a fine code."""
-    return -(-dim // FINE_DIMS) * FINE_DIMS // 2
 
 
 def patterns(bits: int) -> Vectors:
