@@ -7,6 +7,7 @@ import numpy as np
 from vecstore import layout, plain
 from vecstore.ann import codes, rotation
 from vecstore.ann.model import COARSE, Matrix, Model
+from vecstore.frames import Frame
 
 METRICS = {"cosine": plain.COSINE, "dot": plain.DOT, "l2": plain.L2}
 DTYPES = {layout.FLOAT32: "<f4", layout.FLOAT16: "<f2", layout.INT8: "i1"}
@@ -198,13 +199,17 @@ def ask(
         np.zeros(2 + note, np.int64),
         0,
     )
-    queries = np.ascontiguousarray(queries, np.float32)
-    answer.done = search(
-        queries.astype(np.float64), integers, floats, model.mean,
+    arrays = (
+        np.ascontiguousarray(queries, np.float32), integers, floats, model.mean,
         model.directions.values, model.directions.scales, model.signs, model.centroids.values,
         model.centroids.scales, model.bias, model.patterns, tables.get("lists", memory.lists),
         tables.get("blocks", memory.blocks), tables.get("codes", memory.codes), memory.tail, mask,
         mask & memory.tail_mask, answer.orders, answer.scores, answer.counts, answer.stats,
-        answer.missing, first,
+        answer.missing,
     )  # fmt: skip
+    if search is plain.search:
+        answer.done = search(*arrays, first)
+    else:
+        frame = Frame(arrays)
+        answer.done = search(frame.address, first)
     return answer

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from vecstore import (
     arguments,
@@ -352,7 +352,7 @@ class Collection(Handle):
         request = arguments.request(
             k, where, min_score, offset, after, include, recall, self._prefix(dims)
         )
-        return self._search(*self._query(query, request), request)[0]
+        return self._search(self._query(query, request), request)[0]
 
     def search_many(
         self,
@@ -400,7 +400,7 @@ class Collection(Handle):
             return []
         else:
             vectors = as_queries(queries, self._declared, request.dims)
-        return self._search(*self._checked(vectors, request), request)
+        return self._search(self._checked(vectors, request), request)
 
     # The index
 
@@ -427,7 +427,7 @@ class Collection(Handle):
             k, where, min_score, offset, after, include, recall, self._prefix(dims)
         )
         begun = time.perf_counter()
-        vectors, _ = self._query(query, request)
+        vectors = self._query(query, request)
         spent = 1000 * (time.perf_counter() - begun) if isinstance(query, str) else None
         with self._source.reading() as reader:
             return explain.run(reader, self._entry(reader), vectors, request, spent)
@@ -557,11 +557,9 @@ class Collection(Handle):
         self._write(lambda txn, entry: write(txn, entry, ready), timeout)
         return ready.ids
 
-    def _search(
-        self, vectors: Vectors | Bits, compared: NDArray[np.float64] | None, request: Request
-    ) -> list[Hits]:
+    def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:
         with self._source.reading() as reader:
-            found = search.run(reader, self._entry(reader), vectors, request, compared=compared)
+            found = search.run(reader, self._entry(reader), vectors, request)
         # Not before: in a forked child a thread that is not there may hold the lock of the sample.
         self._remember(vectors, request)
         return found

@@ -25,9 +25,9 @@ from vecstore.vectors import (
     UNIT_SLACK,
     Bits,
     Vectors,
+    as_compared,
     as_words,
     count_bits,
-    lengths,
     widen,
 )
 
@@ -64,9 +64,7 @@ class Exact:
         self.scores, self.slack = self._scan()
 
     def _prepare(self, queries: Vectors | Bits) -> NDArray[Any]:
-        """The queries in float64, under cosine of unit length."""
-        wide = queries.astype(np.float64)
-        return wide / lengths(queries)[:, None] if self.metric == "cosine" else wide
+        return as_compared(queries, self.metric)
 
     def _runs(self) -> Iterator[tuple[Run, slice]]:
         """The runs that hold the allowed rows, and which of `self.rows` each holds."""

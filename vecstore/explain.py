@@ -6,7 +6,6 @@ import time
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vecstore import catalog, plain, rows, search
 from vecstore.ann import compiled, index
@@ -33,14 +32,14 @@ class _Watch:
         self.milliseconds: dict[str, float] = {}
         self._begun = time.perf_counter_ns()
 
-    def __call__(self, stage: str, stats: NDArray[np.int64] | None = None) -> None:
+    def __call__(self, stage: str, stats: list[list[int]] | None = None) -> None:
         """A stage has ended."""
         took = (time.perf_counter_ns() - self._begun) / 1e6
         if stats is None:
             self.milliseconds[stage] = took
         else:
             # The kernel counts cycles, and numpy nanoseconds: only their shares are known.
-            parts = {name: int(stats[0, place]) for name, place in STAGES.items()}
+            parts = {name: stats[0][place] for name, place in STAGES.items()}
             whole = max(1, sum(parts.values()))
             self.milliseconds |= {name: took * part / whole for name, part in parts.items()}
         self._begun = time.perf_counter_ns()

@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from vecstore import arguments, catalog, ingest
 from vecstore.catalog import Entry
@@ -20,11 +19,10 @@ from vecstore.store import Reader, Transaction
 from vecstore.vectors import (
     Bits,
     Vectors,
-    as_compared,
     as_query,
     check_lengths,
+    is_usual,
     prefixes,
-    usual_query,
 )
 
 T = TypeVar("T")
@@ -120,30 +118,20 @@ class Handle:
     def _prefix(self, dims: int | None) -> int | None:
         return None if dims is None else self._declared.check_dims(arguments.whole(dims, "dims", 1))
 
-    def _query(
-        self, query: str | ArrayLike, request: Request
-    ) -> tuple[Vectors | Bits, NDArray[np.float64] | None]:
-        """One query as an array of one, and the form it is compared in."""
-        if isinstance(query, np.ndarray) and request.dims is None:
-            usual = usual_query(query, self._declared)
-            if usual is not None:
-                return usual
+    def _query(self, query: str | ArrayLike, request: Request) -> Vectors | Bits:
+        """One query as an array of one: the part of it that is compared."""
+        if request.dims is None and is_usual(query, self._declared):
+            return query[None]
         if isinstance(query, str):
             return self._checked(self._embed([query]), request)
         return self._checked(as_query(query, self._declared, request.dims), request)
 
-    def _checked(
-        self, vectors: Vectors | Bits, request: Request
-    ) -> tuple[Vectors | Bits, NDArray[np.float64] | None]:
-        """The part of queries that is compared; of a single one also the form it is compared in."""
+    def _checked(self, vectors: Vectors | Bits, request: Request) -> Vectors | Bits:
+        """The part of queries that is compared, which the metric can compare."""
         vectors = prefixes(vectors, request.dims)
-        if self._declared.metric == "hamming":
-            return vectors, None
-        if len(vectors) == 1:
-            return vectors, as_compared(vectors, self._declared.metric)
-        # Many would take twice their memory.
-        check_lengths(vectors, self._declared.metric, "query")
-        return vectors, None
+        if self._declared.metric != "hamming":
+            check_lengths(vectors, self._declared.metric, "query")
+        return vectors
 
     def _remember(self, vectors: Vectors | Bits, request: Request) -> None:
         """Take queries into the sample; no index answers with parts of vectors, nor with bits."""

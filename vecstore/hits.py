@@ -132,7 +132,8 @@ class Hits(Sequence[Hit]):
             columns: Attributes of hits, "id" and "score" among them; lists of one length.
             plan: How the search was carried out.
             complete: As the attribute.
-            counts: What the plan lacks: lists, rows scanned, rows narrowed and rows compared.
+            counts: What the plan lacks: lists, rows scanned, rows narrowed and rows compared, and
+                whatever else.
         """
         hits = cls.__new__(cls)
         hits._made, hits._columns = None, columns
@@ -145,7 +146,7 @@ class Hits(Sequence[Hit]):
         """How the search was carried out."""
         if self._counts is None:
             return self._plan
-        lists, scanned, narrowed, compared = self._counts
+        lists, scanned, narrowed, compared, *_ = self._counts
         return replace(
             self._plan, lists=lists, scanned=scanned, narrowed=narrowed, compared=compared
         )

@@ -19,7 +19,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
@@ -57,6 +57,13 @@ FLOAT32, FLOAT16, INT8 = 1, 3, 4
     STAGES,
 ) = range(9)  # fmt: skip
 NOTHING, LIST, CODES, BLOCK = range(4)
+# What a frame leads to, in the order of `frames.ARRAYS`; so many words each: address and shape.
+(
+    QUERIES, PARAMETERS, FLOATS, MEAN, DIRECTION_VALUES, DIRECTION_SCALES, SIGNS, CENTROID_VALUES,
+    CENTROID_SCALES, BIAS, PATTERNS, LIST_TABLE, BLOCK_TABLE, CODE_TABLE, TAIL, MASK, TAIL_MASK,
+    ORDERS, SCORES, COUNTS, STATS, LACKING,
+) = range(22)  # fmt: skip
+WORDS = 4
 # Sizes that change in a search: of the heap, of the buffer, of what waits and what of it was asked
 # for, and how many were narrowed.
 HELD, KEPT, LEFT, ASKED, DONE, SIZES = range(6)
@@ -81,7 +88,9 @@ _i8 = _pointer(types.int8)
 _u16 = _pointer(types.uint16)
 _u32 = _pointer(types.uint32)
 _u64 = _pointer(types.uint64)
+_i64 = _pointer(types.int64)
 _f32 = _pointer(types.float32)
+_f64 = _pointer(types.float64)
 
 
 @intrinsic
@@ -920,6 +929,28 @@ def _settle(wide, query, dim, metric, products, todo, done):
     return score
 
 
+# What a frame leads to
+
+
+@_exactly
+def _vector(kind, frame, number):
+    words = _u64(frame + np.uint64(8 * WORDS * number))
+    return carray(kind(words[0]), (np.int64(words[1]),))
+
+
+@_exactly
+def _matrix(kind, frame, number):
+    words = _u64(frame + np.uint64(8 * WORDS * number))
+    return carray(kind(words[0]), (np.int64(words[1]), np.int64(words[2])))
+
+
+@_exactly
+def _cube(frame, number):
+    words = _u64(frame + np.uint64(8 * WORDS * number))
+    shape = np.int64(words[1]), np.int64(words[2]), np.int64(words[3])
+    return carray(_u8(words[0]), shape)
+
+
 # One query: coarse, scan, rescore
 
 
@@ -1291,28 +1322,16 @@ def _scan_tail(
 
 @_quickly
 def _answer(
-    wide, mean, told, floats, directions, direction_scales, signs, centroids,
-    centroid_scales, bias, patterns, lists, blocks, codes, tail, mask, tail_mask, orders, scores,
-    stats, missing, aiming, waiting, found, ordering, settling, counts,
+    wide, mean, integers, floats, directions, direction_scales, signs, centroids, centroid_scales,
+    bias, patterns, lists, blocks, codes, tail, mask, tail_mask, orders, scores, stats, missing,
+    scratch,
 ):  # fmt: skip
-    """Answer one query; return how many rows were found, or -1 if entries were missing.
-
-    The arrays are the caller's, who keeps them.
-    """
-    integers, metric, dim, count, k = _point(told), told[METRIC], told[DIM], told[LISTS], told[K]
-    own, directed, rotated, turned, spare = (
-        _point(aiming[0]), _point(aiming[1]), _point(aiming[2]), _point(aiming[3]),
-        _point(aiming[4]),
-    )  # fmt: skip
-    numbers, bases, table = _point(aiming[5]), _point(aiming[6]), _point(aiming[7])
-    tile = _point(aiming[8])
-    waits = _point(waiting[0]), _point(waiting[1]), _point(waiting[2]), _point(waiting[3])
-    kept = (
-        _point(found[0]), _point(found[1]), _point(found[2]), _point(found[3]), _point(found[4])
-    )  # fmt: skip
+    """Answer one query; return how many rows were found, or -1 if entries were missing."""
+    metric, dim, count, k = integers[METRIC], integers[DIM], integers[LISTS], integers[K]
+    (own, directed, rotated, turned, spare, numbers, bases, table, tile), rest = scratch
+    waits, kept, ordered, settling, sizes = rest
     best, best_rows, optimistic, likely, rows = kept
-    ordered = _point(ordering[0]), _point(ordering[1]), _point(ordering[2])
-    sizes, lacking, room = _point(counts), _point(missing), missing.size - 2
+    lacking, room = _point(missing), missing.size - 2
     places, limit = _point(blocks), np.int64(mask.size) << 6
     begun = _clock()
     for j in range(dim):
@@ -1321,7 +1340,7 @@ def _answer(
         own, directed, rotated, turned, spare, numbers, bases, integers, directions,
         direction_scales, signs, centroids, centroid_scales, bias,
     )  # fmt: skip
-    start, step = _fill_table(rotated, _point(patterns), patterns.shape[0], told[GROUPS], table)
+    start, step = _fill_table(rotated, _point(patterns), patterns.shape[0], integers[GROUPS], table)
     chunks = (dim + FINE_DIMS - 1) // FINE_DIMS
     scale, total = _to_bytes(turned, dim, numbers, chunks * FINE_DIMS), np.int64(0)
     for j in range(dim):
@@ -1334,7 +1353,7 @@ def _answer(
         gap /= np.sqrt(max(whole, np.float32(1e-30)))
     coarse = _address(table), step, start, floats[SLACK] * np.sqrt(size)
     fine = (
-        4 * (1 + told[OFFSETS]) + 32 * chunks, told[OFFSETS], _address(numbers), scale,
+        4 * (1 + integers[OFFSETS]) + 32 * chunks, integers[OFFSETS], _address(numbers), scale,
         np.float32(-FINE_LEAST * total), floats[FINE] * np.sqrt(whole),
     )  # fmt: skip
     for i in range(SIZES):
@@ -1357,7 +1376,7 @@ def _answer(
     _narrow(integers, waits, fine, kept, sizes, True)
     narrowed = _clock()
     bound = best[0] if sizes[HELD] == k else np.float32(-np.inf)
-    left = _prune(optimistic, likely, rows, sizes[KEPT], bound, told[ROOM])
+    left = _prune(optimistic, likely, rows, sizes[KEPT], bound, integers[ROOM])
     left = _check_blocks(places, optimistic, likely, rows, left, lacking, room)
     if missing[1] > 0:
         return -1
@@ -1371,16 +1390,15 @@ def _answer(
     if held == k:
         left = front + _prune(
             _behind(optimistic, front), _behind(likely, front), _behind(rows, front), left - front,
-            best[0] + shift, told[ROOM],
+            best[0] + shift, integers[ROOM],
         )  # fmt: skip
     held = _rescore(
         own, shift, integers, places, optimistic, rows, front, left, best, best_rows, held
     )
     compared = _clock()
     _finish(
-        _point(wide), metric, told[PRECISION], dim, places, best_rows, held,
-        (_point(settling[0]), _point(settling[1]), _point(settling[2]), _point(settling[3])),
-        _point(orders), _point(scores),
+        wide, metric, integers[PRECISION], dim, places, best_rows, held, settling, _point(orders),
+        _point(scores),
     )  # fmt: skip
     stats[LISTS_SEEN] = seen
     stats[ROWS_SEEN] = scanned
@@ -1439,93 +1457,115 @@ def _aim(
     return size, whole, top, base
 
 
-def _in(kind: Any, dims: int) -> Any:
-    return types.Array(kind, dims, "C", readonly=True)
+@_exactly
+def _room(count, size):
+    """Bytes of so many numbers of so many bytes, in whole cache lines."""
+    return np.uint64((count * size + 63) & -64)
 
 
-def _out(kind: Any, dims: int) -> Any:
-    return types.Array(kind, dims, "C")
+@_exactly
+def _lay_out(at, integers, directions, centroids, groups, coded):
+    """The scratch memory of a search that begins at an address, and where it ends."""
+    dim, lists, k, room = integers[DIM], integers[LISTS], integers[K], integers[ROOM]
+    floats, doubles = _room(dim, 4), _room(dim, 8)
+    own, at = _f32(at), at + floats
+    turned, at = _f32(at), at + floats
+    spare, at = _f32(at), at + floats
+    directed, at = _f32(at), at + _room(16 * directions.shape[0], 4)
+    rotated, at = _f32(at), at + _room(coded, 4)
+    chunks = (dim + FINE_DIMS - 1) // FINE_DIMS
+    width = max(8 * directions.shape[1], 8 * centroids.shape[1], chunks * FINE_DIMS)
+    numbers, at = _i8(at), at + _room(width, 1)
+    bases, at = _f32(at), at + _room(16 * centroids.shape[0], 4)
+    table, at = _u8(at), at + _room(16 * groups, 1)
+    tile, at = _f32(at), at + _room(TILE_ROWS, 4)
+    waits = (
+        _f32(at), _u64(at + _room(WAITING, 4)), _i64(at + _room(WAITING, 12)),
+        _f32(at + _room(WAITING, 20)),
+    )  # fmt: skip
+    at += _room(WAITING, 24)
+    best, at = _f32(at), at + _room(k, 4)
+    best_rows, at = _i64(at), at + _room(k, 8)
+    optimistic, at = _f32(at), at + _room(room, 4)
+    likely, at = _f32(at), at + _room(room, 4)
+    rows, at = _i64(at), at + _room(room, 8)
+    steps, at = _i64(at), at + _room(STEPS, 8)
+    step_of, at = _u8(at), at + _room(lists + 15, 1)
+    nearest, at = _i64(at), at + _room(lists, 8)
+    stored, at = _f64(at), at + doubles
+    products, at = _f64(at), at + doubles
+    todo, at = _i64(at), at + _room(96, 8)
+    done, at = _f64(at), at + _room(32, 8)
+    sizes, at = _i64(at), at + _room(SIZES, 8)
+    wide, at = _f64(at), at + doubles
+    aiming = own, directed, rotated, turned, spare, numbers, bases, table, tile
+    found = best, best_rows, optimistic, likely, rows
+    ordering, settling = (steps, step_of, nearest), (stored, products, todo, done)
+    return wide, (aiming, (waits, found, ordering, settling, sizes)), at
 
 
-SEARCH = types.int64(
-    _in(types.float64, 2), _in(types.int64, 1), *(_in(types.float32, 1),) * 2, _in(types.uint8, 3),
-    _in(types.float32, 1), _in(types.int8, 2), _in(types.uint8, 3), *(_in(types.float32, 1),) * 2,
-    _in(types.float32, 2),
-    *(_in(types.uint64, 1),) * 3, _in(types.int64, 1), *(_in(types.uint64, 1),) * 2,
-    _out(types.uint64, 2), _out(types.float64, 2), _out(types.int64, 1), _out(types.int64, 2),
-    _out(types.int64, 1), types.int64,
-)  # fmt: skip
+@_exactly
+def _compared(query, dim, metric, wide, settling):
+    """Write a query as `vectors.as_compared`, to the bit."""
+    _, products, todo, done = settling
+    for j in range(dim):
+        wide[j] = query[j]
+    if metric == COSINE:
+        for j in range(dim):
+            products[j] = wide[j] * wide[j]
+        size = np.sqrt(_pairwise(products, dim, todo, done))
+        for j in range(dim):
+            wide[j] /= size
 
 
-def search(
-    wide, integers, floats, mean, directions, direction_scales, signs, centroids,
-    centroid_scales, bias, patterns, lists, blocks, codes, tail, mask, tail_mask, orders, scores,
-    counts, stats, missing, first,
-):  # fmt: skip
+SEARCH = types.int64(types.uint64, types.int64)
+
+
+def search(frame, first):
     """Answer queries from `first` on; return the number of the first that is not answered.
 
-    That is len(wide), or a query that met entries missing in a table: `missing` then holds
-    their kind, how many they are and their numbers.
+    That is the number of queries, or a query that met entries missing in a table: `missing` then
+    holds their kind, how many they are and their numbers.
 
     Args:
-        wide: float64 (m, dim), the queries as they are compared in the end.
-        integers: int64 (INTEGERS,), DIM ... LEAST.
-        floats: float32 (4,), GAP, REACH, SLACK and FINE of the budget.
-        mean: float32 (dim,), what queries are taken less before they are compared with codes.
-        directions: As `model.Matrix` keeps its values: the first COARSE rows are the dimensions of
-            the centroids, the first CODED ones those of the codes before they are turned. Where
-            there are not so many rows, these are the first numbers of a vector.
-        direction_scales: float32, what the rows are multiplied with.
-        signs: int8 (rounds, dim), how codes are turned.
-        centroids: As `directions`, (lists + 1, COARSE); the last belongs to the tail.
-        centroid_scales: float32, as `direction_scales`.
-        bias: float32 (lists + 1,), added to the centroids' products.
-        patterns: float32 (dims of a group, 16), what its 4 bits stand for.
-        lists: uint64 (lists,), addresses of the lists' values; 0 is missing.
-        blocks: uint64 (blocks,), of the blocks of the full tier.
-        codes: uint64 (blocks,), of the codes of blocks that are in no list.
-        tail: int64 (t,), blocks that are in no list.
-        mask: uint64 (blocks,), rows that may be found in lists.
-        tail_mask: uint64 (blocks,), rows that may be found in the tail.
-        orders: uint64 (m, k) out, the records' orders, best first.
-        scores: float64 (m, k) out.
-        counts: int64 (m,) out, how many were found.
-        stats: int64 (m, STAGES) out.
-        missing: int64 (2 + room,) out.
+        frame: Where the words of a `frames.Frame` are; what they lead to is said there.
         first: Where to begin.
     """
-    k, dim, count = integers[K], integers[DIM], integers[LISTS]
-    coded = max(integers[GROUPS] * patterns.shape[0], integers[CODED])
-    chunks = (dim + FINE_DIMS - 1) // FINE_DIMS
+    queries = _matrix(_f32, frame, QUERIES)
+    integers = _point(_vector(_i64, frame, PARAMETERS))
+    floats = _point(_vector(_f32, frame, FLOATS))
+    mean, bias = _vector(_f32, frame, MEAN), _vector(_f32, frame, BIAS)
+    directions, centroids = _cube(frame, DIRECTION_VALUES), _cube(frame, CENTROID_VALUES)
+    direction_scales = _vector(_f32, frame, DIRECTION_SCALES)
+    centroid_scales = _vector(_f32, frame, CENTROID_SCALES)
+    signs, patterns = _matrix(_i8, frame, SIGNS), _matrix(_f32, frame, PATTERNS)
+    lists, blocks = _vector(_u64, frame, LIST_TABLE), _vector(_u64, frame, BLOCK_TABLE)
+    codes, tail = _vector(_u64, frame, CODE_TABLE), _vector(_i64, frame, TAIL)
+    mask, tail_mask = _vector(_u64, frame, MASK), _vector(_u64, frame, TAIL_MASK)
+    orders, scores = _matrix(_u64, frame, ORDERS), _matrix(_f64, frame, SCORES)
+    counts, stats = _vector(_i64, frame, COUNTS), _matrix(_i64, frame, STATS)
+    missing = _vector(_i64, frame, LACKING)
+    dim, metric, coded = integers[DIM], integers[METRIC], integers[CODED]
+    groups = integers[GROUPS]
+    padded = max(groups * patterns.shape[0], coded)
     missing[0] = NOTHING
     missing[1] = 0
-    width = max(8 * directions.shape[1], 8 * centroids.shape[1], chunks * FINE_DIMS)
-    aiming = (
-        np.empty(dim, np.float32), np.empty(direction_scales.size, np.float32),
-        np.zeros(coded, np.float32), np.empty(dim, np.float32), np.empty(dim, np.float32),
-        np.empty(width, np.int8), np.empty(centroid_scales.size, np.float32),
-        np.empty(16 * integers[GROUPS], np.uint8), np.empty(TILE_ROWS, np.float32),
-    )  # fmt: skip
-    waiting = (
-        np.empty(WAITING, np.float32), np.empty(WAITING, np.uint64), np.empty(WAITING, np.int64),
-        np.empty(WAITING, np.float32),
-    )  # fmt: skip
-    room = integers[ROOM]
-    found = (
-        np.empty(k, np.float32), np.empty(k, np.int64), np.empty(room, np.float32),
-        np.empty(room, np.float32), np.empty(room, np.int64),
-    )  # fmt: skip
-    ordering = np.empty(STEPS, np.int64), np.empty(count + 15, np.uint8), np.empty(count, np.int64)
-    settling = np.empty(dim), np.empty(dim), np.empty(96, np.int64), np.empty(32)
-    sizes = np.empty(SIZES, np.int64)
-    for number in range(first, wide.shape[0]):
+    needed = _lay_out(np.uint64(0), integers, directions, centroids, groups, padded)[2]
+    memory = np.empty(needed + 64, np.uint8)
+    begin = (_address(_point(memory)) + np.uint64(63)) & ~np.uint64(63)
+    wide, scratch, _ = _lay_out(begin, integers, directions, centroids, groups, padded)
+    rotated, settling = scratch[0][2], scratch[1][3]
+    for j in range(coded, padded):
+        rotated[j] = 0
+    done = np.int64(0)
+    for number in range(first, queries.shape[0]):
+        _compared(_behind(_point(queries), number * dim), dim, metric, wide, settling)
         done = _answer(
-            wide[number], mean, integers, floats, directions,
-            direction_scales, signs, centroids, centroid_scales, bias, patterns, lists, blocks,
-            codes, tail, mask, tail_mask, orders[number], scores[number], stats[number], missing,
-            aiming, waiting, found, ordering, settling, sizes,
+            wide, mean, integers, floats, directions, direction_scales, signs, centroids,
+            centroid_scales, bias, patterns, lists, blocks, codes, tail, mask, tail_mask,
+            orders[number], scores[number], stats[number], missing, scratch,
         )  # fmt: skip
         if done < 0:
             return number
         counts[number] = done
-    return wide.shape[0]
+    return queries.shape[0]

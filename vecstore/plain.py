@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore import layout
+from vecstore import layout, vectors
 from vecstore.layout import FLOAT16, FLOAT32, INT8, TILE_ROWS
+from vecstore.spec import Metric
 
 # Entries of the integer and float parameters.
 (
@@ -30,6 +31,7 @@ from vecstore.layout import FLOAT16, FLOAT32, INT8, TILE_ROWS
 ) = range(13)  # fmt: skip
 GAP, REACH, SLACK, FINE = range(4)
 COSINE, DOT, L2 = range(3)
+METRIC_NAMES: tuple[Metric, ...] = ("cosine", "dot", "l2")
 # What a search reports of each query, and which table it found an entry missing in.
 (
     LISTS_SEEN, ROWS_SEEN, NARROWED, RESCORED, COARSE_TIME, SCAN_TIME, RESCORE_TIME, SETTLE_TIME,
@@ -59,7 +61,7 @@ Wide = NDArray[np.float64]
 # Damaged codes may hold any numbers, which the kernel does not complain of either.
 @np.errstate(over="ignore", invalid="ignore")
 def search(
-    wide: Wide,
+    queries: Floats,
     integers: Integers,
     floats: Floats,
     mean: Floats,
@@ -85,7 +87,35 @@ def search(
 ) -> int:
     """Answer queries from `first` on; return the number of the first that is not answered.
 
-    Arguments and results are those of `kernels.search`; times are nanoseconds.
+    That is the number of queries, or a query that met entries missing in a table.
+
+    Args:
+        queries: float32 (m, dim), which the metric can compare.
+        integers: int64 (INTEGERS,), DIM ... LEAST.
+        floats: float32 (4,), GAP, REACH, SLACK and FINE of the budget.
+        mean: float32 (dim,), what queries are taken less before they are compared with codes.
+        directions: As `model.Matrix` keeps its values: the first COARSE rows are the dimensions of
+            the centroids, the first CODED ones those of the codes before they are turned. Where
+            there are not so many rows, these are the first numbers of a vector.
+        direction_scales: float32, what the rows are multiplied with.
+        signs: int8 (rounds, dim), how codes are turned.
+        centroids: As `directions`, (lists + 1, COARSE); the last belongs to the tail.
+        centroid_scales: float32, as `direction_scales`.
+        bias: float32 (lists + 1,), added to the centroids' products.
+        patterns: float32 (dims of a group, 16), what its 4 bits stand for.
+        lists: uint64 (lists,), addresses of the lists' values; 0 is missing.
+        blocks: uint64 (blocks,), of the blocks of the full tier.
+        codes: uint64 (blocks,), of the codes of blocks that are in no list.
+        tail: int64 (t,), blocks that are in no list.
+        mask: uint64 (blocks,), rows that may be found in lists.
+        tail_mask: uint64 (blocks,), rows that may be found in the tail.
+        orders: uint64 (m, k) out, the records' orders, best first.
+        scores: float64 (m, k) out.
+        counts: int64 (m,) out, how many were found.
+        stats: int64 (m, STAGES) out; times are nanoseconds here, cycles in the kernel.
+        missing: int64 (2 + room,) out, the kind of the entries that are missing, how many they are
+            and their numbers.
+        first: Where to begin.
     """
     missing[:2] = NOTHING, 0
     told = _Told(*integers[:INTEGERS].tolist(), *floats[: FINE + 1])
@@ -97,10 +127,11 @@ def search(
         patterns,
     )
     tables = _Tables(lists, blocks, codes, tail, mask, tail_mask, missing)
-    queries = wide.astype(np.float32)
+    wide = vectors.as_compared(queries, METRIC_NAMES[told.metric])
+    narrow = wide.astype(np.float32)
     for number in range(first, len(wide)):
         begun = time.perf_counter_ns()
-        target = coarse.aim(queries[number] - mean, told)
+        target = coarse.aim(narrow[number] - mean, told)
         routed = time.perf_counter_ns()
         found = _Candidates(told, target)
         seen, scanned = _scan_lists(target, told, tables, found)
@@ -108,7 +139,7 @@ def search(
             scanned += _scan_tail(target, told, tables, found)
         found.narrow(everything=True)
         narrowed = time.perf_counter_ns()
-        best = None if missing[1] else _rescore(queries[number], target, told, tables, found)
+        best = None if missing[1] else _rescore(narrow[number], target, told, tables, found)
         if best is None:
             return number
         (rows, rescored), compared = best, time.perf_counter_ns()

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vecstore import catalog, fields, layout, plain, planner, records, rows
+from vecstore import catalog, fields, layout, planner, records, rows
 from vecstore.ann import engine, index
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
@@ -25,7 +24,7 @@ from vecstore.layout import BLOCK_ROWS, State
 from vecstore.planner import Recall
 from vecstore.spec import Include
 from vecstore.store import Reader, Snapshot
-from vecstore.vectors import Bits, Vectors, as_compared, unpack
+from vecstore.vectors import Bits, Vectors, unpack
 
 # Scores of one slice of queries take at most this many bytes.
 SCORES_BYTES = 64 << 20
@@ -62,7 +61,7 @@ class Request:
 Lap = Callable[..., object]
 
 
-def _no_lap(stage: str, times: NDArray[np.int64] | None = None) -> None:
+def _no_lap(stage: str, stats: list[list[int]] | None = None) -> None:
     """What is told where nobody watches."""
 
 
@@ -72,18 +71,17 @@ def run(
     queries: Vectors | Bits,
     request: Request,
     lap: Lap = _no_lap,
-    compared: NDArray[np.float64] | None = None,
 ) -> list[Hits]:
     """Answer queries inside one transaction.
 
-    They are float32 (m, dim), or uint8 (m, dim / 8) under hamming; with `request.dims` as short as
-    that says. `compared` is what `as_compared` makes of them, where known.
+    They are float32 (m, dim) that the metric can compare, or uint8 (m, dim / 8) under hamming; with
+    `request.dims` as short as that says.
     """
     search = _Search(reader, entry, request, lap)
     if search.plan.method == "none":
         return [Hits([], plan=search.plan, complete="exhausted") for _ in queries]
     if search.job is not None:
-        return search.approximate(queries, search.job, compared)
+        return search.approximate(queries, search.job)
     return search.exact(queries)
 
 
@@ -97,8 +95,6 @@ class _Preparation:
     job: engine.Job | None
 
 
-# What a plan tells of one search, in the order of `Hits.of`: the first that a search reports.
-COUNTS = (plain.LISTS_SEEN, plain.ROWS_SEEN, plain.NARROWED, plain.RESCORED)
 # Preparations that one version of a collection remembers; the oldest goes first.
 PREPARATIONS = 64
 
@@ -178,28 +174,22 @@ class _Search:
                 found.append(self._hits(scores, orders, places, "exact"))
         return found
 
-    def approximate(
-        self, queries: Vectors | Bits, job: engine.Job, compared: NDArray[np.float64] | None
-    ) -> list[Hits]:
+    def approximate(self, queries: Vectors | Bits, job: engine.Job) -> list[Hits]:
         """Look through the index."""
         assert isinstance(self.reader, Snapshot)
-        if compared is None:
-            compared = as_compared(queries, self.entry.spec.metric)
-        found = job.search(self.reader, compared, threads=self.request.threads)
+        # No index holds bits.
+        vectors = cast(Vectors, queries)
+        found = job.search(self.reader, vectors, threads=self.request.threads)
         self.lap("search", found.stats)
-        answers, scores, orders = [], found.scores.tolist(), found.orders.tolist()
-        stats = found.stats[:, : len(COUNTS)].tolist()
-        for number, count in enumerate(found.counts.tolist()):
-            best = orders[number][:count]
-            if len(set(best)) < count:
+        answers = []
+        for scores, orders, stats in zip(found.scores, found.orders, found.stats, strict=True):
+            if len(set(orders)) < len(orders):
                 # Checksums of lists are not verified on each search.
                 raise CorruptionError(
                     f"lists: collection {self.entry.number} has a row in two lists, or two rows of"
                     " one record; db.check() says more"
                 )
-            answers.append(
-                self._hits(scores[number][:count], best, None, "approximate", stats[number])
-            )
+            answers.append(self._hits(scores, orders, None, "approximate", stats))
         return answers
 
     def _hits(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,8 @@ Bits = NDArray[np.uint8]
 
 # Beyond this length an inner product of two vectors could overflow float32.
 LONGEST = 1e18
+# Squared lengths between these are sound under every metric, and far from what float32 cannot hold.
+_USUAL_LEAST, _USUAL_MOST = 1e-30, 1e30
 # A vector this close to unit length is stored as it is: scores divide by its true length anyway.
 UNIT_SLACK = 1e-6
 _FLOAT32 = np.dtype(np.float32)
@@ -283,43 +285,24 @@ def check_lengths(vectors: Vectors | Bits, metric: Metric, what: str) -> NDArray
 
 
 def as_compared(queries: Vectors | Bits, metric: Metric) -> NDArray[np.float64]:
-    """Return queries as they are compared: float64 (m, dim), under cosine of unit length.
-
-    Raises:
-        VectorError: As `check_lengths`.
-    """
+    """Return queries as they are compared: float64 (m, dim), under cosine of unit length."""
     wide = queries.astype(np.float64)
-    if len(queries) == 1 and 0 < (length := _length(wide[0])) <= LONGEST:
-        # The same in fewer steps; they are a large part of a search.
-        if metric == "cosine":
-            wide /= length
-        return wide
-    norms = check_lengths(queries, metric, "query")
     if metric == "cosine":
-        wide /= norms[:, None]
+        # Summed by numpy, whose order of additions the kernels know, and not by BLAS.
+        wide /= np.sqrt((wide * wide).sum(axis=1))[:, None]
     return wide
 
 
-def usual_query(
-    query: NDArray[Any], spec: CollectionSpec
-) -> tuple[Vectors, NDArray[np.float64]] | None:
-    """A query of float32 (dim,) as an array of one, and as `as_compared`; None for any other.
+def is_usual(query: object, spec: CollectionSpec) -> TypeGuard[Vectors]:
+    """Whether a query is float32 (dim,) and sound, found out in a few steps.
 
-    It takes a few steps instead of dozens, which are a large part of a search.
+    Most queries are. The others need dozens of steps, which would be a large part of a search.
     """
     # Subclasses may compute otherwise, as masked arrays do; the general way takes their numbers.
-    if type(query) is not np.ndarray or query.dtype != _FLOAT32:
-        return None
-    if query.shape != (spec.dim,) or spec.metric == "hamming":
-        return None
-    wide = query.astype(np.float64)
+    if type(query) is not np.ndarray or query.dtype != _FLOAT32 or query.shape != (spec.dim,):
+        return False
     # Nothing that is not finite has a length that is.
-    length = _length(wide)
-    if not 0 < length <= LONGEST:
-        return None
-    if spec.metric == "cosine":
-        wide /= length
-    return query[None], wide[None]
+    return spec.metric != "hamming" and bool(_USUAL_LEAST < query.dot(query) < _USUAL_MOST)
 
 
 def original(packed: Packed, metric: Metric) -> Vectors:
@@ -338,10 +321,6 @@ def lengths(vectors: Vectors | Bits) -> NDArray[np.float64]:
         wide = vectors[at : at + WIDENED_AT_ONCE].astype(np.float64)
         np.vecdot(wide, wide, out=squares[at : at + WIDENED_AT_ONCE])
     return np.sqrt(squares)
-
-
-def _length(wide: NDArray[np.float64]) -> float:
-    return math.sqrt(wide.dot(wide))
 
 
 def _as_array(values: ArrayLike, what: str, *, booleans: bool = False) -> NDArray[Any]:

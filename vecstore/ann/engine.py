@@ -10,7 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ from vecstore.ann import compiled, index
 from vecstore.ann.index import Index
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
+from vecstore.frames import Frame
 from vecstore.layout import CODE_BLOCK, CODE_TIER, LIST, State
 from vecstore.rows import Words
 from vecstore.store import Snapshot
+from vecstore.vectors import Vectors
 
 METRICS = {"cosine": plain.COSINE, "dot": plain.DOT, "l2": plain.L2}
 # Candidates that wait for their exact scores: so many, and so many for each hit wanted.
@@ -30,6 +32,12 @@ ROOM, ROOM_EACH = 1 << 18, 8
 MISSING = 1024
 # With fewer queries a second thread is not worth its start.
 QUERIES_A_THREAD = 16
+
+
+# Its arguments come from a frame, whose arrays have no types of their own.
+_plain: Callable[..., int] = plain.search
+# The arrays that all calls of a job share.
+Shared = tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,26 +60,56 @@ class Budget:
     least: int = 1
 
 
-@dataclass(slots=True)
-class Found:
-    """What a search through the index found.
+class Found(NamedTuple):
+    """What a search through the index found, a list for each query.
 
     Attributes:
-        orders: uint64 (m, k), the records' orders, best first.
-        scores: float64 (m, k), exact.
-        counts: int64 (m,), how many each query found.
-        stats: int64 (m, STAGES): lists and rows seen, rows narrowed and compared, time of each
-            stage.
+        orders: The records' orders, best first.
+        scores: Their scores, exact.
+        stats: STAGES numbers: lists and rows seen, rows narrowed and compared, time of each stage.
     """
 
-    orders: NDArray[np.uint64]
-    scores: NDArray[np.float64]
-    counts: NDArray[np.int64]
-    stats: NDArray[np.int64]
+    orders: list[list[int]]
+    scores: list[list[float]]
+    stats: list[list[int]]
 
-    def part(self, part: slice) -> Found:
-        """What belongs to some of the queries."""
-        return Found(self.orders[part], self.scores[part], self.counts[part], self.stats[part])
+
+class Call:
+    """The arrays of one call: its queries, what it shares with others, and what it finds.
+
+    Args:
+        queries: float32 (m, dim).
+        k: How many rows are wanted.
+    """
+
+    __slots__ = ("_outputs", "frame", "missing", "queries", "shared")
+
+    def __init__(self, queries: Vectors, k: int) -> None:
+        count = len(queries)
+        self.queries = queries
+        self.missing = np.empty(2 + MISSING, np.int64)
+        self._outputs = (
+            np.empty((count, k), np.uint64),
+            np.empty((count, k)),
+            np.empty(count, np.int64),
+            np.empty((count, plain.STAGES), np.int64),
+        )
+        self.shared: Shared | None = None
+        self.frame: Frame
+
+    def share(self, shared: Shared) -> None:
+        """Take over what calls share."""
+        self.frame = Frame((self.queries, *shared, *self._outputs, self.missing))
+        self.shared = shared
+
+    def found(self) -> Found:
+        """What was found, as values of Python."""
+        orders, scores, counts, stats = self._outputs
+        ranked, scored = orders.tolist(), scores.tolist()
+        for number, count in enumerate(counts.tolist()):
+            if count < orders.shape[1]:
+                del ranked[number][count:], scored[number][count:]
+        return Found(ranked, scored, stats.tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,59 +185,64 @@ class Job:
         )
         self.masks = (seen.tail, mask, mask & seen.tail_words if len(seen.tail) else mask)
         # All that a call gets and that does not depend on its queries; None before the first one.
-        self.shared: tuple[Any, ...] | None = None
+        self.shared: Shared | None = None
+        # Calls of one query that are over; making their arrays takes longer than using them.
+        self._idle: list[Call] = []
 
-    def search(self, snapshot: Snapshot, wide: NDArray[np.float64], *, threads: int = 1) -> Found:
+    def search(self, snapshot: Snapshot, queries: Vectors, *, threads: int = 1) -> Found:
         """Find the nearest rows.
 
         Args:
             snapshot: Where to read; of the version that the job was made for.
-            wide: float64 (m, dim), the queries; under cosine of unit length.
+            queries: float32 (m, dim), which the metric can compare (`vectors.check_queries`).
             threads: How many threads may share the queries.
         """
-        call = compiled.ready() or plain.search
-        count = len(wide)
-        found = Found(
-            np.empty((count, self.k), np.uint64),
-            np.empty((count, self.k)),
-            np.zeros(count, np.int64),
-            np.zeros((count, plain.STAGES), np.int64),
-        )
-        shares = min(threads, count // QUERIES_A_THREAD)
+        if len(queries) == 1:
+            return self._search_one(snapshot, queries)
+        shares = min(threads, len(queries) // QUERIES_A_THREAD)
         if shares < 2:
-            self._run(snapshot, call, wide, found)
-            return found
+            return self._search(snapshot, queries)
         # Imported here, because `import vecstore` need not wait for it.
         from concurrent.futures import ThreadPoolExecutor
 
-        edges = np.linspace(0, count, shares + 1).astype(int).tolist()
-        parts = [slice(*edge) for edge in itertools.pairwise(edges)]
+        edges = np.linspace(0, len(queries), shares + 1).astype(int).tolist()
+        parts = [queries[start:end] for start, end in itertools.pairwise(edges)]
         with ThreadPoolExecutor(shares) as pool:
-            list(pool.map(lambda p: self._run(snapshot, call, wide[p], found.part(p)), parts))
+            found = list(pool.map(lambda part: self._search(snapshot, part), parts))
+        return Found(*(list(itertools.chain(*columns)) for columns in zip(*found, strict=True)))
+
+    def _search(self, snapshot: Snapshot, queries: Vectors) -> Found:
+        call = Call(np.ascontiguousarray(queries), self.k)
+        self._run(snapshot, call)
+        return call.found()
+
+    def _search_one(self, snapshot: Snapshot, query: Vectors) -> Found:
+        try:
+            call = self._idle.pop()
+        except IndexError:
+            call = Call(np.empty_like(query, order="C"), self.k)
+        call.queries[:] = query
+        self._run(snapshot, call)
+        found = call.found()
+        self._idle.append(call)
         return found
 
-    def _run(
-        self, snapshot: Snapshot, call: Callable[..., int], wide: NDArray[np.float64], found: Found
-    ) -> None:
-        missing = np.empty(2 + MISSING, np.int64)
-        first = 0
+    def _run(self, snapshot: Snapshot, call: Call) -> None:
+        search, first = compiled.ready(), 0
         while True:
-            shared = self.shared or self._fill(snapshot, missing, plain.NOTHING)
-            first = call(
-                wide,
-                *shared,
-                found.orders,
-                found.scores,
-                found.counts,
-                found.stats,
-                missing,
-                first,
-            )
-            if first == len(wide):
+            shared = self.shared or self._fill(snapshot, call.missing, plain.NOTHING)
+            if call.shared is not shared:
+                call.share(shared)
+            frame = call.frame
+            if search is not None:
+                first = search(frame.address, first)
+            else:
+                first = _plain(*frame.arrays, first)
+            if first == len(call.queries):
                 return
-            self._fill(snapshot, missing, int(missing[0]))
+            self._fill(snapshot, call.missing, int(call.missing[0]))
 
-    def _fill(self, snapshot: Snapshot, missing: NDArray[np.int64], kind: int) -> tuple[Any, ...]:
+    def _fill(self, snapshot: Snapshot, missing: NDArray[np.int64], kind: int) -> Shared:
         """What calls share, with what was missing in one of the tables."""
         none: NDArray[np.intp] = np.zeros(0, np.intp)
         wanted = none if kind == plain.NOTHING else np.unique(missing[2 : 2 + missing[1]])
