@@ -62,19 +62,14 @@ def _number(value: bytes | memoryview, where: str, key: str) -> int:
 
 def read(reader: Reader, number: int, uid: bytes | None = None) -> Entry:
     """The collection of this number; NotFoundError if it, or the one with this uid, is gone."""
-    entry = _known(reader, number) if isinstance(reader, Snapshot) else _read(reader, number)
+    if not isinstance(reader, Snapshot):
+        entry = _read(reader, number)
+    elif (entry := reader.cache.get(("entry", number))) is None:
+        entry = reader.cache["entry", number] = _read(reader, number)
     if entry is None or (uid is not None and entry.uid != uid):
         raise NotFoundError(
             "this collection no longer exists: it was dropped, or its creation was rolled back"
         )
-    return entry
-
-
-def _known(snapshot: Snapshot, number: int) -> Entry | None:
-    key = ("entry", number)
-    entry: Entry | None = snapshot.cache.get(key)
-    if entry is None:
-        entry = snapshot.cache[key] = _read(snapshot, number)
     return entry
 
 

@@ -7,8 +7,8 @@ cases their scores are exact, in float64, and equal ones stand in the order of t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -55,14 +55,17 @@ class Request:
     recall: Recall
     dims: int | None = None
     threads: int = 1
+    # All that preparing depends on.
+    key: tuple[object, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        whole = self.after is None and self.dims is None
+        where = None if self.where is None else self.where.key()
+        object.__setattr__(self, "key", (self.offset + self.k, self.recall, whole, where))
 
 
 # Told each stage as it ends; after "search" too, how long each query's stages took.
 Lap = Callable[..., object]
-
-
-def _no_lap(stage: str, stats: list[list[int]] | None = None) -> None:
-    """What is told where nobody watches."""
 
 
 def run(
@@ -70,183 +73,218 @@ def run(
     entry: Entry,
     queries: Vectors | Bits,
     request: Request,
-    lap: Lap = _no_lap,
+    lap: Lap | None = None,
 ) -> list[Hits]:
     """Answer queries inside one transaction.
 
     They are float32 (m, dim) that the metric can compare, or uint8 (m, dim / 8) under hamming; with
     `request.dims` as short as that says.
     """
-    search = _Search(reader, entry, request, lap)
-    if search.plan.method == "none":
-        return [Hits([], plan=search.plan, complete="exhausted") for _ in queries]
-    if search.job is not None:
-        return search.approximate(queries, search.job)
-    return search.exact(queries)
+    made = _remembered(reader, entry, request, lap)
+    if made.job is not None:
+        # An index is used by snapshots alone, and holds no bits.
+        return _approximate(reader, made, made.job, queries, request, lap)  # type: ignore[arg-type]
+    if made.plan.method == "none":
+        return [Hits([], plan=made.plan, complete="exhausted") for _ in queries]
+    return _exact(reader, made, queries, request, lap)
 
 
 @dataclass(frozen=True, slots=True)
 class _Preparation:
     """All of a search that does not depend on its queries."""
 
+    entry: Entry
     state: State
     mask: Mask
     plan: Plan
     job: engine.Job | None
+    # The score of what has no distance.
+    best: float
 
 
-# Preparations that one version of a collection remembers; the oldest goes first.
+# Preparations that one version of a file remembers; the oldest goes first.
 PREPARATIONS = 64
 
 
-class _Search:
-    """One call: what its queries share."""
+def _remembered(reader: Reader, entry: Entry, request: Request, lap: Lap | None) -> _Preparation:
+    """A preparation for this version of the file, made if it is the first of its kind."""
+    if not isinstance(reader, Snapshot):
+        return _prepare(reader, entry, request, lap)
+    known: dict[Any, _Preparation] | None = reader.cache.get("search")
+    if known is None:
+        known = reader.cache.setdefault("search", {})
+    key = (entry.number, request.key)
+    made = known.get(key)
+    if made is None:
+        made = _prepare(reader, entry, request, lap)
+        # Other threads may do the same; a list is taken in one step.
+        for oldest in list(known)[: len(known) + 1 - PREPARATIONS]:
+            known.pop(oldest, None)
+        known[key] = made
+    return made
 
-    def __init__(self, reader: Reader, entry: Entry, request: Request, lap: Lap) -> None:
-        self.reader, self.entry, self.request, self.lap = reader, entry, request, lap
-        made = self._remembered() if isinstance(reader, Snapshot) else self._prepare()
-        self.state, self.mask, self.plan, self.job = made.state, made.mask, made.plan, made.job
 
-    def _remembered(self) -> _Preparation:
-        """A preparation of this version of the file, made if it is the first of its kind."""
-        request = self.request
-        key = (
-            request.offset + request.k,
-            request.recall,
-            request.after is None and request.dims is None,
-            None if request.where is None else request.where.key(),
-        )
-        known: dict[Any, _Preparation] = self.reader.cache.setdefault(  # type: ignore[attr-defined]
-            ("search", self.entry.number), {}
-        )
-        made = known.get(key)
-        if made is None:
-            made = self._prepare()
-            # Other threads may do the same; a list is taken in one step.
-            for oldest in list(known)[: len(known) + 1 - PREPARATIONS]:
-                known.pop(oldest, None)
-            known[key] = made
-        return made
+def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) -> _Preparation:
+    state = catalog.state(reader, entry.number)
+    mask = fields.resolve(reader, entry.number, state, request.where)
+    if lap is not None:
+        lap("resolve")
+    view = _view(reader, entry, request, state)
+    plan, budget = planner.plan(
+        rows=state.records,
+        allowed=mask.count,
+        filtered=request.where is not None,
+        recall=request.recall,
+        wanted=request.offset + request.k,
+        budgets=None if view is None else view.index.budgets,
+    )
+    job = None
+    if view is not None and budget is not None:
+        wanted = min(request.offset + request.k, mask.count)
+        job = engine.Job(entry, state, view, mask.words, wanted, budget)
+    if lap is not None:
+        lap("plan")
+    best = 1.0 if entry.spec.metric == "cosine" else 0.0
+    return _Preparation(entry, state, mask, plan, job, best)
 
-    def _prepare(self) -> _Preparation:
-        request, entry = self.request, self.entry
-        state = catalog.state(self.reader, entry.number)
-        mask = fields.resolve(self.reader, entry.number, state, request.where)
-        self.lap("resolve")
-        view = self._view(state)
-        plan, budget = planner.plan(
-            rows=state.records,
-            allowed=mask.count,
-            filtered=request.where is not None,
-            recall=request.recall,
-            wanted=request.offset + request.k,
-            budgets=None if view is None else view.index.budgets,
-        )
-        job = None
-        if view is not None and budget is not None:
-            wanted = min(request.offset + request.k, mask.count)
-            job = engine.Job(entry, state, view, mask.words, wanted, budget)
-        self.lap("plan")
-        return _Preparation(state, mask, plan, job)
 
-    def _view(self, state: State) -> engine.View | None:
-        """The index as this search may use it."""
-        request = self.request
-        whole = request.after is None and request.dims is None and request.recall != "exact"
-        if not whole or not isinstance(self.reader, Snapshot):
-            return None
-        found = index.load(self.reader, self.entry, state)
-        return None if found is None else engine.view(self.reader, self.entry, state, found)
+def _view(reader: Reader, entry: Entry, request: Request, state: State) -> engine.View | None:
+    """The index as this search may use it."""
+    whole = request.after is None and request.dims is None and request.recall != "exact"
+    if not whole or not isinstance(reader, Snapshot):
+        return None
+    found = index.load(reader, entry, state)
+    return None if found is None else engine.view(reader, entry, state, found)
 
-    def exact(self, queries: Vectors | Bits) -> list[Hits]:
-        """Compare every allowed row."""
-        request, found = self.request, []
-        kind = ExactBits if self.entry.spec.metric == "hamming" else Exact
-        step = max(1, SCORES_BYTES // (8 * BLOCK_ROWS * self.state.blocks))
-        for at in range(0, len(queries), step):
-            part = queries[at : at + step]
-            search = kind(self.reader, self.entry, self.state, self.mask, part, request.dims)
-            self.lap("scan")
-            for number in range(len(part)):
-                best = search.best(number, request.offset + request.k, request.after)
-                scores, orders, places = (column.tolist() for column in best)
-                self.lap("settle")
-                found.append(self._hits(scores, orders, places, "exact"))
-        return found
 
-    def approximate(self, queries: Vectors | Bits, job: engine.Job) -> list[Hits]:
-        """Look through the index."""
-        assert isinstance(self.reader, Snapshot)
-        # No index holds bits.
-        vectors = cast(Vectors, queries)
-        found = job.search(self.reader, vectors, threads=self.request.threads)
-        self.lap("search", found.stats)
-        answers = []
-        for scores, orders, stats in zip(found.scores, found.orders, found.stats, strict=True):
-            if len(set(orders)) < len(orders):
-                # Checksums of lists are not verified on each search.
-                raise CorruptionError(
-                    f"lists: collection {self.entry.number} has a row in two lists, or two rows of"
-                    " one record; db.check() says more"
-                )
-            answers.append(self._hits(scores, orders, None, "approximate", stats))
-        return answers
+def _exact(
+    reader: Reader,
+    made: _Preparation,
+    queries: Vectors | Bits,
+    request: Request,
+    lap: Lap | None,
+) -> list[Hits]:
+    """Compare every allowed row."""
+    entry, state, found = made.entry, made.state, []
+    kind = ExactBits if entry.spec.metric == "hamming" else Exact
+    step = max(1, SCORES_BYTES // (8 * BLOCK_ROWS * state.blocks))
+    for at in range(0, len(queries), step):
+        part = queries[at : at + step]
+        search = kind(reader, entry, state, made.mask, part, request.dims)
+        if lap is not None:
+            lap("scan")
+        for number in range(len(part)):
+            best = search.best(number, request.offset + request.k, request.after)
+            scores, orders, places = (column.tolist() for column in best)
+            if lap is not None:
+                lap("settle")
+            found.append(_hits(reader, made, request, lap, scores, orders, places))
+    return found
 
-    def _hits(
-        self,
-        scores: list[float],
-        orders: list[int],
-        places: list[int] | None,
-        complete: Complete,
-        counts: list[int] | None = None,
-    ) -> Hits:
-        """Hits of the best rows of one query, best first; `places` are the rows, where known."""
-        request = self.request
-        first, end = request.offset, request.offset + request.k
-        if request.min_score is not None:
-            end = min(end, sum(score >= request.min_score for score in scores))
-        places = None if places is None else places[first:end]
-        columns = self._hydrate(scores[first:end], orders[first:end], places)
-        self.lap("hydrate")
-        if len(columns["id"]) < request.k:
-            complete = "exhausted"
-        return Hits.of(columns, plan=self.plan, complete=complete, counts=counts)
 
-    def _hydrate(self, scores: list[float], orders: list[int], places: list[int] | None) -> Columns:
-        """Read the records of the best."""
-        include, spec = self.request.include, self.entry.spec
-        best = 1.0 if spec.metric == "cosine" else 0.0
-        columns: Columns = {
-            "score": scores,
-            "distance": [best - score for score in scores],
-            "order": orders,
-        }
-        if not include and places is None:
-            columns["id"] = records.ids(self.reader, self.entry.number, self.entry.uid, orders)
-            return columns
-        rows_, values = records.verified(self.reader, self.entry.number, orders)
-        if places is not None and places != rows_:
-            wrong = next(i for i, row in enumerate(places) if row != rows_[i])
-            (identity,) = layout.unpack_ids([values[wrong]])
+def _approximate(
+    reader: Snapshot,
+    made: _Preparation,
+    job: engine.Job,
+    queries: Vectors,
+    request: Request,
+    lap: Lap | None,
+) -> list[Hits]:
+    """Look through the index."""
+    found = job.search(reader, queries, request.threads)
+    if lap is not None:
+        lap("search", found.stats)
+    answers = []
+    for number, orders in enumerate(found.orders):
+        if len(set(orders)) < len(orders):
+            # Checksums of lists are not verified on each search.
             raise CorruptionError(
-                f"records: row {places[wrong]} leads to id {identity!r}, whose row is"
-                f" {rows_[wrong]}"
+                f"lists: collection {made.entry.number} has a row in two lists, or two rows of"
+                " one record; db.check() says more"
             )
-        if "text" in include or "metadata" in include:
-            bodies = list(map(layout.unpack_body, values))
-            columns["id"] = [body[0] for body in bodies]
-            if "text" in include:
-                columns["text"] = [body[1] for body in bodies]
-            if "metadata" in include:
-                columns["metadata"] = [body[2] for body in bodies]
-        else:
-            columns["id"] = layout.unpack_ids(values)
-        if "vector" in include:
-            columns["vector"] = self._vectors(rows_)
-        return columns
+        scores, counts = found.scores[number], found.stats[number]
+        answers.append(_hits(reader, made, request, lap, scores, orders, None, counts))
+    return answers
 
-    def _vectors(self, places: list[int]) -> list[Any]:
-        """The vectors of some rows."""
-        entry, chosen = self.entry, np.array(places, np.intp)
-        stored = rows.gather_packed(self.reader, entry.number, self.state, entry.form, chosen)
-        return list(unpack(stored.packed, entry.spec))
+
+def _hits(
+    reader: Reader,
+    made: _Preparation,
+    request: Request,
+    lap: Lap | None,
+    scores: list[float],
+    orders: list[int],
+    places: list[int] | None,
+    counts: list[int] | None = None,
+) -> Hits:
+    """Hits of the best rows of one query, best first.
+
+    Args:
+        reader: Where to read.
+        made: How they were found.
+        request: What was asked for.
+        lap: Told when the records were read.
+        scores: Exact scores.
+        orders: The records' orders.
+        places: Their rows; None if an index found them.
+        counts: What the index counted.
+    """
+    if request.min_score is not None:
+        least = request.min_score
+        del scores[sum(score >= least for score in scores) :]
+    # Most want the first ones, all of them.
+    if request.offset or len(scores) > request.k or len(orders) > len(scores):
+        kept = slice(request.offset, min(request.offset + request.k, len(scores)))
+        scores, orders = scores[kept], orders[kept]
+        places = None if places is None else places[kept]
+    entry = made.entry
+    if not request.include and places is None:
+        known = records.ids(reader, entry.number, entry.uid, orders)
+        columns: Columns = {"id": known}
+    else:
+        columns = _hydrate(reader, made, request.include, orders, places)
+    best = made.best
+    columns |= {"score": scores, "distance": [best - score for score in scores], "order": orders}
+    if lap is not None:
+        lap("hydrate")
+    complete: Complete = "exact" if places is not None else "approximate"
+    if len(scores) < request.k:
+        complete = "exhausted"
+    return Hits.of(columns, plan=made.plan, complete=complete, counts=counts)
+
+
+def _hydrate(
+    reader: Reader,
+    made: _Preparation,
+    include: frozenset[Include],
+    orders: list[int],
+    places: list[int] | None,
+) -> Columns:
+    """What the records of some orders hold."""
+    rows_, values = records.verified(reader, made.entry.number, orders)
+    if places is not None and places != rows_:
+        wrong = next(i for i, row in enumerate(places) if row != rows_[i])
+        (identity,) = layout.unpack_ids([values[wrong]])
+        raise CorruptionError(
+            f"records: row {places[wrong]} leads to id {identity!r}, whose row is {rows_[wrong]}"
+        )
+    columns: Columns = {}
+    if "text" in include or "metadata" in include:
+        bodies = list(map(layout.unpack_body, values))
+        columns["id"] = [body[0] for body in bodies]
+        if "text" in include:
+            columns["text"] = [body[1] for body in bodies]
+        if "metadata" in include:
+            columns["metadata"] = [body[2] for body in bodies]
+    else:
+        columns["id"] = layout.unpack_ids(values)
+    if "vector" in include:
+        columns["vector"] = _vectors(reader, made, rows_)
+    return columns
+
+
+def _vectors(reader: Reader, made: _Preparation, places: list[int]) -> list[Any]:
+    """The vectors of some rows."""
+    entry, chosen = made.entry, np.array(places, np.intp)
+    stored = rows.gather_packed(reader, entry.number, made.state, entry.form, chosen)
+    return list(unpack(stored.packed, entry.spec))

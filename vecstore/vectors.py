@@ -301,8 +301,8 @@ def is_usual(query: object, spec: CollectionSpec) -> TypeGuard[Vectors]:
     # Subclasses may compute otherwise, as masked arrays do; the general way takes their numbers.
     if type(query) is not np.ndarray or query.dtype != _FLOAT32 or query.shape != (spec.dim,):
         return False
-    # Nothing that is not finite has a length that is.
-    return spec.metric != "hamming" and bool(_USUAL_LEAST < query.dot(query) < _USUAL_MOST)
+    # Nothing that is not finite has a length that is. Other products would warn of an overflow.
+    return spec.metric != "hamming" and bool(_USUAL_LEAST < np.vdot(query, query) < _USUAL_MOST)
 
 
 def original(packed: Packed, metric: Metric) -> Vectors:

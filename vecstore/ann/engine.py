@@ -189,7 +189,7 @@ class Job:
         # Calls of one query that are over; making their arrays takes longer than using them.
         self._idle: list[Call] = []
 
-    def search(self, snapshot: Snapshot, queries: Vectors, *, threads: int = 1) -> Found:
+    def search(self, snapshot: Snapshot, queries: Vectors, threads: int = 1) -> Found:
         """Find the nearest rows.
 
         Args:

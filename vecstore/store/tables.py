@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Addresses = dict[bytes, NDArray[np.uint64]]
+_Version = tuple[tuple[int, int], Addresses, dict[Any, Any]]
 
 
 class Tables:
@@ -22,28 +23,32 @@ class Tables:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._version = (-1, -1)
-        self._tables: Addresses = {}
-        self._cache: dict[Any, Any] = {}
+        # The version, its tables and its cache, replaced together: most reads need no lock.
+        self._newest: _Version = ((-1, -1), {}, {})
         # What the layers above keep from version to version, by names that never come again.
         self.kept: dict[bytes, Any] = {}
 
-    def of(self, version: tuple[int, int]) -> tuple[Addresses, dict[Any, Any]]:
-        """The tables and the cache for a snapshot of this version."""
+    def of(self, version: tuple[int, int]) -> _Version:
+        """The version with the tables and the cache for its snapshots."""
+        newest = self._newest
+        if newest[0] == version:
+            return newest
         with self._lock:
-            if version > self._version:
-                self._version, self._tables, self._cache = version, {}, {}
-            return (self._tables, self._cache) if version == self._version else ({}, {})
+            if version > self._newest[0]:
+                self._newest = (version, {}, {})
+            newest = self._newest
+        return newest if newest[0] == version else (version, {}, {})
 
     def advance(self, version: tuple[int, int], replaced: set[tuple[bytes, int]]) -> None:
         """Derive the tables of a commit: the former ones without the values that it replaced."""
         with self._lock:
+            former, tables, _ = self._newest
             epoch, number = version
-            if self._version == (epoch, number - 1):
-                tables = dict(self._tables)
+            if former == (epoch, number - 1):
+                tables = dict(tables)
                 for prefix in {prefix for prefix, _ in replaced} & tables.keys():
                     gone = np.array([n for p, n in replaced if p == prefix], np.intp)
                     table = tables[prefix].copy()
                     table[gone[gone < len(table)]] = 0
                     tables[prefix] = table
-                self._version, self._tables, self._cache = version, tables, {}
+                self._newest = (version, tables, {})

@@ -103,8 +103,7 @@ class Snapshot(Reader):
     def __init__(self, store: Store, txn: Any, ticket: int) -> None:
         super().__init__(store, txn, copies=False)
         self._ticket = ticket
-        self.version = (store.epoch, int(txn.id()))
-        self._tables, self.cache = store.tables.of(self.version)
+        self.version, self._tables, self.cache = store.tables.of((store.epoch, txn.id()))
 
     def addresses(
         self,
@@ -190,7 +189,7 @@ class Snapshot(Reader):
         self.close()
 
     def __del__(self) -> None:
-        if not self.ended:
+        if self._txn is not None:
             with contextlib.suppress(Exception):
                 self.close()
 
