@@ -12,7 +12,7 @@ from vecstore import Database, UsageError
 from vecstore.ann import compiled
 from vecstore.encoders import HashEncoder
 
-STAGES = ["encode", "resolve", "plan", "coarse", "scan", "compare", "settle", "hydrate"]
+STAGES = ["encode", "resolve", "plan", "coarse", "scan", "settle", "hydrate"]
 
 
 @pytest.fixture(autouse=True)

@@ -138,6 +138,21 @@ def test_near_neighbours_far_from_the_mean_are_told_apart(search, rng):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_neighbours_that_float32_cannot_tell_apart_are_ranked(search, rng, metric):
+    vectors = drawn(rng, 600, 33, metric) + np.float32(3e5)
+    if metric == "cosine":
+        vectors = drawn(rng, 1, 33, metric) + np.float32(1e-5) * drawn(rng, 600, 33, metric)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    memory = build(vectors, metric, lists=6, bits=2, tail=90)
+    queries = vectors[:4]
+
+    for one in (search, plain.search):
+        found = ask(one, memory, queries, 20, slack=1e6, fine=1e6)
+        for number, query in enumerate(queries):
+            assert found.orders[number].tolist() == oracle(memory, query, 20)[0].tolist()
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_a_filter_that_lets_few_rows_through_loses_none(search, rng, metric):
     memory = build(drawn(rng, 900, 33, metric), metric, lists=12, bits=1, tail=50)
     allowed = rng.choice(900, 7, replace=False)

@@ -20,7 +20,6 @@ from vecstore.vectors import Bits, Vectors
 STAGES = {
     "coarse": plain.COARSE_TIME,
     "scan": plain.SCAN_TIME,
-    "compare": plain.RESCORE_TIME,
     "settle": plain.SETTLE_TIME,
 }
 

@@ -283,9 +283,9 @@ class Explanation:
         kernels: What is known of the compiled search in this process: "compiled", "compiling" or
             "numpy" (not there, or not asked for yet).
         milliseconds: What each stage took: "encode" (texts), "resolve" (the filter), "plan",
-            "coarse" (which lists), "scan", "compare" (candidates), "settle" (float64 scores),
-            "hydrate" (records). Stages that did not run, or whose result was
-            known from an earlier search of the same version of the file, are left out.
+            "coarse" (which lists), "scan", "settle" (float64 scores), "hydrate" (records). Stages
+            that did not run, or whose result was known from an earlier search of the same version
+            of the file, are left out.
         hits: The answers.
     """
 

@@ -53,9 +53,8 @@ FLOAT32, FLOAT16, INT8 = 1, 3, 4
 # What a search reports of each query, and which table it found an entry missing in.
 # Times are cycles of the processor: shares of the whole are what they are good for.
 (
-    LISTS_SEEN, ROWS_SEEN, NARROWED, RESCORED, COARSE_TIME, SCAN_TIME, RESCORE_TIME, SETTLE_TIME,
-    STAGES,
-) = range(9)  # fmt: skip
+    LISTS_SEEN, ROWS_SEEN, NARROWED, RESCORED, COARSE_TIME, SCAN_TIME, SETTLE_TIME, STAGES,
+) = range(8)  # fmt: skip
 NOTHING, LIST, CODES, BLOCK = range(4)
 # What a frame leads to, in the order of `frames.ARRAYS`; so many words each: address and shape.
 (
@@ -714,9 +713,9 @@ def _turn(vector, size, signs, rounds, dim, out, spare):
 
 
 @_exactly
-def _sink(values, items, at, size):
-    """Let the entry at a place of a heap sink: the smallest value stands first."""
-    value, item = values[at], items[at]
+def _sink(values, at, size):
+    """Let the value at a place of a heap sink: the smallest stands first."""
+    value = values[at]
     while True:
         child = 2 * at + 1
         if child >= size:
@@ -725,35 +724,25 @@ def _sink(values, items, at, size):
             child += 1
         if values[child] >= value:
             break
-        values[at], items[at] = values[child], items[child]
+        values[at] = values[child]
         at = child
-    values[at], items[at] = value, item
+    values[at] = value
 
 
 @_exactly
-def _rise(values, items, at):
-    """Let the entry at a place of a heap rise."""
-    value, item = values[at], items[at]
-    while at > 0:
-        parent = (at - 1) >> 1
-        if values[parent] <= value:
-            break
-        values[at], items[at] = values[parent], items[parent]
-        at = parent
-    values[at], items[at] = value, item
-
-
-@_exactly
-def _keep_best(values, items, size, room, value, item):
-    """Put an entry into a heap of the `room` largest values; return the heap's new size."""
-    if size < room:
-        values[size], items[size] = value, item
-        _rise(values, items, size)
-        return size + 1
-    if value > values[0]:
-        values[0], items[0] = value, item
-        _sink(values, items, np.int64(0), size)
-    return size
+def _keep_best(values, size, room, value):
+    """Put a value into a heap of the `room` largest; return the heap's new size."""
+    if size == room:
+        if value > values[0]:
+            values[0] = value
+            _sink(values, np.int64(0), size)
+        return size
+    at = size
+    while at > 0 and values[(at - 1) >> 1] > value:
+        values[at] = values[(at - 1) >> 1]
+        at = (at - 1) >> 1
+    values[at] = value
+    return size + 1
 
 
 @_quickly
@@ -787,47 +776,6 @@ def _fill_table(rotated, patterns, dims, groups, table):
         place = weights + np.uint64(group * dims * 4)
         _fill_group(place, shapes, dims, -size * top, inverse, out + np.uint64(group * 16))
     return start, step
-
-
-@_quickly
-def _product(address, precision, scale, dim, query):
-    """Inner product of a stored vector and a query."""
-    total = np.float32(0)
-    if precision == FLOAT32:
-        floats = _f32(address)
-        for j in range(dim):
-            total += floats[j] * query[j]
-    elif precision == FLOAT16:
-        halves = _u16(address)
-        for j in range(dim):
-            total += _half(halves[j]) * query[j]
-    else:
-        codes = _i8(address)
-        for j in range(dim):
-            total += np.float32(codes[j]) * query[j]
-        total *= scale
-    return total
-
-
-@_quickly
-def _minus_half_square(address, precision, scale, dim, query):
-    """Minus half the squared Euclidean distance of a stored vector and a query."""
-    total = np.float32(0)
-    if precision == FLOAT32:
-        floats = _f32(address)
-        for j in range(dim):
-            total += (floats[j] - query[j]) * (floats[j] - query[j])
-    elif precision == FLOAT16:
-        halves = _u16(address)
-        for j in range(dim):
-            off = _half(halves[j]) - query[j]
-            total += off * off
-    else:
-        codes = _i8(address)
-        for j in range(dim):
-            off = np.float32(codes[j]) * scale - query[j]
-            total += off * off
-    return np.float32(-0.5) * total
 
 
 @_exactly
@@ -957,21 +905,21 @@ def _cube(frame, number):
 @_exactly
 def _above(values, count, room):
     """The largest value that leaves at most `room` of the first `count` above it."""
-    return _sorted_down(values, count, room, np.empty(count, np.float32), np.empty(count, np.int64))
+    return _sorted_down(values, count, room, np.empty(count, np.float32))
 
 
 @_exactly
-def _sorted_down(values, count, room, copied, numbers):
-    order, items = _point(copied), _point(numbers)
+def _sorted_down(values, count, room, copied):
+    order = _point(copied)
     for i in range(count):
         order[i] = values[i]
     for i in range(count // 2 - 1, -1, -1):
-        _sink(order, items, i, count)
+        _sink(order, i, count)
     left = count
     for _ in range(count - room - 1):
         left -= 1
         order[0] = order[left]
-        _sink(order, items, np.int64(0), left)
+        _sink(order, np.int64(0), left)
     return order[0]
 
 
@@ -1074,14 +1022,14 @@ def _narrow(integers, waiting, fine, found, sizes, everything):
             their lists.
         fine: Bytes of a fine code, whether there is an offset in front of it (1 or 0), address of
             the query's numbers, their scale, what is taken off sums, noise.
-        found: Heap of the k largest pessimistic scores, and their rows, int64 (k,); buffer of
-            candidates: optimistic scores, pessimistic ones, float32 (room,), and their rows.
+        found: Heap of the k largest pessimistic scores; buffer of candidates: optimistic scores,
+            pessimistic ones, float32 (room,), and their rows.
         sizes: int64 (SIZES,).
         everything: Whether nothing may wait.
     """
     hopes, places, names, bases = waiting
     width, offsets, numbers, scale, less, noise = fine
-    best, best_rows, optimistic, likely, rows = found
+    best, optimistic, likely, rows = found
     k, room, left = integers[K], integers[ROOM], sizes[LEFT]
     until = left if everything or sizes[HELD] < k else sizes[ASKED]
     for i in range(until):
@@ -1106,7 +1054,7 @@ def _narrow(integers, waiting, fine, found, sizes, everything):
         optimistic[at], likely[at], rows[at] = score + doubt, score - doubt, names[i]
         sizes[KEPT] = at + 1
         # One that may be better than it is must not raise the bar.
-        sizes[HELD] = _keep_best(best, best_rows, sizes[HELD], k, score - doubt, names[i])
+        sizes[HELD] = _keep_best(best, sizes[HELD], k, score - doubt)
     for i in range(until, left):
         at = i - until
         hopes[at], places[at], names[at] = hopes[i], places[i], names[i]
@@ -1164,36 +1112,6 @@ def _order(bases, count, low, gap, reach, seen, ordering):
     return found
 
 
-@_quickly
-def _rescore(
-    query, shift, integers, blocks, optimistic, rows, first, last, best, best_rows, size
-):  # fmt: skip
-    """Score candidates by their stored vectors into the heap of the k best; return its size.
-
-    One whose optimistic score cannot enter the heap any more is passed over. Optimistic scores are
-    more by `shift`, which is not added to the others: where it is large, it would round them off.
-    """
-    dim, precision, metric, k = integers[DIM], integers[PRECISION], integers[METRIC], integers[K]
-    width = dim * (4 if precision == FLOAT32 else 2 if precision == FLOAT16 else 1)
-    ahead = first
-    for i in range(first, last):
-        # Rows lie scattered: their memory is asked for while the ones before are scored.
-        while ahead < last and ahead < i + 8:
-            place, _ = _place(blocks[rows[ahead] >> 6], rows[ahead] & 63, dim, precision)
-            for offset in range(0, width, 64):
-                _prefetch(place + np.uint64(offset))
-            ahead += 1
-        if size == k and optimistic[i] - shift <= best[0]:
-            continue
-        place, scale = _place(blocks[rows[i] >> 6], rows[i] & 63, dim, precision)
-        if metric == L2:
-            score = _minus_half_square(place, precision, scale, dim, query)
-        else:
-            score = _product(place, precision, scale, dim, query)
-        size = _keep_best(best, best_rows, size, k, score, rows[i])
-    return size
-
-
 @_exactly
 def _divide(optimistic, likely, rows, count, bound):
     """Move the candidates that are likely to be at least `bound` to the front; return how many."""
@@ -1217,23 +1135,49 @@ def _note(missing, room, kind, number):
 
 
 @_exactly
-def _finish(wide, metric, precision, dim, blocks, best_rows, size, settling, orders, scores):
-    """Settle the best rows in float64 and write their orders and scores, best first."""
+def _worth(score, metric, shift):
+    """What a code that is right says where the exact score is this one."""
+    return shift - 0.5 * score * score if metric == L2 else shift + score
+
+
+@_exactly
+def _compare(
+    wide, integers, shift, blocks, optimistic, rows, first, last, settling, orders, scores, size
+):  # fmt: skip
+    """Settle candidates in float64 among the k best, best first; return how many these are.
+
+    One whose optimistic score cannot be among them is passed over. float32 would not do: far from
+    the origin it rounds off all that neighbours differ by.
+    """
     stored, products, todo, done = settling
-    for i in range(size):
-        row = best_rows[i]
-        block, inside = blocks[row >> 6], row & 63
+    dim, precision, metric, k = integers[DIM], integers[PRECISION], integers[METRIC], integers[K]
+    width = dim * (4 if precision == FLOAT32 else 2 if precision == FLOAT16 else 1)
+    ahead = first
+    for i in range(first, last):
+        # Rows lie scattered: their memory is asked for while the ones before are scored.
+        while ahead < last and ahead < i + 8:
+            place, _ = _place(blocks[rows[ahead] >> 6], rows[ahead] & 63, dim, precision)
+            for offset in range(0, width, 64):
+                _prefetch(place + np.uint64(offset))
+            ahead += 1
+        if size == k and optimistic[i] <= _worth(scores[k - 1], metric, shift):
+            continue
+        block, inside = blocks[rows[i] >> 6], rows[i] & 63
         place, scale = _place(block, inside, dim, precision)
         _widen(place, precision, scale, dim, stored)
         score = _settle(stored, wide, dim, metric, products, todo, done)
         order = _u64(block + np.uint64(HEADER))[inside]
-        at = i
+        at = size
         while at > 0 and (
             scores[at - 1] < score or (scores[at - 1] == score and orders[at - 1] > order)
         ):
-            scores[at], orders[at] = scores[at - 1], orders[at - 1]
+            if at < k:
+                scores[at], orders[at] = scores[at - 1], orders[at - 1]
             at -= 1
-        scores[at], orders[at] = score, order
+        if at < k:
+            scores[at], orders[at] = score, order
+            size = min(size + 1, k)
+    return size
 
 
 @_exactly
@@ -1330,12 +1274,16 @@ def _answer(
     metric, dim, count, k = integers[METRIC], integers[DIM], integers[LISTS], integers[K]
     (own, directed, rotated, turned, spare, numbers, bases, table, tile), rest = scratch
     waits, kept, ordered, settling, sizes = rest
-    best, best_rows, optimistic, likely, rows = kept
+    best, optimistic, likely, rows = kept
     lacking, room = _point(missing), missing.size - 2
     places, limit = _point(blocks), np.int64(mask.size) << 6
     begun = _clock()
+    # What the scores of codes are more than exact ones, but for half a square of distances.
+    shift = 0.0
     for j in range(dim):
-        own[j] = np.float32(wide[j]) - mean[j]
+        # Far from the origin float32 would round off what is left.
+        own[j] = np.float32(wide[j] - mean[j] if integers[OFFSETS] else wide[j])
+        shift -= wide[j] * mean[j]
     size, whole, top, base = _aim(
         own, directed, rotated, turned, spare, numbers, bases, integers, directions,
         direction_scales, signs, centroids, centroid_scales, bias,
@@ -1345,10 +1293,11 @@ def _answer(
     scale, total = _to_bytes(turned, dim, numbers, chunks * FINE_DIMS), np.int64(0)
     for j in range(dim):
         total += np.int64(numbers[j])
-    gap, shift = floats[GAP], np.float32(0)
-    if metric == L2:
-        shift = np.float32(0.5) * whole
-        gap /= np.sqrt(max(np.float32(2) * (shift - top), np.float32(1e-30)))
+    gap = floats[GAP]
+    if integers[OFFSETS]:
+        # Of unit vectors half the squared distance is 1 - cosine.
+        shift = 0.5 * whole - (metric == COSINE)
+        gap /= np.sqrt(max(whole - np.float32(2) * top, np.float32(1e-30)))
     elif metric == DOT:
         gap /= np.sqrt(max(whole, np.float32(1e-30)))
     coarse = _address(table), step, start, floats[SLACK] * np.sqrt(size)
@@ -1381,24 +1330,18 @@ def _answer(
     if missing[1] > 0:
         return -1
     front = _divide(optimistic, likely, rows, left, bound)
-    for j in range(dim):
-        own[j] = np.float32(wide[j])
-    held = _rescore(
-        own, shift, integers, places, optimistic, rows, np.int64(0), front, best, best_rows,
-        np.int64(0),
+    named, scored = _point(orders), _point(scores)
+    held = _compare(
+        wide, integers, shift, places, optimistic, rows, np.int64(0), front, settling, named,
+        scored, np.int64(0),
     )  # fmt: skip
     if held == k:
         left = front + _prune(
             _behind(optimistic, front), _behind(likely, front), _behind(rows, front), left - front,
-            best[0] + shift, integers[ROOM],
+            np.float32(_worth(scored[k - 1], metric, shift)), integers[ROOM],
         )  # fmt: skip
-    held = _rescore(
-        own, shift, integers, places, optimistic, rows, front, left, best, best_rows, held
-    )
-    compared = _clock()
-    _finish(
-        wide, metric, integers[PRECISION], dim, places, best_rows, held, settling, _point(orders),
-        _point(scores),
+    held = _compare(
+        wide, integers, shift, places, optimistic, rows, front, left, settling, named, scored, held
     )  # fmt: skip
     stats[LISTS_SEEN] = seen
     stats[ROWS_SEEN] = scanned
@@ -1406,8 +1349,7 @@ def _answer(
     stats[RESCORED] = left
     stats[COARSE_TIME] = routed - begun
     stats[SCAN_TIME] = narrowed - routed
-    stats[RESCORE_TIME] = compared - narrowed
-    stats[SETTLE_TIME] = _clock() - compared
+    stats[SETTLE_TIME] = _clock() - narrowed
     return held
 
 
@@ -1485,7 +1427,6 @@ def _lay_out(at, integers, directions, centroids, groups, coded):
     )  # fmt: skip
     at += _room(WAITING, 24)
     best, at = _f32(at), at + _room(k, 4)
-    best_rows, at = _i64(at), at + _room(k, 8)
     optimistic, at = _f32(at), at + _room(room, 4)
     likely, at = _f32(at), at + _room(room, 4)
     rows, at = _i64(at), at + _room(room, 8)
@@ -1499,7 +1440,7 @@ def _lay_out(at, integers, directions, centroids, groups, coded):
     sizes, at = _i64(at), at + _room(SIZES, 8)
     wide, at = _f64(at), at + doubles
     aiming = own, directed, rotated, turned, spare, numbers, bases, table, tile
-    found = best, best_rows, optimistic, likely, rows
+    found = best, optimistic, likely, rows
     ordering, settling = (steps, step_of, nearest), (stored, products, todo, done)
     return wide, (aiming, (waits, found, ordering, settling, sizes)), at
 

@@ -10,6 +10,7 @@ The names of what both are told and tell are here, since importing the kernels i
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import heapq
 import math
@@ -34,9 +35,8 @@ COSINE, DOT, L2 = range(3)
 METRIC_NAMES: tuple[Metric, ...] = ("cosine", "dot", "l2")
 # What a search reports of each query, and which table it found an entry missing in.
 (
-    LISTS_SEEN, ROWS_SEEN, NARROWED, RESCORED, COARSE_TIME, SCAN_TIME, RESCORE_TIME, SETTLE_TIME,
-    STAGES,
-) = range(9)  # fmt: skip
+    LISTS_SEEN, ROWS_SEEN, NARROWED, RESCORED, COARSE_TIME, SCAN_TIME, SETTLE_TIME, STAGES,
+) = range(8)  # fmt: skip
 NOTHING, LIST, CODES, BLOCK = range(4)
 
 HEADER, COLUMNS, SCALES = layout.HEADER.size, layout.COLUMNS_BYTES, layout.SCALES_BYTES
@@ -93,7 +93,8 @@ def search(
         queries: float32 (m, dim), which the metric can compare.
         integers: int64 (INTEGERS,), DIM ... LEAST.
         floats: float32 (4,), GAP, REACH, SLACK and FINE of the budget.
-        mean: float32 (dim,), what queries are taken less before they are compared with codes.
+        mean: float32 (dim,), what vectors are taken less before they are coded, and queries where
+            rows have offsets, before they are compared with codes.
         directions: As `model.Matrix` keeps its values: the first COARSE rows are the dimensions of
             the centroids, the first CODED ones those of the codes before they are turned. Where
             there are not so many rows, these are the first numbers of a vector.
@@ -128,10 +129,9 @@ def search(
     )
     tables = _Tables(lists, blocks, codes, tail, mask, tail_mask, missing)
     wide = vectors.as_compared(queries, METRIC_NAMES[told.metric])
-    narrow = wide.astype(np.float32)
     for number in range(first, len(wide)):
         begun = time.perf_counter_ns()
-        target = coarse.aim(narrow[number] - mean, told)
+        target = coarse.aim(wide[number], mean, told)
         routed = time.perf_counter_ns()
         found = _Candidates(told, target)
         seen, scanned = _scan_lists(target, told, tables, found)
@@ -139,16 +139,14 @@ def search(
             scanned += _scan_tail(target, told, tables, found)
         found.narrow(everything=True)
         narrowed = time.perf_counter_ns()
-        best = None if missing[1] else _rescore(narrow[number], target, told, tables, found)
+        best = None if missing[1] else _compare(wide[number], target, told, tables, found)
         if best is None:
             return number
-        (rows, rescored), compared = best, time.perf_counter_ns()
-        counts[number] = held = len(rows)
-        orders[number, :held], scores[number, :held] = _settle(wide[number], told, tables, rows)
+        counts[number] = held = len(best.orders)
+        orders[number, :held], scores[number, :held] = best.orders, best.scores
         stats[number] = (
-            *(seen, scanned, found.narrowed, rescored),
-            *(routed - begun, narrowed - routed, compared - narrowed),
-            time.perf_counter_ns() - compared,
+            *(seen, scanned, found.narrowed, best.compared),
+            *(routed - begun, narrowed - routed, time.perf_counter_ns() - narrowed),
         )
     return len(wide)
 
@@ -212,8 +210,7 @@ class _Target:
         noise: How far off a code of scale 1 may be; `doubt` a fine one.
         numbers: float64 (dim,), the query as int8 for fine codes, and their scale.
         gap: What the distance to a list weighs beside its rank.
-        shift: What scores by codes have more than those by stored vectors. It is not added to the
-            latter: where it is large, it would round them off.
+        shift: What scores of codes are more than exact ones, see `_worth`.
     """
 
     bases: Floats
@@ -226,7 +223,7 @@ class _Target:
     numbers: Wide
     scale: np.float32
     gap: np.float32
-    shift: np.float32
+    shift: float
 
 
 class _Matrix:
@@ -288,8 +285,9 @@ class _Coarse:
     bias: Floats
     patterns: Floats
 
-    def aim(self, point: Floats, told: _Told) -> _Target:
-        """Prepare a query, float32 (dim,)."""
+    def aim(self, query: Wide, mean: Floats, told: _Told) -> _Target:
+        """Prepare a query, float64 (dim,)."""
+        point = (query - mean if told.offsets else query).astype(np.float32)
         directed = self.directions.times(point)
         known = told.directions
         rotated = _turn((directed if known >= told.coded else point)[: told.coded], self.signs)
@@ -298,10 +296,11 @@ class _Coarse:
         top = bases[: told.lists].max(initial=np.float32(-np.inf))
         wide = point.astype(np.float64)
         whole = np.float32(wide @ wide)
-        gap, shift = told.gap, np.float32(0)
-        if told.metric == L2:
-            shift = np.float32(0.5) * whole
-            gap /= np.sqrt(max(np.float32(2) * (shift - top), np.float32(1e-30)))
+        gap, shift = told.gap, -float(query @ mean)
+        if told.offsets:
+            # Of unit vectors half the squared distance is 1 - cosine.
+            shift = 0.5 * float(whole) - (told.metric == COSINE)
+            gap /= np.sqrt(max(whole - np.float32(2) * top, np.float32(1e-30)))
         elif told.metric == DOT:
             gap /= np.sqrt(max(whole, np.float32(1e-30)))
         pairs, start, step = self._fill_table(rotated, told.groups)
@@ -518,44 +517,6 @@ def _ordered(
     return numbers
 
 
-class _Heap:
-    """The kernel's heap, move by move: the smallest value stands first."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-        self.items: list[int] = []
-
-    def keep_best(self, room: int, value: float, item: int) -> None:
-        """Put an entry in, if it is among the `room` largest."""
-        if len(self.values) < room:
-            self.values.append(value)
-            self.items.append(item)
-            self._rise(len(self.values) - 1)
-        elif value > self.values[0]:
-            self.values[0], self.items[0] = value, item
-            self._sink(0)
-
-    def _sink(self, at: int) -> None:
-        values, items, size = self.values, self.items, len(self.values)
-        value, item = values[at], items[at]
-        while (child := 2 * at + 1) < size:
-            if child + 1 < size and values[child + 1] < values[child]:
-                child += 1
-            if values[child] >= value:
-                break
-            values[at], items[at] = values[child], items[child]
-            at = child
-        values[at], items[at] = value, item
-
-    def _rise(self, at: int) -> None:
-        values, items = self.values, self.items
-        value, item = values[at], items[at]
-        while at > 0 and values[parent := (at - 1) >> 1] > value:
-            values[at], items[at] = values[parent], items[parent]
-            at = parent
-        values[at], items[at] = value, item
-
-
 def _scan(
     address: int,
     first: int | None,
@@ -633,13 +594,22 @@ def _score_tiles(
     return scored
 
 
-# Rescore: candidates by their stored vectors
+# Compare: candidates by their stored vectors
 
 
-def _rescore(
-    query: Floats, target: _Target, told: _Told, tables: _Tables, found: _Candidates
-) -> tuple[Integers, int] | None:
-    """The best rows by stored vectors, how many were compared; None if blocks are missing."""
+@dataclass(slots=True)
+class _Best:
+    """The k best candidates, best first, and how many were compared."""
+
+    orders: Words
+    scores: Wide
+    compared: int
+
+
+def _compare(
+    wide: Wide, target: _Target, told: _Told, tables: _Tables, found: _Candidates
+) -> _Best | None:
+    """Settle candidates in float64; None if blocks are missing."""
     found.prune(told.room)
     optimistic, likely = np.array(found.optimistic), np.array(found.likely)
     rows = np.array(found.rows, np.int64)
@@ -650,14 +620,15 @@ def _rescore(
     held = (rows & 63) < _gather(addresses + np.uint64(ROWS_AT), "<u4", 1)[:, 0]
     optimistic, likely, rows = optimistic[held], likely[held], rows[held]
     order, front = _divided(likely >= found.threshold)
-    best = _Heap()
-    _compare(query, target, told, tables, optimistic, rows, order[:front], best)
-    rest = order[front:]
-    if len(best.items) == told.k:
-        least = float(np.float32(best.values[0]) + target.shift)
+    best = _Best(np.zeros(0, np.uint64), np.zeros(0), front)
+    first, rest = order[:front], order[front:]
+    _settle(wide, target, told, tables, optimistic[first], rows[first], best)
+    if len(best.scores) == told.k:
+        least = float(np.float32(_worth(best.scores[-1], target, told)))
         rest = rest[_best_places(optimistic[rest], least, told.room)]
-    _compare(query, target, told, tables, optimistic, rows, rest, best)
-    return np.array(best.items, np.int64), front + len(rest)
+    _settle(wide, target, told, tables, optimistic[rest], rows[rest], best)
+    best.compared += len(rest)
+    return best
 
 
 def _divided(chosen: NDArray[np.bool_]) -> tuple[NDArray[np.intp], int]:
@@ -669,33 +640,38 @@ def _divided(chosen: NDArray[np.bool_]) -> tuple[NDArray[np.intp], int]:
     return np.array(order, np.intp), front
 
 
-def _compare(
-    query: Floats,
+def _worth(score: float, target: _Target, told: _Told) -> float:
+    """What a code that is right says where the exact score is this one."""
+    return target.shift - 0.5 * score * score if told.metric == L2 else target.shift + score
+
+
+def _settle(
+    wide: Wide,
     target: _Target,
     told: _Told,
     tables: _Tables,
     optimistic: Wide,
     rows: Integers,
-    places: NDArray[np.intp],
-    best: _Heap,
+    best: _Best,
 ) -> None:
-    """Put some candidates into the heap of the k best, unless they cannot enter it any more."""
-    stored = _stored(rows[places], told, tables)
-    if told.metric == L2:
-        off = stored - query
-        scores = (-0.5 * np.vecdot(off, off)).astype(np.float32)
-    else:
-        scores = np.vecdot(stored, query.astype(np.float64)).astype(np.float32)
-    hopes = (optimistic[places] - target.shift).astype(np.float32)
-    triples = zip(hopes.tolist(), scores.tolist(), rows[places].tolist(), strict=True)
-    for hope, score, row in triples:
-        if len(best.items) < told.k or hope > best.values[0]:
-            best.keep_best(told.k, score, row)
+    """Put candidates among the k best, as `exact.score` ranks them, to the bit.
+
+    One whose optimistic score cannot be among them is passed over.
+    """
+    scores = _score(wide, told, _stored(rows, told, tables))
+    blocks = tables.blocks[rows >> 6] + np.uint64(HEADER)
+    orders = _gather(blocks + (8 * (rows & 63)).astype(np.uint64), "<u8", 1)[:, 0]
+    kept = list(zip((-best.scores).tolist(), best.orders.tolist(), strict=True))
+    for hope, *entry in zip(optimistic.tolist(), (-scores).tolist(), orders.tolist(), strict=True):
+        if len(kept) < told.k or hope > _worth(-kept[-1][0], target, told):
+            bisect.insort(kept, tuple(entry))
+            del kept[told.k :]
+    best.scores = -np.array([score for score, _ in kept])
+    best.orders = np.array([order for _, order in kept], np.uint64)
 
 
-def _settle(wide: Wide, told: _Told, tables: _Tables, rows: Integers) -> tuple[Words, Wide]:
-    """Orders and exact scores, best first; as `exact.score` computes them, to the bit."""
-    stored = _stored(rows, told, tables)
+def _score(wide: Wide, told: _Told, stored: Wide) -> Wide:
+    """Exact scores of stored vectors, (n,)."""
     scores: Wide
     if told.metric == L2:
         scores = 0.0 - np.sqrt(((stored - wide) ** 2).sum(axis=1))
@@ -704,10 +680,7 @@ def _settle(wide: Wide, told: _Told, tables: _Tables, rows: Integers) -> tuple[W
     if told.metric == COSINE:
         sizes = np.sqrt((stored**2).sum(axis=1))
         scores = np.clip(scores / np.where(sizes > 0, sizes, 1.0), -1.0, 1.0)
-    blocks = tables.blocks[rows >> 6] + np.uint64(HEADER)
-    orders = _gather(blocks + (8 * (rows & 63)).astype(np.uint64), "<u8", 1)[:, 0]
-    ranked = np.lexsort((orders, -scores))
-    return orders[ranked], scores[ranked]
+    return scores
 
 
 def _stored(rows: Integers, told: _Told, tables: _Tables) -> Wide:
