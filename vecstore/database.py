@@ -374,7 +374,9 @@ class Database:
 
     def reading(self) -> contextlib.AbstractContextManager[Reader]:
         """The transaction of this thread, or a snapshot for as long as the with statement."""
-        current = self._current()
+        current = self._local.transaction
+        if current is not None:
+            current = self._current()
         return self._store.snapshot() if current is None else contextlib.nullcontext(current)
 
     def writing(self, work: Callable[[Transaction], T], timeout: float | None = None) -> T:

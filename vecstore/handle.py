@@ -135,6 +135,7 @@ class Handle:
 
     def _remember(self, vectors: Vectors | Bits, request: Request) -> None:
         """Take queries into the sample; no index answers with parts of vectors, nor with bits."""
-        recent = self._source.recent(self._uid)
-        if recent is not None and request.dims is None and self._declared.metric != "hamming":
-            recent.add(vectors)
+        if request.dims is None and self._declared.metric != "hamming":
+            recent = self._source.recent(self._uid)
+            if recent is not None:
+                recent.add(vectors)

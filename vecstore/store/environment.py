@@ -264,11 +264,14 @@ class Store:
 
     def snapshot(self, timeout: float | None = None) -> Snapshot:
         """Begin a read transaction."""
-        self.check_open()
-        timeout = seconds(timeout, self.timeout)
+        timeout = self.timeout if timeout is None else seconds(timeout, self.timeout)
+        # In a forked child the gate may be held by a thread that is not there.
+        if self.forked:
+            self.check_open()
         ticket = self.gate.enter(timeout)
         try:
-            self.check_open()
+            if self._closed:
+                self.check_open()
             return Snapshot(self, self._begin_reading(), ticket)
         except lmdb.MapResizedError:
             pass

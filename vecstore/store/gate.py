@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import numbers
 import threading
 import time
@@ -26,36 +27,45 @@ class Gate:
         # Reentrant: the garbage collector may end a snapshot anywhere, also in here.
         self._lock = threading.RLock()
         self._condition = threading.Condition(self._lock)
-        self._holders: dict[int, tuple[threading.Thread, float]] = {}
-        self._next = 0
+        # By ticket: the thread, and since when.
+        self._holders: dict[int, tuple[int, float]] = {}
+        self._tickets = itertools.count(1)
         self._alone = False
         self._waiting = 0
 
     def enter(self, timeout: float) -> int:
-        """Take the gate shared and return a ticket for `leave`."""
-        me = threading.current_thread()
-        with self._lock:
-            if self._alone or self._waiting:
-                self._wait(me, timeout)
-            self._next += 1
-            self._holders[self._next] = (me, time.monotonic())
-            return self._next
+        """Take the gate shared and return a ticket for `leave`.
 
-    def _wait(self, me: threading.Thread, timeout: float) -> None:
+        Mostly without the lock, which would be a good part of a search: who enters is a holder
+        first and looks then whether anybody wants the gate alone; who does wants it first and looks
+        then for holders. So one of the two sees the other.
+        """
+        ticket = next(self._tickets)
+        self._holders[ticket] = (threading.get_ident(), time.monotonic())
+        if self._alone or self._waiting:
+            self._wait(ticket, timeout)
+        return ticket
+
+    def _wait(self, ticket: int, timeout: float) -> None:
         def free() -> bool:
-            held = any(thread is me for thread, _ in list(self._holders.values()))
+            held = any(thread == mine[0] for thread, _ in list(self._holders.values()))
             return not self._alone and (not self._waiting or held)
 
-        if not self._condition.wait_for(free, timeout):
-            raise LockedError(
-                f"the file's map is being moved or closed and was not free for {timeout:g} s"
-            )
+        with self._condition:
+            mine = self._holders.pop(ticket)
+            # Who waits to be alone may have seen this holder.
+            self._condition.notify_all()
+            if not self._condition.wait_for(free, timeout):
+                raise LockedError(
+                    f"the file's map is being moved or closed and was not free for {timeout:g} s"
+                )
+            self._holders[ticket] = mine
 
     def leave(self, ticket: int) -> None:
         """Give back a shared hold; again does nothing."""
-        with self._lock:
-            self._holders.pop(ticket, None)
-            if self._waiting and not self._holders:
+        self._holders.pop(ticket, None)
+        if self._waiting:
+            with self._condition:
                 self._condition.notify_all()
 
     @contextlib.contextmanager
@@ -89,9 +99,13 @@ class Gate:
 
     def describe(self) -> str:
         """Name the open snapshots: threads and ages."""
-        now = time.monotonic()
+        now, names = (
+            time.monotonic(),
+            {thread.ident: thread.name for thread in threading.enumerate()},
+        )
         holders = [
-            f"{thread.name} ({now - since:.1f} s)" for thread, since in list(self._holders.values())
+            f"{names.get(thread, 'that ended')} ({now - since:.1f} s)"
+            for thread, since in list(self._holders.values())
         ]
         return f"{len(holders)} open snapshots of threads {', '.join(holders[:8])}"
 

@@ -101,8 +101,7 @@ class Snapshot(Reader):
     """A read transaction: it sees the file as it was when the snapshot began."""
 
     def __init__(self, store: Store, txn: Any, ticket: int) -> None:
-        super().__init__(store, txn, copies=False)
-        self._ticket = ticket
+        self.store, self._txn, self.copies, self._ticket = store, txn, False, ticket
         self.version, self._tables, self.cache = store.tables.of((store.epoch, txn.id()))
 
     def addresses(
