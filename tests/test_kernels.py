@@ -351,17 +351,20 @@ def test_tiles_score_alike_at_every_width(rng, monkeypatch, feature):
 
 
 @pytest.mark.parametrize("instruction", [kernels.SUMS_OF_FOURS, ""])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 16), (40, 100), (17, 2048)])
+@pytest.mark.parametrize(
+    ("at_once", "rows", "columns"),
+    [(1, 1, 1), (1, 16, 16), (1, 40, 100), (1, 17, 2048), (2, 128, 40), (4, 64, 16), (4, 126, 384)],
+)
 def test_matrices_multiply_alike_with_and_without_the_instruction(
-    rng, monkeypatch, instruction, rows, columns
+    rng, monkeypatch, instruction, at_once, rows, columns
 ):
     monkeypatch.setattr(kernels, "SUMS_OF_FOURS", instruction)
-    multiply_rows = kernels._multiply_rows
+    multiply_blocks = kernels._multiplier(at_once)
 
     @numba.njit
     def multiply(values, scales, numbers, high, low, out):
-        for block in range(values.shape[0]):
-            multiply_rows(
+        for block in range(0, values.shape[0], at_once):
+            multiply_blocks(
                 np.uint64(values[block].ctypes.data),
                 np.uint64(scales[16 * block :].ctypes.data),
                 np.uint64(numbers.ctypes.data),

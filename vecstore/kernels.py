@@ -14,6 +14,7 @@ i and row i + 16 in its high half.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -41,6 +42,8 @@ HEADER = 48
 # Orders and norms in front of the vectors of a block; a column of scales too where they are int8.
 COLUMNS = 1024
 SCALES = 256
+# Parts in which numpy adds up as many numbers as a vector may have, at most.
+LEAVES = 256
 # Entries of the kernels' integer and float parameters.
 (
     DIM, DIRECTIONS, COARSE, CODED, GROUPS, OFFSETS, LISTS, K, ROOM, METRIC, PRECISION, LEAST,
@@ -374,50 +377,78 @@ def _add_fours(builder: Any, total: Any, numbers: Any, fours: Any) -> Any:
     return builder.add(total, products)
 
 
-@intrinsic
-def _multiply_rows(
-    context: Any, values: Any, scales: Any, numbers: Any, steps: Any, high: Any, low: Any,
-    scale: Any, out: Any,
-) -> Any:  # fmt: skip
-    """Write the products of 16 rows of a matrix and a vector, float32 (16,).
+def _multiplier(blocks: int) -> Any:
+    """What multiplies so many blocks of 16 rows at once, which share the loads of the vector."""
 
-    `values`, `scales`, `numbers` and `out` are addresses. In each of the `steps` of 16 columns lie
-    4 times 64 bytes: 4 columns of all rows, number by number plus 128; the vector is of int8, and
-    behind it lies what that rounded off, in parts of 1 / 254. `high` and `low` are what the 128
-    make too much of every sum. A sum is multiplied by the row's scale, then by `scale`.
-    """
+    @intrinsic
+    def multiply(
+        context: Any, values: Any, scales: Any, numbers: Any, steps: Any, high: Any, low: Any,
+        scale: Any, out: Any,
+    ) -> Any:  # fmt: skip
+        """Write the products of rows of a matrix and a vector, float32.
 
-    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values, scales, numbers, steps, high, low, scale, out = arguments
-        # Several sums at once hide the latency of adding up.
-        totals = [cgutils.alloca_once_value(builder, _all(_SUMS, 0)) for _ in range(4)]
-        width = builder.mul(steps, ir.Constant(_I64, 16))
-        with cgutils.for_range(builder, steps) as loop:
-            row = builder.add(values, builder.mul(loop.index, ir.Constant(_I64, 256)))
-            column = builder.add(numbers, builder.mul(loop.index, ir.Constant(_I64, 16)))
-            for number in range(4):
-                part = builder.add(row, ir.Constant(_I64, 64 * number))
-                four = builder.add(column, ir.Constant(_I64, 4 * number))
-                eights = _load(builder, part, _BYTES, 1)
-                for half, place in enumerate((four, builder.add(four, width))):
-                    total = totals[2 * half + number % 2]
-                    fours = _spread(builder, _load(builder, place, _I32, 1))
-                    builder.store(_add_fours(builder, builder.load(total), eights, fours), total)
-        sums = [builder.add(*map(builder.load, totals[i : i + 2])) for i in (0, 2)]
-        parts = [
-            builder.sitofp(builder.sub(total, _spread(builder, less)), _FLOATS)
-            for total, less in zip(sums, (high, low), strict=True)
-        ]
-        rest = builder.fmul(parts[1], ir.Constant(_FLOATS, [1 / 254] * 16))
-        found = builder.fadd(parts[0], rest)
-        found = builder.fmul(found, _load(builder, scales, _FLOATS, 4))
-        found = builder.fmul(found, _splat(builder, scale))
-        builder.store(found, builder.inttoptr(out, _FLOATS.as_pointer())).align = 4
-        return target.get_dummy_value()
+        `values`, `scales`, `numbers` and `out` are addresses. Of a block, in each of the `steps` of
+        16 columns lie 4 times 64 bytes: 4 columns of all rows, number by number plus 128; the
+        vector is of int8, and behind it lies what that rounded off, in parts of 1 / 254. `high` and
+        `low` are what the 128 make too much of every sum. A sum is multiplied by the row's scale,
+        then by `scale`.
+        """
 
-    word, part = types.uint64, types.int32
-    kinds = (word, word, word, types.int64, part, part, types.float32, word)
-    return types.void(*kinds), generate
+        def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            values, scales, numbers, steps, high, low, scale, out = arguments
+            # Several sums at once hide the latency of adding up.
+            shares = max(1, 4 // blocks)
+            totals = [
+                [cgutils.alloca_once_value(builder, _all(_SUMS, 0)) for _ in range(2 * shares)]
+                for _ in range(blocks)
+            ]
+            width = builder.mul(steps, ir.Constant(_I64, 16))
+            length = builder.mul(steps, ir.Constant(_I64, 256))
+            starts = [values]
+            for _ in range(blocks - 1):
+                starts.append(builder.add(starts[-1], length))
+            with cgutils.for_range(builder, steps) as loop:
+                passed = builder.mul(loop.index, ir.Constant(_I64, 256))
+                column = builder.add(numbers, builder.mul(loop.index, ir.Constant(_I64, 16)))
+                for number in range(4):
+                    four = builder.add(column, ir.Constant(_I64, 4 * number))
+                    pair = [
+                        _spread(builder, _load(builder, place, _I32, 1))
+                        for place in (four, builder.add(four, width))
+                    ]
+                    for start, sums in zip(starts, totals, strict=True):
+                        part = builder.add(start, ir.Constant(_I64, 64 * number))
+                        eights = _load(builder, builder.add(part, passed), _BYTES, 1)
+                        for half, fours in enumerate(pair):
+                            total = sums[shares * half + number % shares]
+                            builder.store(
+                                _add_fours(builder, builder.load(total), eights, fours), total
+                            )
+            for block, sums in enumerate(totals):
+                found = []
+                for half, less in enumerate((high, low)):
+                    parts = map(builder.load, sums[shares * half : shares * (half + 1)])
+                    total = functools.reduce(builder.add, parts)
+                    found.append(
+                        builder.sitofp(builder.sub(total, _spread(builder, less)), _FLOATS)
+                    )
+                rest = builder.fmul(found[1], ir.Constant(_FLOATS, [1 / 254] * 16))
+                product, place = builder.fadd(found[0], rest), ir.Constant(_I64, 64 * block)
+                factors = _load(builder, builder.add(scales, place), _FLOATS, 4)
+                product = builder.fmul(builder.fmul(product, factors), _splat(builder, scale))
+                pointer = builder.inttoptr(builder.add(out, place), _FLOATS.as_pointer())
+                builder.store(product, pointer).align = 4
+            return target.get_dummy_value()
+
+        word, part = types.uint64, types.int32
+        kinds = (word, word, word, types.int64, part, part, types.float32, word)
+        return types.void(*kinds), generate
+
+    return multiply
+
+
+BLOCKS_AT_ONCE = 4
+_multiply_block, _multiply_blocks = _multiplier(1), _multiplier(BLOCKS_AT_ONCE)
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -551,23 +582,30 @@ def _largest(context: Any, values: Any, count: Any) -> Any:
 
 
 @intrinsic
-def _add_eights(context: Any, values: Any, count: Any) -> Any:
-    """Add the second, third ... eight float64 at an address to the first eight, in this order."""
+def _add_products(context: Any, left: Any, right: Any, count: Any, out: Any) -> Any:
+    """Write 8 sums: the n-th is of the products of two rows' n-th, n + 8-th ... float64, in order.
+
+    All are addresses; `count` is how many times 8 numbers there are, at least 1.
+    """
 
     def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values, count = arguments
+        left, right, count, out = arguments
         kind = ir.VectorType(ir.DoubleType(), 8)
-        total = cgutils.alloca_once_value(builder, _load(builder, values, kind, 8))
-        one = ir.Constant(_I64, 1)
+
+        def product(at: Any) -> Any:
+            places = (builder.add(row, builder.mul(at, ir.Constant(_I64, 64))) for row in rows)
+            return builder.fmul(*(_load(builder, place, kind, 8) for place in places))
+
+        rows, one = (left, right), ir.Constant(_I64, 1)
+        total = cgutils.alloca_once_value(builder, product(ir.Constant(_I64, 0)))
         with cgutils.for_range_slice(builder, one, count, one, _I64) as (at, _):
-            place = builder.add(values, builder.mul(at, ir.Constant(_I64, 64)))
-            more = _load(builder, place, kind, 8)
-            builder.store(builder.fadd(builder.load(total), more), total)
-        pointer = builder.inttoptr(values, kind.as_pointer())
+            builder.store(builder.fadd(builder.load(total), product(at)), total)
+        pointer = builder.inttoptr(out, kind.as_pointer())
         builder.store(builder.load(total), pointer).align = 8
         return target.get_dummy_value()
 
-    return types.void(types.uint64, types.int64), generate
+    word = types.uint64
+    return types.void(word, word, types.int64, word), generate
 
 
 @intrinsic
@@ -651,10 +689,17 @@ def _multiply(values, blocks, steps, scales, numbers, scale, out):
         low += np.int32(rest[j])
     place, vector = _address(values), _address(numbers)
     factors, results = _address(scales), _address(out)
-    for i in range(blocks):
-        _multiply_rows(
-            place + np.uint64(i * steps * 256), factors + np.uint64(64 * i), vector, steps,
-            np.int32(128 * high), np.int32(128 * low), scale, results + np.uint64(64 * i),
+    high, low = np.int32(128 * high), np.int32(128 * low)
+    whole = blocks - blocks % BLOCKS_AT_ONCE
+    for i in range(0, whole, BLOCKS_AT_ONCE):
+        _multiply_blocks(
+            place + np.uint64(i * steps * 256), factors + np.uint64(64 * i), vector, steps, high,
+            low, scale, results + np.uint64(64 * i),
+        )  # fmt: skip
+    for i in range(whole, blocks):
+        _multiply_block(
+            place + np.uint64(i * steps * 256), factors + np.uint64(64 * i), vector, steps, high,
+            low, scale, results + np.uint64(64 * i),
         )  # fmt: skip
 
 
@@ -790,54 +835,56 @@ def _place(block, inside, dim, precision):
 
 
 @_exactly
-def _sum_few(values, at, count):
-    """The sum of at most 128 float64 values, as `_pairwise`; it changes the first ones."""
-    if count < 8:
-        total = -0.0
-        for i in range(count):
-            total += values[at + i]
-        return total
-    whole = count - count % 8
-    _add_eights(_address(values) + np.uint64(8 * at), whole >> 3)
-    total = ((values[at] + values[at + 1]) + (values[at + 2] + values[at + 3])) + (
-        (values[at + 4] + values[at + 5]) + (values[at + 6] + values[at + 7])
-    )
-    for i in range(at + whole, at + count):
-        total += values[i]
-    return total
+def _leaves(count, leaves):
+    """Write down how numpy adds so many float64 values: halving what is longer than 128.
+
+    `leaves` is int64 (3 * LEAVES + 1,): where each part begins, its size, and how many times the
+    sums of the last two parts are added once it is summed up itself; then how many parts there are.
+    """
+    sizes, merges = _behind(leaves, np.int64(LEAVES)), _behind(leaves, np.int64(2 * LEAVES))
+    leaves[0], sizes[0], merges[0] = 0, count, 0
+    parts, at = 1, 0
+    while at < parts:
+        size = sizes[at]
+        if size <= 128:
+            at += 1
+            continue
+        half = size // 2
+        half -= half % 8
+        # The right half is put behind the left one, and takes over what was to be added after both.
+        for i in range(parts, at + 1, -1):
+            leaves[i], sizes[i], merges[i] = leaves[i - 1], sizes[i - 1], merges[i - 1]
+        parts += 1
+        leaves[at + 1], sizes[at + 1] = leaves[at] + half, size - half
+        merges[at + 1], sizes[at], merges[at] = merges[at] + 1, half, 0
+    leaves[3 * LEAVES] = parts
 
 
 @_exactly
-def _pairwise(values, count, todo, done):
-    """The sum of float64 values in the order in which numpy adds them, so that no bit differs.
+def _sum_products(left, right, leaves, sums):
+    """The sum of products of float64 numbers, to the bit that numpy's sum of them has.
 
-    numpy halves what is longer than 128. Not by recursion, which numba's cache does not survive:
-    `todo` int64 (3 * 32,) is a stack of parts and their depths, `done` float64 (32,) one of sums.
+    `leaves` are those of `_leaves`, and `sums` is scratch, float64 (LEAVES + 8,).
     """
-    sizes, depths = _behind(todo, np.int64(32)), _behind(todo, np.int64(64))
-    todo[0], sizes[0], depths[0] = 0, count, 0
-    left, held = 1, 0
-    while left > 0:
-        left -= 1
-        at, size, depth = todo[left], sizes[left], depths[left]
-        if size > 128:
-            half = size // 2
-            half -= half % 8
-            todo[left], sizes[left], depths[left] = at + half, size - half, depth + 1
-            left += 1
-            todo[left], sizes[left], depths[left] = at, half, depth + 1
-            left += 1
-            continue
-        total = _sum_few(values, at, size)
-        # Depths of the sums held descend to the right of a pair that is complete.
-        while held > 0 and depths[31 - held] == depth:
+    sizes, merges = _behind(leaves, np.int64(LEAVES)), _behind(leaves, np.int64(2 * LEAVES))
+    eight, held = _behind(sums, np.int64(LEAVES)), 0
+    for part in range(leaves[3 * LEAVES]):
+        at, size, total = leaves[part], sizes[part], -0.0
+        whole = size - size % 8
+        if whole > 0:
+            places = _address(_behind(left, at)), _address(_behind(right, at))
+            _add_products(places[0], places[1], whole >> 3, _address(eight))
+            total = ((eight[0] + eight[1]) + (eight[2] + eight[3])) + (
+                (eight[4] + eight[5]) + (eight[6] + eight[7])
+            )
+        for i in range(at + whole, at + size):
+            total += left[i] * right[i]
+        for _ in range(merges[part]):
             held -= 1
-            total = done[held] + total
-            depth -= 1
-        done[held] = total
+            total = sums[held] + total
+        sums[held] = total
         held += 1
-        depths[31 - held] = depth
-    return done[0]
+    return sums[0]
 
 
 @_exactly
@@ -858,19 +905,16 @@ def _widen(address, precision, scale, dim, out):
 
 
 @_exactly
-def _settle(wide, query, dim, metric, products, todo, done):
+def _settle(wide, query, dim, metric, settling):
     """The exact score in float64, to the bit that `exact.score` computes with numpy."""
+    _, spare, leaves, sums = settling
     if metric == L2:
         for j in range(dim):
-            products[j] = (wide[j] - query[j]) ** 2
-        return 0.0 - np.sqrt(_pairwise(products, dim, todo, done))
-    for j in range(dim):
-        products[j] = wide[j] * query[j]
-    score = _pairwise(products, dim, todo, done)
+            spare[j] = wide[j] - query[j]
+        return 0.0 - np.sqrt(_sum_products(spare, spare, leaves, sums))
+    score = _sum_products(wide, query, leaves, sums)
     if metric == COSINE:
-        for j in range(dim):
-            products[j] = wide[j] * wide[j]
-        size = np.sqrt(_pairwise(products, dim, todo, done))
+        size = np.sqrt(_sum_products(wide, wide, leaves, sums))
         if size > 0:
             score /= size
         score = min(max(score, -1.0), 1.0)
@@ -1149,7 +1193,7 @@ def _compare(
     One whose optimistic score cannot be among them is passed over. float32 would not do: far from
     the origin it rounds off all that neighbours differ by.
     """
-    stored, products, todo, done = settling
+    stored = settling[0]
     dim, precision, metric, k = integers[DIM], integers[PRECISION], integers[METRIC], integers[K]
     width = dim * (4 if precision == FLOAT32 else 2 if precision == FLOAT16 else 1)
     ahead = first
@@ -1165,7 +1209,7 @@ def _compare(
         block, inside = blocks[rows[i] >> 6], rows[i] & 63
         place, scale = _place(block, inside, dim, precision)
         _widen(place, precision, scale, dim, stored)
-        score = _settle(stored, wide, dim, metric, products, todo, done)
+        score = _settle(stored, wide, dim, metric, settling)
         order = _u64(block + np.uint64(HEADER))[inside]
         at = size
         while at > 0 and (
@@ -1434,27 +1478,25 @@ def _lay_out(at, integers, directions, centroids, groups, coded):
     step_of, at = _u8(at), at + _room(lists + 15, 1)
     nearest, at = _i64(at), at + _room(lists, 8)
     stored, at = _f64(at), at + doubles
-    products, at = _f64(at), at + doubles
-    todo, at = _i64(at), at + _room(96, 8)
-    done, at = _f64(at), at + _room(32, 8)
+    differences, at = _f64(at), at + doubles
+    leaves, at = _i64(at), at + _room(3 * LEAVES + 1, 8)
+    sums, at = _f64(at), at + _room(LEAVES + 8, 8)
     sizes, at = _i64(at), at + _room(SIZES, 8)
     wide, at = _f64(at), at + doubles
     aiming = own, directed, rotated, turned, spare, numbers, bases, table, tile
     found = best, optimistic, likely, rows
-    ordering, settling = (steps, step_of, nearest), (stored, products, todo, done)
+    ordering, settling = (steps, step_of, nearest), (stored, differences, leaves, sums)
     return wide, (aiming, (waits, found, ordering, settling, sizes)), at
 
 
 @_exactly
 def _compared(query, dim, metric, wide, settling):
     """Write a query as `vectors.as_compared`, to the bit."""
-    _, products, todo, done = settling
+    _, _, leaves, sums = settling
     for j in range(dim):
         wide[j] = query[j]
     if metric == COSINE:
-        for j in range(dim):
-            products[j] = wide[j] * wide[j]
-        size = np.sqrt(_pairwise(products, dim, todo, done))
+        size = np.sqrt(_sum_products(wide, wide, leaves, sums))
         for j in range(dim):
             wide[j] /= size
 
@@ -1496,6 +1538,7 @@ def search(frame, first):
     begin = (_address(_point(memory)) + np.uint64(63)) & ~np.uint64(63)
     wide, scratch, _ = _lay_out(begin, integers, directions, centroids, groups, padded)
     rotated, settling = scratch[0][2], scratch[1][3]
+    _leaves(dim, settling[2])
     for j in range(coded, padded):
         rotated[j] = 0
     done = np.int64(0)

@@ -32,7 +32,7 @@ from vecstore.spec import Metric
 ) = range(13)  # fmt: skip
 GAP, REACH, SLACK, FINE = range(4)
 COSINE, DOT, L2 = range(3)
-METRIC_NAMES: tuple[Metric, ...] = ("cosine", "dot", "l2")
+_METRICS: tuple[Metric, ...] = ("cosine", "dot", "l2")
 # What a search reports of each query, and which table it found an entry missing in.
 (
     LISTS_SEEN, ROWS_SEEN, NARROWED, RESCORED, COARSE_TIME, SCAN_TIME, SETTLE_TIME, STAGES,
@@ -128,7 +128,7 @@ def search(
         patterns,
     )
     tables = _Tables(lists, blocks, codes, tail, mask, tail_mask, missing)
-    wide = vectors.as_compared(queries, METRIC_NAMES[told.metric])
+    wide = vectors.as_compared(queries, _METRICS[told.metric])
     for number in range(first, len(wide)):
         begun = time.perf_counter_ns()
         target = coarse.aim(wide[number], mean, told)
