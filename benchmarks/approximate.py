@@ -32,6 +32,8 @@ from worker import SINGLE
 
 MS, US, MB = 1e3, 1e6, 1e-6
 LEVELS = (0.95, 0.98)
+# Speeds of a point, and how tables call them.
+RATES = {"qps": "q/s", "many_qps": "at once", "cpu_qps": "per cpu s"}
 # Of the settings that another one beats in both, those that come this near stay: the first pass is
 # one pass, and rounds may tell otherwise.
 _SLACK = 1.15
@@ -49,6 +51,7 @@ class Point:
     Attributes:
         qps: Queries a second by the clock.
         cpu_qps: Queries per second of the processor, which others on the machine disturb less.
+        many_qps: Queries a second by the clock, where all are handed over at once.
     """
 
     setting: Setting
@@ -60,6 +63,7 @@ class Point:
     p95: float = 0.0
     p99: float = 0.0
     answered: int = 0
+    many_qps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,9 +312,18 @@ def _rounds(contenders: Sequence[Contender], plan: Plan) -> None:
         used[name].append(len(taken) / answer["cpu_s"])
         return len(taken) / sum(taken)
 
+    def at_once(name: str) -> float:
+        contender, point = order[name]
+        answer = contender.worker.ask(
+            setting=point.setting, k=point.k, at_once=True, seconds=plan.seconds
+        )
+        return float(answer["queries"] / answer["seconds"])
+
     rates = alternate(plan.rounds, {name: partial(once, name) for name in order})
+    together = alternate(plan.rounds, {name: partial(at_once, name) for name in order})
     for name, (_, point) in order.items():
         point.qps = statistics.median(rates[name])
+        point.many_qps = statistics.median(together[name])
         point.cpu_qps = statistics.median(used[name])
         shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
         for part, share in shares.items():
@@ -331,7 +344,7 @@ def at(points: Sequence[Point], level: float, rate: str = "qps") -> float | None
     Args:
         points: Of one engine and one depth.
         level: The recall.
-        rate: Which speed, "qps" or "cpu_qps".
+        rate: Which speed, one of `RATES`.
     """
     front = _front(points, rate)
     if not front or front[-1].recall < level:
@@ -369,6 +382,7 @@ def tell(report: Report, contenders: Sequence[Contender], data: Set, plan: Plan)
                 recall=point.recall,
                 qps=point.qps,
                 cpu_qps=point.cpu_qps,
+                many_qps=point.many_qps,
                 p50_us=point.p50 * US,
                 p95_us=point.p95 * US,
                 p99_us=point.p99 * US,
@@ -384,14 +398,14 @@ def _summary(
 ) -> None:
     """One line per engine, the fastest at the first level on top."""
     head = [f"k = {k}"]
-    head += [f"q/s at {level}" for level in LEVELS] + [f"per cpu s at {level}" for level in LEVELS]
+    head += [f"{title} at {level}" for title in RATES.values() for level in LEVELS]
     head += ["p50", "p95", "p99 us", "build s", "cpu s", "disk MB", "memory MB"]
     head += ["open ms", "first ms", "recall at setting"]
     lines = []
     for found in contenders:
         points = [point for point in found.points if point.k == k]
         if points:
-            rates = [at(points, level, rate) for rate in ("qps", "cpu_qps") for level in LEVELS]
+            rates = [at(points, level, rate) for rate in RATES for level in LEVELS]
             lines.append((rates[0] or 0.0, _row(found, points, rates)))
             _write(report, found, rates, {**context, "k": k})
     rows = [head, *(row for _, row in sorted(lines, key=lambda line: -line[0]))]
@@ -424,7 +438,7 @@ def _write(
     report: Report, found: Contender, rates: Sequence[float | None], context: dict[str, Any]
 ) -> None:
     facts = found.facts
-    names = [f"{rate}_at_{level}" for rate in ("qps", "cpu_qps") for level in LEVELS]
+    names = [f"{rate}_at_{level}" for rate in RATES for level in LEVELS]
     report.figure(
         "approximate summary",
         **context,

@@ -55,6 +55,10 @@ class Vecstore(_Database):
     def search(self, query: Vectors, k: int) -> Any:
         return self.collection.search(query, k, recall=self.recall, include=self.include)
 
+    def search_many(self, queries: Vectors, k: int) -> Any:
+        how: dict[str, Any] = {"recall": self.recall, "include": self.include}
+        return self.collection.search_many(queries, k, threads=1, **how)
+
     def rows(self, found: Any) -> list[int]:
         return [int(hit.id) for hit in found]
 
@@ -172,9 +176,10 @@ class Chroma(_Database):
         self.open(self.folder)
 
     def search(self, query: Vectors, k: int) -> Any:
-        return self.collection.query(
-            query_embeddings=query[None], n_results=k, include=["distances"]
-        )
+        return self.search_many(query[None], k)
+
+    def search_many(self, queries: Vectors, k: int) -> Any:
+        return self.collection.query(query_embeddings=queries, n_results=k, include=["distances"])
 
     def rows(self, found: Any) -> list[int]:
         return [int(row) for row in found["ids"][0]]

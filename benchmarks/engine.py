@@ -1,7 +1,7 @@
 """What is compared in approximate search? The shape of every engine: an index of unit vectors.
 
 Every engine gets the same float32 matrix, of which a row's number is its id, builds with one
-thread and answers one query at a time with one thread. Parameters of building are those that the
+thread and answers with one thread, one query at a time and many at once. Parameters of building are those that the
 makers recommend for this size; those of searching are swept, so that nobody is judged by a default.
 """
 
@@ -54,6 +54,13 @@ class Engine(ABC):
     @abstractmethod
     def search(self, query: Vectors, k: int) -> Any:
         """The nearest of one query, in whatever form the engine gives them."""
+
+    def search_many(self, queries: Vectors, k: int) -> Any:
+        """The nearest of many queries handed over at once; one by one where there is no such call.
+
+        Still with one thread.
+        """
+        return [self.search(query, k) for query in queries]
 
     def rows(self, found: Any) -> list[int]:
         """The row numbers in what a search returned."""

@@ -45,6 +45,9 @@ class _Faiss(Engine):
     def search(self, query: Vectors, k: int) -> Any:
         return self.index.search(query[None], k)
 
+    def search_many(self, queries: Vectors, k: int) -> Any:
+        return self.index.search(queries, k)
+
     def rows(self, found: Any) -> list[int]:
         return [int(row) for row in found[1][0]]
 
@@ -182,6 +185,9 @@ class Hnswlib(Engine):
     def search(self, query: Vectors, k: int) -> Any:
         return self.index.knn_query(query, k, num_threads=1)
 
+    def search_many(self, queries: Vectors, k: int) -> Any:
+        return self.index.knn_query(queries, k, num_threads=1)
+
     def rows(self, found: Any) -> list[int]:
         return [int(row) for row in found[0][0]]
 
@@ -215,6 +221,9 @@ class Usearch(Engine):
 
     def search(self, query: Vectors, k: int) -> Any:
         return self.index.search(query, k, threads=1)
+
+    def search_many(self, queries: Vectors, k: int) -> Any:
+        return self.index.search(queries, k, threads=1)
 
     def rows(self, found: Any) -> list[int]:
         return [int(row) for row in found.keys]
@@ -279,6 +288,9 @@ class Svs(Engine):
 
     def search(self, query: Vectors, k: int) -> Any:
         return self.index.search(query, k)
+
+    def search_many(self, queries: Vectors, k: int) -> Any:
+        return self.index.search(queries, k)
 
     def rows(self, found: Any) -> list[int]:
         return [int(row) for row in np.ravel(found[0])]

@@ -78,6 +78,8 @@ def serve(name: str, folder: str, source: str, orders: TextIO, answers: TextIO) 
         order = json.loads(line)
         if "memory" in order:
             answer(answers, {"rss": resident(), "grown": resident() - before})
+        elif "at_once" in order:
+            answer(answers, measure_many(engine, queries, order))
         else:
             answer(answers, measure(engine, queries, order))
 
@@ -107,6 +109,20 @@ def measure(engine: Any, queries: Any, order: dict[str, Any]) -> dict[str, Any]:
                 break
         used = time.process_time() - used
     return {"seconds": taken, "cpu_s": used, "rows": [engine.rows(result) for result in found]}
+
+
+def measure_many(engine: Any, queries: Any, order: dict[str, Any]) -> dict[str, Any]:
+    """Time all queries handed over at once, again and again until the seconds are over."""
+    engine.tune(order["setting"])
+    k, passes = order["k"], 0
+    engine.search_many(queries[:16], k)
+    with quiet():
+        used, start = time.process_time(), time.perf_counter()
+        while passes == 0 or time.perf_counter() - start < order["seconds"]:
+            engine.search_many(queries, k)
+            passes += 1
+        took, used = time.perf_counter() - start, time.process_time() - used
+    return {"seconds": took, "cpu_s": used, "queries": passes * len(queries)}
 
 
 @contextlib.contextmanager
