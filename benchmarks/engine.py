@@ -1,8 +1,9 @@
 """What is compared in approximate search? The shape of every engine: an index of unit vectors.
 
 Every engine gets the same float32 matrix, of which a row's number is its id, builds with one
-thread and answers with one thread, one query at a time and many at once. Parameters of building are those that the
-makers recommend for this size; those of searching are swept, so that nobody is judged by a default.
+thread and answers with one thread, one query at a time and many at once. Parameters of building are
+those that the makers recommend for this size; those of searching are swept, so that nobody is
+judged by a default.
 """
 
 from __future__ import annotations
