@@ -66,17 +66,19 @@ def verified(
     return list(map(layout.check_record, keys, values)), values
 
 
-def ids(reader: Reader, collection: int, uid: bytes, orders: list[int]) -> list[Id]:
-    """The ids of the records of some orders; errors as `read`.
+def remembered(reader: Reader, uid: bytes) -> dict[int, Id]:
+    """The ids of a collection that were read before, by order, for `ids`.
 
-    An order never gets another id, so those that were read once are remembered.
+    An order never gets another id.
     """
     if not isinstance(reader, Snapshot):
-        return layout.unpack_ids(verified(reader, collection, orders)[1])
-    kept, name = reader.store.tables.kept, b"ids" + uid
-    known: dict[int, Id] | None = kept.get(name)
-    if known is None:
-        known = kept[name] = {}
+        return {}
+    known: dict[int, Id] = reader.store.tables.kept.setdefault(b"ids" + uid, {})
+    return known
+
+
+def ids(reader: Reader, collection: int, known: dict[int, Id], orders: list[int]) -> list[Id]:
+    """The ids of the records of some orders, some of which are `remembered`; errors as `read`."""
     try:
         return [known[order] for order in orders]
     except KeyError:

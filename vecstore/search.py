@@ -22,7 +22,7 @@ from vecstore.filters import Filter
 from vecstore.hits import Columns, Complete, Hits, Plan
 from vecstore.layout import BLOCK_ROWS, State
 from vecstore.planner import Recall
-from vecstore.spec import Include
+from vecstore.spec import Id, Include
 from vecstore.store import Reader, Snapshot
 from vecstore.vectors import Bits, Vectors, unpack
 
@@ -98,8 +98,9 @@ class _Preparation:
     mask: Mask
     plan: Plan
     job: engine.Job | None
-    # The score of what has no distance.
+    # The score of what has no distance, and ids by order.
     best: float
+    known: dict[int, Id]
 
 
 # Preparations that one version of a file remembers; the oldest goes first.
@@ -145,7 +146,8 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
     if lap is not None:
         lap("plan")
     best = 1.0 if entry.spec.metric == "cosine" else 0.0
-    return _Preparation(entry, state, mask, plan, job, best)
+    known = {} if job is None else records.remembered(reader, entry.uid)
+    return _Preparation(entry, state, mask, plan, job, best, known)
 
 
 def _view(reader: Reader, entry: Entry, request: Request, state: State) -> engine.View | None:
@@ -237,14 +239,12 @@ def _hits(
         kept = slice(request.offset, min(request.offset + request.k, len(scores)))
         scores, orders = scores[kept], orders[kept]
         places = None if places is None else places[kept]
-    entry = made.entry
     if not request.include and places is None:
-        known = records.ids(reader, entry.number, entry.uid, orders)
-        columns: Columns = {"id": known}
+        columns: Columns = {"id": records.ids(reader, made.entry.number, made.known, orders)}
     else:
         columns = _hydrate(reader, made, request.include, orders, places)
-    best = made.best
-    columns |= {"score": scores, "distance": [best - score for score in scores], "order": orders}
+    best, columns["score"], columns["order"] = made.best, scores, orders
+    columns["distance"] = [best - score for score in scores]
     if lap is not None:
         lap("hydrate")
     complete: Complete = "exact" if places is not None else "approximate"

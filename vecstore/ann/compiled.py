@@ -62,11 +62,6 @@ class Compiled:
     seconds: float
 
 
-def ready() -> Search | None:
-    """The compiled search, or None as long as numpy has to answer; compiling has begun then."""
-    return _finder.ready()
-
-
 def compile_now(progress: Progress | None = None) -> Compiled:
     """Compile the search, unless that was done before; `progress` is told each step.
 
@@ -375,7 +370,7 @@ class Finder:
         return home / "vecstore" / f"kernels-{version}" if home and version else None
 
     def ready(self) -> Search | None:
-        """As the function of that name."""
+        """The compiled search, or None as long as numpy has to answer; compiling has begun then."""
         if self._search is not None or self._hopeless or time.monotonic() < self._next_look:
             return self._search
         # Who finds another thread looking, or importing numba, answers with numpy.
@@ -436,4 +431,6 @@ class Finder:
 
 
 _finder = Finder()
+# Asked by every search.
+ready = _finder.ready
 os.register_at_fork(after_in_child=_finder.forked)

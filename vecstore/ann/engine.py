@@ -94,7 +94,8 @@ class Call:
             np.empty(count, np.int64),
             np.empty((count, plain.STAGES), np.int64),
         )
-        self.shared: Shared | None = None
+        # None yet: not even what a job that shares nothing yet has.
+        self.shared: Shared = ()
         self.frame: Frame
 
     def share(self, shared: Shared) -> None:
@@ -107,8 +108,7 @@ class Call:
         orders, scores, counts, stats = self._outputs
         ranked, scored = orders.tolist(), scores.tolist()
         for number, count in enumerate(counts.tolist()):
-            if count < orders.shape[1]:
-                del ranked[number][count:], scored[number][count:]
+            del ranked[number][count:], scored[number][count:]
         return Found(ranked, scored, stats.tolist())
 
 
@@ -222,7 +222,10 @@ class Job:
         except IndexError:
             call = Call(np.empty_like(query, order="C"), self.k)
         call.queries[:] = query
-        self._run(snapshot, call)
+        search = compiled.ready()
+        # Mostly there is nothing to fill, and all is done in one call.
+        if search is None or call.shared is not self.shared or search(call.frame.address, 0) != 1:
+            self._run(snapshot, call)
         found = call.found()
         self._idle.append(call)
         return found
