@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecstore.ann import calibration
+from vecstore.ann import model as models
 from vecstore.planner import EVERY_LIST, FEW, LARGEST, plan
 
 recalls = st.just("exact") | st.floats(0, 1, exclude_min=True)
@@ -138,7 +139,7 @@ def test_answers_beyond_the_largest_that_was_measured_reach_further() -> None:
 
 
 def test_budgets_that_were_not_measured_are_called_estimates() -> None:
-    found, _ = planned(budgets=calibration.unmeasured())
+    found, _ = planned(budgets=calibration.unmeasured(models.untrained(16, "cosine", seed=1)))
 
     assert "the index is estimated to reach a recall of" in found.reason
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from vecstore import catalog, check, encoders, layout, maintenance
+from vecstore import catalog, check, declared, encoders, layout, maintenance
 from vecstore.ann.index import Kind
 from vecstore.catalog import Entry
 from vecstore.check import Problem
@@ -21,14 +20,13 @@ from vecstore.errors import (
     AlreadyExistsError,
     ClosedError,
     CorruptionError,
-    EncoderMismatchError,
     NotFoundError,
     ReadOnlyError,
     SpecError,
     StoreError,
 )
 from vecstore.recent import Recent, RecentOf
-from vecstore.spec import CollectionSpec, Metric, Precision, check_name, show
+from vecstore.spec import CollectionSpec, Metric, Precision, check_name
 from vecstore.store import (
     CLOSE_TIMEOUT,
     DEFAULT_TIMEOUT,
@@ -155,6 +153,7 @@ class Database:
         encoder: EncoderLike | None = None,
         mrl: Sequence[int] | None = None,
         precision: Precision | None = None,
+        tiers: Iterable[Iterable[int]] | None = None,
         index: Kind | None = None,
         timeout: float | None = None,
     ) -> Collection:
@@ -177,6 +176,10 @@ class Database:
             precision: How vectors are stored: "float32" (the default), "float16" (half the space,
                 11 bits of each number) or "int8" (a quarter, a scale and 8 bits of each number).
                 What is stored is the truth that exact search and `get` go by.
+            tiers: The schedule of the index, which it chooses for itself by default: (dims, bits)
+                of its short codes, such as ((192, 2),), with 1, 2 or 4 bits of each of 1 to `dim`
+                dims. Its fine codes are (dim, 4), which may stand behind as a second pair. Not
+                under "hamming", which has no codes.
             index: How searches find rows: "auto" (the default: lists of codes once that is faster
                 than comparing all), "flat" (comparing all, always), "hash" (codes of all rows in
                 one list, from the first record on) or "ivf" (lists of codes, once there are 256
@@ -191,16 +194,16 @@ class Database:
         check_name(name)
         if index is not None:
             maintenance.check_kind(index, metric)
-        sizes = _check_mrl(mrl)
         given = None if encoder is None else encoders.resolve(encoder)
+        asked = declared.check(dim, metric, given, mrl, precision, tiers)
         with self.reading() as reader:
             entry = catalog.find(reader, name)
             if entry is None and self.read_only:
                 raise catalog.missing(reader, name)
         if entry is None:
-            spec = _new_spec(name, dim, metric, given, sizes, precision)
+            spec = declared.new_spec(name, asked)
             entry = self.writing(lambda txn: _create(txn, spec, index), timeout)
-        _compare(entry.spec, dim, metric, given, sizes, precision)
+        declared.compare(entry.spec, asked)
         if index is not None:
             with self.reading() as reader:
                 _compare_kind(entry, maintenance.kind(reader, entry.number), index)
@@ -477,127 +480,6 @@ def _compare_kind(entry: Entry, stored: Kind, asked: Kind) -> None:
         raise SpecError(
             f"collection {entry.spec.name!r} has index={stored!r}, not {asked!r}; leave the"
             f" argument out, or change the index with collection.reindex({asked!r})"
-        )
-
-
-def _new_spec(
-    name: str,
-    dim: int | None,
-    metric: Metric | None,
-    encoder: Encoder | None,
-    mrl: tuple[int, ...] | None,
-    precision: Precision | None,
-) -> CollectionSpec:
-    metric = "cosine" if metric is None else metric
-    if metric == "hamming" and precision is not None:
-        raise SpecError(
-            f"precision={show(precision)} does not apply to metric 'hamming', which stores bits;"
-            " leave it out"
-        )
-    if metric == "hamming" and dim is None:
-        raise SpecError("metric 'hamming' needs dim=, the number of bits: no encoder makes bits")
-    precision = "float32" if precision is None else precision
-    if encoder is None and dim is None:
-        encoder = encoders.resolve(None)
-    if encoder is None:
-        return CollectionSpec(
-            name=name,
-            dim=_check_dim(dim),
-            metric=metric,
-            mrl=() if mrl is None else mrl,
-            precision=precision,
-        )
-    sizes = (_check_mrl(encoder.mrl) or ()) if mrl is None else mrl
-    if dim not in (None, encoder.dim):
-        sizes = _check_prefix(_check_dim(dim), encoder, sizes)
-    for part in ("name", "fingerprint"):
-        value = getattr(encoder, part)
-        if not isinstance(value, str) or not value:
-            raise SpecError(f"the encoder's {part} is {show(value)}; it must be a str, not empty")
-    return CollectionSpec(
-        name=name,
-        dim=_check_dim(encoder.dim if dim is None else dim),
-        metric=metric,
-        mrl=sizes,
-        encoder=encoder.name,
-        fingerprint=encoder.fingerprint,
-        precision=precision,
-    )
-
-
-def _check_prefix(dim: int, encoder: Encoder, mrl: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the prefix lengths up to `dim`, which must be one that the encoder was trained for."""
-    if dim > encoder.dim or dim not in mrl:
-        known = ", ".join(map(str, mrl))
-        raise SpecError(
-            f"dim={dim}, but encoder {encoder.name!r} makes {encoder.dim} numbers, and "
-            + (
-                f"its prefixes are {known}"
-                if known
-                else "declares no prefixes that may stand alone"
-            )
-            + "; leave dim out, or choose one of mrl="
-        )
-    if max(mrl) > encoder.dim:
-        raise SpecError(
-            f"mrl={show(mrl)}, but encoder {encoder.name!r} makes {encoder.dim} numbers"
-        )
-    return tuple(size for size in mrl if size <= dim)
-
-
-def _check_dim(dim: object) -> int:
-    try:
-        number = operator.index(dim)  # type: ignore[arg-type]  # refusing others is the point
-    except TypeError:
-        number = None
-    if number is None or isinstance(dim, bool):
-        raise SpecError(f"dim={show(dim)} is not a whole number")
-    return number
-
-
-def _check_mrl(mrl: Sequence[int] | None) -> tuple[int, ...] | None:
-    if mrl is None:
-        return None
-    try:
-        listed = list(mrl)
-        if not any(isinstance(size, bool) for size in listed):
-            return tuple(operator.index(size) for size in listed)
-    except TypeError:
-        pass
-    raise SpecError(f"mrl={show(mrl)} is not a sequence of whole numbers")
-
-
-def _compare(
-    spec: CollectionSpec,
-    dim: int | None,
-    metric: Metric | None,
-    encoder: Encoder | None,
-    mrl: tuple[int, ...] | None,
-    precision: Precision | None,
-) -> None:
-    """Raise SpecError where what was asked for is not what the collection has."""
-    if mrl is not None and spec.encoder is not None:
-        # Of a longer encoder's prefixes those within the collection's own count.
-        mrl = tuple(size for size in mrl if size <= spec.dim)
-    asked = {"dim": dim, "metric": metric, "mrl": mrl, "precision": precision}
-    for name, value in asked.items():
-        stored = getattr(spec, name)
-        if value is not None and value != stored:
-            raise SpecError(
-                f"collection {spec.name!r} has {name}={stored!r}, not {show(value)}; leave the"
-                " argument out, or use another name"
-            )
-    if encoder is None:
-        return
-    if spec.encoder is None:
-        raise SpecError(
-            f"collection {spec.name!r} holds bare vectors (dim={spec.dim}); it was made without an"
-            f" encoder, not with {encoder.name!r}"
-        )
-    if encoder.fingerprint != spec.fingerprint:
-        raise EncoderMismatchError(
-            f"collection {spec.name!r} was made with encoder {spec.encoder!r}"
-            f" ({spec.fingerprint}), not with {encoder.name!r} ({encoder.fingerprint})"
         )
 
 

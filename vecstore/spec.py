@@ -11,6 +11,7 @@ from vecstore.errors import SpecError, UsageError
 
 Metric = Literal["cosine", "dot", "l2", "hamming"]
 Precision = Literal["float32", "float16", "int8", "bits"]
+Tiers = tuple[tuple[int, int], ...]
 Id = str | int
 Include = Literal["text", "metadata", "vector"]
 
@@ -18,6 +19,8 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 # What may be chosen; binary vectors are stored as bits and nothing else.
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
 MIN_DIM, MAX_DIM = 2, 8192
+# Bits of a code a dimension; fine codes have the most, of every dimension.
+CODE_BITS, FINE_BITS = (1, 2, 4), 4
 MAX_NAME_BYTES = 255
 # LMDB's key limit of 511 bytes, less the collection's number and the id's type tag.
 MAX_ID_BYTES = 506
@@ -37,6 +40,8 @@ class CollectionSpec:
         fingerprint: Digest of the encoder's model and settings, or None.
         precision: In what form vectors are stored: "float32", "float16" or "int8"; under hamming
             always "bits".
+        tiers: The schedule of the index, from the shortest on: (dims, bits) of its short codes. Its
+            fine codes are (dim, 4) always, and left out here. Empty where it is chosen in training.
     """
 
     name: str
@@ -46,6 +51,7 @@ class CollectionSpec:
     encoder: str | None = None
     fingerprint: str | None = None
     precision: Precision = "float32"
+    tiers: Tiers = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -64,6 +70,28 @@ class CollectionSpec:
             raise SpecError(
                 f"mrl={show(sizes)} must be ascending prefix lengths between 1 and dim={self.dim}"
             )
+        if self.tiers:
+            self._check_tiers()
+
+    def _check_tiers(self) -> None:
+        stated = f"tiers={show(self.tiers)}"
+        if self.metric == "hamming":
+            raise SpecError(f"{stated} does not apply to metric 'hamming', which has no codes")
+        fine = (self.dim, FINE_BITS)
+        pairs = all(list(map(type, pair)) == [int, int] for pair in self.tiers)
+        if not pairs or len(self.tiers) > 2 or self.tiers[1:] not in ((), (fine,)):
+            raise SpecError(
+                f"{stated} is no schedule of an index: one pair (dims, bits) of its short codes,"
+                f" and at most the {fine} of its fine codes behind it"
+            )
+        dims, bits = self.tiers[0]
+        if not 0 < dims <= self.dim or bits not in CODE_BITS:
+            raise SpecError(
+                f"{stated}: short codes have 1 to dim={self.dim} dims of"
+                f" {', '.join(map(str, CODE_BITS))} bits"
+            )
+        # Two ways to say the same are one declaration.
+        object.__setattr__(self, "tiers", self.tiers[:1])
 
     def _check_binary(self) -> None:
         if self.dim % 8:
@@ -97,6 +125,7 @@ class CollectionSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain values, the form in which it is stored."""
+        stated = {"tiers": [list(pair) for pair in self.tiers]} if self.tiers else {}
         return {
             "name": self.name,
             "dim": self.dim,
@@ -105,6 +134,7 @@ class CollectionSpec:
             "encoder": self.encoder,
             "fingerprint": self.fingerprint,
             "precision": self.precision,
+            **stated,
         }
 
     @classmethod
@@ -119,6 +149,7 @@ class CollectionSpec:
             fingerprint=values["fingerprint"],
             # Collections made before there was a choice have none.
             precision=values.get("precision", "float32"),
+            tiers=tuple((dims, bits) for dims, bits in values.get("tiers", ())),
         )
 
 

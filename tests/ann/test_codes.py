@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vecstore import spec
 from vecstore.ann import codes, rotation
 from vecstore.ann.codes import Codes, Turns
 from vecstore.index_layout import CodeShape
 
-BITS = pytest.mark.parametrize("bits", codes.BITS)
+BITS = pytest.mark.parametrize("bits", spec.CODE_BITS)
 
 
 def stands_for(found: Codes, bits: int, coded: int) -> np.ndarray:

@@ -38,6 +38,11 @@ GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 GRID = np.concatenate([np.linspace(0, 0.98, 50), 1 - np.geomspace(0.0198, 0.0002, 64), [1.0]])
 # Codes are hardly ever off by more, nor fine codes: by these without any measurement.
 MOST_SLACK, MOST_FINE = 6.0, 3.0
+# Codes of a prefix may be off by any amount: a search allows for so much, and a neighbour that
+# needs more is lost.
+FARTHEST, LOST = 100.0, 200.0
+# What rounding makes of a score, in parts of the largest.
+ROUNDING = 1e-5
 # Fine codes are taken to be off by as much as all but so few of some rows of each part are.
 FINE_ROWS, FINE_MISSES, FINE_SAFETY = 64, 0.0005, 1.1
 # Fewer real queries say too little.
@@ -167,9 +172,14 @@ class _Truth:
         # No k rows that are found score more than the nearest k do.
         off = near.scores[:, k - 1 : k].astype(np.float64) - near.likely[:, :k]
         units = near.scales[:, :k] * self.sizes[:, None].astype(np.float64)
-        # A code without a scale is right, but for rounding.
-        needed = np.divide(off, units, out=np.zeros_like(off), where=units > 0)
-        clipped: Floats = np.clip(needed, 0.0, MOST_SLACK)
+        needed = np.divide(off, units, out=np.full_like(off, LOST), where=units > 0)
+        needed[needed > FARTHEST] = LOST
+        # A code with hardly a scale is right but for rounding, unless it is one of a prefix.
+        largest = np.abs(near.scores[:, :k]).max(axis=1)
+        if self.model.metric == "l2":
+            largest += self.whole**2
+        rounded = off <= ROUNDING * largest[:, None]
+        clipped: Floats = np.clip(needed, 0.0, np.where(rounded, MOST_SLACK, LOST))
         return clipped
 
     def fine(self) -> float:
@@ -231,15 +241,26 @@ def _picked(scores: Vectors, likely: Vectors, part: Part, count: int) -> _Rows:
     return _Rows(pick(scores, best, 1), pick(likely, best, 1), scales, lists)
 
 
-def narrowed(model: Model, asked: Vectors, own: NDArray[np.int64], part: Part) -> float:
-    """How many rows of a part a query has to narrow to find nearly all of its neighbours."""
+def costs(model: Model, asked: Vectors, own: NDArray[np.int64], part: Part) -> tuple[float, float]:
+    """How much of a part a query has to look at to find nearly all of its neighbours.
+
+    Returns:
+        How many rows are narrowed, and how many are in the lists that are scanned.
+    """
     truth = _Truth(model, asked, own)
     truth.add(part)
     truth.finish()
     k = min(10, max(1, int(np.isfinite(truth.near.scores).sum(axis=1).min())))
     slack = float(np.quantile(truth.slack(k), 0.995))
     hopes = truth.estimate(part) + slack * truth.sizes[:, None] * part.codes.scales
-    return float((hopes >= truth.near.scores[:, k - 1 : k]).sum(axis=1).mean())
+    narrowed = float((hopes >= truth.near.scores[:, k - 1 : k]).sum(axis=1).mean())
+    if slack > FARTHEST:
+        narrowed = float(len(part.vectors))
+    ranks, _ = _order(model, truth)
+    reach = np.quantile(np.take_along_axis(ranks, truth.near.lists[:, :k], 1), 0.95)
+    sizes = np.bincount(part.lists, minlength=model.lists)
+    scanned = float(((ranks[:, : model.lists] <= reach) * sizes).sum(axis=1).mean())
+    return narrowed, max(1.0, scanned)
 
 
 def calibrate(
@@ -280,12 +301,13 @@ def calibrate(
     return budgets
 
 
-def unmeasured() -> dict[str, Any]:
+def unmeasured(model: Model) -> dict[str, Any]:
     """Budgets for codes in row order, of a collection with too few rows to measure any.
 
-    Codes are hardly ever off by so much, and all of them are scanned.
+    Codes are hardly ever off by so much, and all of them are scanned. What those of a prefix miss
+    is not known: no recall is expected of them, so that searches do without.
     """
-    curve = [[0.0, MOST_SLACK, level] for level in LEVELS]
+    curve = [[0.0, MOST_SLACK, level * (model.coded == model.dim)] for level in LEVELS]
     budgets = {"gap": 0.0, "fine": MOST_FINE, "levels": list(LEVELS), "sizes": {"1": curve}}
     return {**budgets, "measured": False}
 
@@ -334,6 +356,7 @@ def _choose_gap(
 def _levels(needed: Floats, slack: Floats, first: int) -> list[list[float]]:
     """For each level of recall reach, slack and expected recall."""
     grid, steps = (np.unique(np.quantile(part, GRID)) for part in (needed, slack))
+    steps = np.unique(np.minimum(steps, FARTHEST))
     reaches, slacks = _bounds(needed, grid, first), _bounds(slack, steps, first)
     found = []
     for level in LEVELS:

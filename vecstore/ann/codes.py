@@ -29,7 +29,6 @@ from vecstore.vectors import Vectors
 
 # Groups of 4 bits are scanned 16 at a time.
 GROUPS_AT_ONCE = 16
-BITS = (1, 2, 4)
 # The best levels for numbers of a normal distribution (Max, Quantizing for minimum distortion,
 # 1960); only the positive ones of a symmetric set, in units of the standard deviation.
 _HALF_LEVELS = {

@@ -155,6 +155,8 @@ def _read_model(reader: Reader, entry: Entry, edition: bytes) -> Model:
             raise ValueError(f"its edition is {values['edition']!r}, the plan's is {edition!r}")
         found = models.from_parts(entry.spec.metric, values, arrays)
         models.check(found, entry.spec.dim)
+        if entry.spec.tiers not in ((), found.schedule[:1]):
+            raise ValueError(f"its codes are {found.schedule[0]}, not {entry.spec.tiers[0]}")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CorruptionError(f"{where}: cannot be read: {error!r}") from error
     return found

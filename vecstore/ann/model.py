@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vecstore.ann import codes, kmeans, rotation
 from vecstore.ann.codes import Codes
 from vecstore.index_layout import CodeShape
-from vecstore.spec import Metric
+from vecstore.spec import CODE_BITS, FINE_BITS, Metric, Tiers
 from vecstore.vectors import Vectors
 
 Progress = Callable[[float], None]
@@ -122,6 +122,11 @@ class Model:
     def groups(self) -> int:
         """Groups of 4 bits of a code."""
         return codes.groups_of(self.coded, self.bits)
+
+    @property
+    def schedule(self) -> Tiers:
+        """Dims and bits of short codes, and of fine ones."""
+        return (self.coded, self.bits), (self.dim, FINE_BITS)
 
     @property
     def offsets(self) -> bool:
@@ -284,24 +289,36 @@ def principal(sample: Vectors, metric: Metric) -> Vectors:
 
 
 def recode(model: Model, directions: Vectors, coded: int, bits: int) -> Model:
-    """The model with the same lists and other codes."""
+    """The model with the same lists and other codes; of own numbers where no directions are."""
     wanted = _wanted(directions, model.coarse, coded)
     return replace(model, bits=bits, coded=coded, directions=wanted)
 
 
+def own(model: Model) -> Model:
+    """The model with the same lists, as far as the vectors' own first numbers tell them apart."""
+    centres = model.centres @ model.reducing[:, : model.coarse]
+    none = np.zeros((0, model.dim), np.float32)
+    return replace(model, directions=Matrix.of(none), centroids=Matrix.of(centres))
+
+
 def _wanted(directions: Vectors, coarse: int, coded: int) -> Matrix:
-    """As many directions as centroids and codes need."""
+    """As many directions as centroids and codes need, if there are any."""
     # Codes of all dimensions need no principal ones: any rotation will do.
     return Matrix.of(directions[: coarse if coded == len(directions) else max(coarse, coded)])
 
 
-def untrained(dim: int, metric: Metric, *, seed: int) -> Model:
-    """A model without lists that needs no sample: one bit of every dimension, zero for the mean."""
+def untrained(
+    dim: int, metric: Metric, *, seed: int, coded: int | None = None, bits: int = 1
+) -> Model:
+    """A model without lists that needs no sample: codes of own numbers, zero for the mean.
+
+    `coded` are the leading dims that codes describe, by default all.
+    """
     return Model(
         metric=metric,
-        bits=1,
+        bits=bits,
         coarse=1,
-        coded=dim,
+        coded=dim if coded is None else coded,
         directions=Matrix.of(np.zeros((0, dim), np.float32)),
         signs=rotation.signs(dim, seed),
         centroids=Matrix.of(np.zeros((1, 1), np.float32)),
@@ -371,7 +388,7 @@ def check(model: Model, dim: int) -> None:
     for name, (found, wanted) in parts.items():
         if found != wanted:
             raise ValueError(f"{name} is {found}, not {wanted}")
-    if model.bits not in codes.BITS or not 0 < model.coded <= dim:
+    if model.bits not in CODE_BITS or not 0 < model.coded <= dim:
         raise ValueError(f"{model.bits} bits of {model.coded} dims")
     if not 0 < model.coarse <= dim:
         raise ValueError(f"centroids of {model.coarse} dims")

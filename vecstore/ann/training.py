@@ -5,6 +5,7 @@ All in one snapshot, which holds up no writer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +21,7 @@ from vecstore.ann.ivf import Draft
 from vecstore.ann.model import Model, Progress, Shape
 from vecstore.catalog import Entry
 from vecstore.layout import BLOCK_ROWS, State
+from vecstore.spec import CODE_BITS, CollectionSpec
 from vecstore.store import Snapshot
 from vecstore.vectors import Vectors
 
@@ -31,6 +33,10 @@ SHAPE_ROWS, SHAPE_QUERIES = 32_768, 32
 # Rows that a query scans, for the root of the number of rows; and what a byte of a fine code costs,
 # which lies anywhere, if a byte of the codes, which lie together, costs 1.
 SCANNED, SCATTERED = 12.0, 4.0
+# Codes of own numbers are taken where a query reads at most so many times as much with them.
+OWN_WORTH = 1.05
+# Where the bytes read stand in what is measured of codes.
+READ = 4
 # Blocks whose vectors are in memory together.
 BLOCKS_AT_ONCE = 128
 QUERIES = 256
@@ -76,14 +82,15 @@ def train(
             directions=directions,
             progress=lambda share: tell(0.5 * share),
         )
-        model, measured = _choose(model, directions, sample, len(living), rng)
+        model, measured = _choose(model, directions, entry.spec, sample, len(living), rng)
     else:
-        model = models.untrained(dim, metric, seed=SEED)
+        model = _untrained(entry.spec)
     blocks = np.flatnonzero(alive)
     found, placed = _code(snapshot, entry, state, model, blocks, lambda s: tell(0.5 + 0.25 * s))
     drawn = _draw(snapshot, entry, state, asked, real, rng)
     budgets = _calibrate(snapshot, entry, state, model, drawn, found, placed)
-    budgets["measured"] = measured
+    if measured:
+        budgets["measured"] = measured
     tell(1.0)
     if not wanted:
         # Without lists every block is in the tail.
@@ -94,12 +101,16 @@ def train(
 
 def untrained(entry: Entry) -> Draft:
     """Codes in row order, which need no sample, with budgets that need no queries."""
-    dim = entry.spec.dim
-    model = models.untrained(dim, entry.spec.metric, seed=SEED)
+    model = _untrained(entry.spec)
     none = np.zeros(0, np.intp)
     sums = np.zeros(0, np.uint32)
-    budgets = calibration.unmeasured()
+    budgets = calibration.unmeasured(model)
     return Draft(model, budgets, none, sums, none, codes.empty(model.groups, model.dim), 0)
+
+
+def _untrained(spec: CollectionSpec) -> Model:
+    coded, bits = spec.tiers[0] if spec.tiers else (spec.dim, 1)
+    return models.untrained(spec.dim, spec.metric, seed=SEED, coded=coded, bits=bits)
 
 
 def calibrate(
@@ -124,7 +135,7 @@ def calibrate(
     tell = progress or (lambda share: None)
     living = rows.members(rows.live(snapshot, entry.number, state))
     if len(living) < LEAST_ROWS and not found.model.lists:
-        return calibration.unmeasured()
+        return calibration.unmeasured(found.model)
     rng = np.random.default_rng(SEED)
     coded, placed = ivf.read_codes(snapshot, entry, state, found)
     tell(0.25)
@@ -132,43 +143,71 @@ def calibrate(
     picked = living[rng.permutation(len(living))[:count]]
     drawn = _draw(snapshot, entry, state, picked, real, rng)
     budgets = _calibrate(snapshot, entry, state, found.model, drawn, coded, placed)
+    if found.budgets.get("measured"):
+        # What the shape of the codes was chosen by holds until they are trained anew.
+        budgets["measured"] = found.budgets["measured"]
     tell(1.0)
     return budgets
 
 
-def shapes(dim: int) -> list[tuple[int, int]]:
-    """Dims and bits of the codes that are tried: many dims of one bit, or fewer of more."""
+def shapes(dim: int, sizes: tuple[int, ...] = ()) -> list[tuple[int, int]]:
+    """Dims and bits of the codes that are tried: many dims of one bit, or fewer of more.
+
+    Of `sizes`, which vectors were made for, all of about as many bits.
+    """
     tried = [(dim, 1)]
     # Less than this is no code at all.
     if dim >= 4 * LEAST_CODED:
         tried += [(dim * 2 // 3, 1), (dim // 2, 1), (dim // 2, 2), (dim // 3, 2), (dim // 4, 4)]
+    for size, bits in itertools.product(sizes, CODE_BITS):
+        if size >= LEAST_CODED and dim <= 2 * size * bits <= 2 * dim and (size, bits) not in tried:
+            tried.append((size, bits))
     return tried
 
 
 def _choose(
-    model: Model, directions: Vectors, sample: Vectors, count: int, rng: np.random.Generator
+    model: Model,
+    directions: Vectors,
+    spec: CollectionSpec,
+    sample: Vectors,
+    count: int,
+    rng: np.random.Generator,
 ) -> tuple[Model, list[list[float]]]:
     """Choose dims and bits of the codes by what a query would have to read with each.
 
     Returns:
         The model with the best codes; and of all that were tried dims, bits, bytes of codes a row,
-        rows narrowed and bytes read by a query.
+        rows narrowed and bytes read by a query, and how many directions are kept.
     """
     few = sample[rng.permutation(len(sample))[:SHAPE_ROWS]]
-    lists, names = model.assign(few), np.arange(len(few), dtype=np.uint32)
+    names = np.arange(len(few), dtype=np.uint32)
     asked = calibration.queries(few[:SHAPE_QUERIES], few[::-1][:SHAPE_QUERIES], model.metric)
     own = np.tile(np.arange(len(asked) // 2), 2)
-    measured, best = [], (np.inf, model)
-    for coded, bits in shapes(model.dim):
-        trial = models.recode(model, directions, coded, bits)
-        part = Part(few, lists, trial.encode(few, lists, names, fine=False))
-        narrowed = calibration.narrowed(trial, asked, own, part)
-        row_bytes = trial.groups / 2 + 4 * (1 + trial.offsets)
-        read = SCANNED * count**0.5 * row_bytes + narrowed * SCATTERED * trial.shape.fine_bytes
-        measured.append([float(coded), float(bits), row_bytes, narrowed, read])
-        if read < best[0]:
-            best = (read, trial)
+    ways = [(model, directions, 1.0, spec.tiers or shapes(spec.dim))]
+    if spec.mrl:
+        tried = spec.tiers or shapes(spec.dim, spec.mrl)
+        ways.append((models.own(model), directions[:0], OWN_WORTH, tried))
+    measured, best, usual = [], (np.inf, model), 0.0
+    for same, along, worth, tried in ways:
+        lists = same.assign(few)
+        for coded, bits in tried:
+            trial = models.recode(same, along, coded, bits)
+            part = Part(few, lists, trial.encode(few, lists, names, fine=False))
+            narrowed, near = calibration.costs(trial, asked, own, part)
+            # Where lists keep neighbours together less well, more of them are scanned.
+            usual = usual or near
+            found = _costs(trial, SCANNED * count**0.5 * near / usual, narrowed)
+            measured.append(found)
+            if found[READ] / worth < best[0]:
+                best = (found[READ] / worth, trial)
     return best[1], measured
+
+
+def _costs(trial: Model, scanned: float, narrowed: float) -> list[float]:
+    """What is kept of a trial; READ is what decides."""
+    row_bytes = trial.groups / 2 + 4 * (1 + trial.offsets)
+    read = scanned * row_bytes + narrowed * SCATTERED * trial.shape.fine_bytes
+    return [trial.coded, trial.bits, row_bytes, narrowed, read, trial.directions.rows]
 
 
 def _sample(
