@@ -454,9 +454,13 @@ def test_info_describes_the_file(run: Run, notes: str) -> None:
     lines = run("info", notes).output.splitlines()
 
     assert lines[0].startswith("notes.vecstore: format 1, ")
-    assert lines[1].split() == ["name", "records", "dim", "metric", "precision", "index", "encoder"]
+    columns = ["name", "records", "dim", "metric", "precision", "index", "codes", "encoder"]
+    assert lines[1].split() == columns
     assert lines[2].split()[:6] == ["default", "3", "384", "cosine", "float32", "auto"]
     assert lines[3].split() == ["points", "0", "3", "cosine", "float32", "auto"]
+    assert lines[4].split() == ["bytes", "vectors", "lists", "tail", "unused"]
+    assert lines[5].split()[:2] == ["default", str(48 + 1024 + 3 * 4 * 384)]
+    assert lines[6].split() == ["points", "0", "0", "0", "0"]
 
 
 def test_info_as_json(run: Run, points: str) -> None:

@@ -33,6 +33,21 @@ def test_a_spec_of_binary_vectors_survives_its_stored_form() -> None:
     assert CollectionSpec.from_dict(spec.to_dict()) == spec
 
 
+@given(st.integers(2, 8192), st.sampled_from([1, 2, 4]), st.data())
+def test_a_schedule_survives_its_stored_form(dim, bits, data) -> None:
+    dims = data.draw(st.integers(1, dim))
+    spec = CollectionSpec(name="c", dim=dim, tiers=((dims, bits), (dim, 4)))
+    assert spec.tiers == ((dims, bits),)
+    assert spec == CollectionSpec(name="c", dim=dim, tiers=((dims, bits),))
+    assert CollectionSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_a_spec_without_a_schedule_is_stored_as_it_was_before_there_were_any() -> None:
+    values = CollectionSpec(name="c", dim=3).to_dict()
+    assert "tiers" not in values
+    assert CollectionSpec.from_dict(values).tiers == ()
+
+
 def test_a_spec_stored_without_a_precision_is_of_float32() -> None:
     values = CollectionSpec(name="c", dim=3, precision="int8").to_dict()
     del values["precision"]
@@ -62,6 +77,11 @@ def test_a_spec_stored_without_a_precision_is_of_float32() -> None:
         ({"mrl": (1.5,)}, r"mrl=\(1\.5,\)"),
         ({"mrl": (True,)}, r"mrl=\(True,\)"),
         ({"mrl": ("a",)}, r"mrl=\('a',\)"),
+        ({"tiers": ((3, 3),)}, r"tiers=\(\(3, 3\),\)"),
+        ({"tiers": ((4, 1),)}, r"1 to dim=3 dims"),
+        ({"tiers": ((3, True),)}, "is no schedule"),
+        ({"tiers": ("31",)}, r"tiers=\('31',\) is no schedule"),
+        ({"metric": "hamming", "dim": 8, "tiers": ((8, 1),)}, "tiers=.* does not apply"),
         ({"name": ""}, "must not be empty"),
         ({"name": 5}, "int 5"),
         ({"name": "x" * 256}, "has 256"),

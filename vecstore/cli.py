@@ -136,10 +136,19 @@ def info(database: str, as_json: bool) -> None:
         return
     size = stats["file_bytes"] / 1e6
     click.echo(one_line(f"{database}: format {stats['format']}, {size:,.1f} MB"))
-    names = ("name", "records", "dim", "metric", "precision", "index", "encoder")
-    rows = [[one[name] for name in names] for one in stats["collections"].values()]
-    out = _console()
+    names = ("name", "records", "dim", "metric", "precision", "index", "codes", "encoder")
+    rows, sizes, out = [], [], _console()
+    for one in stats["collections"].values():
+        # Those that are stated, until there are some.
+        pairs = one["codes"] or one["tiers"]
+        shown = {**one, "codes": ", ".join(f"{dims} x {bits}" for dims, bits in pairs)}
+        rows.append([shown[name] for name in names])
+        space = one["space"].values()
+        unused = sum(tier["unused"] for tier in space)
+        sizes.append([one["name"], *(tier["values"] for tier in space), unused])
     out.print(_table(names, rows, out.width))
+    if sizes:
+        out.print(_table(("bytes", "vectors", "lists", "tail", "unused"), sizes, out.width))
 
 
 @main.command()

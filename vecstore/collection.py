@@ -24,6 +24,7 @@ from vecstore import (
     records,
     rows,
     search,
+    space,
 )
 from vecstore.ann.index import Kind
 from vecstore.arguments import Where
@@ -69,25 +70,34 @@ class Collection(Handle):
     def stats(self) -> dict[str, Any]:
         """Return counts and sizes: records, dead rows, bytes of vectors, the spec, the index.
 
-        Of the index: the kind that is wanted ("index"), "lists", how many rows there were when it
-        was trained ("trained_rows"), how many are in none of the lists ("tail_rows"), and the
-        bytes of their codes ("index_bytes"); zeros while there is none.
+        Of the index: the kind that is wanted ("index"), [dims, bits] of its short and of its fine
+        codes ("codes"), how many principal directions it keeps ("directions"; 0 where codes are of
+        the vectors' own numbers), "lists", how many rows there were when it was trained
+        ("trained_rows"), how many are in none of the lists ("tail_rows"), and the bytes of their
+        codes ("index_bytes"); zeros while there is none.
+
+        "space" is what the file gives to the vectors ("full"), to the codes in lists ("lists") and
+        to those in none ("tail"): the bytes of the values, dead rows too, and the bytes of their
+        pages that are left over ("unused").
         """
         with self._source.reading() as reader:
             entry = self._entry(reader)
             state = catalog.state(reader, entry.number)
             blocks = int(np.count_nonzero(rows.live(reader, entry.number, state)))
             found = explain.stats(reader, entry, state)
+            taken = space.tiers(reader, entry, state)
         held = blocks * layout.BLOCK_ROWS
         if state.open_block != layout.NO_BLOCK:
             held -= layout.BLOCK_ROWS - state.open_rows
         return {
+            "tiers": [],
             **entry.spec.to_dict(),
             "records": state.records,
             "dead_rows": held - state.records,
             "blocks": blocks,
             "vector_bytes": state.records * entry.form.row_bytes,
             **found,
+            "space": taken,
         }
 
     # Writing

@@ -86,28 +86,35 @@ def run(
 
 
 def _shape(reader: Reader, entry: Entry, state: State) -> dict[str, Any]:
-    """Kind, lists and tail of an index."""
+    """Kind, schedule, lists and tail of an index."""
     wanted = index.kind(reader, entry.number)
     found = index.load(reader, entry, state)
     if found is None:
-        return {"index": wanted, "lists": 0, "tail": 0}
+        return {"index": wanted, "codes": [], "lists": 0, "tail": 0}
     alive = rows.live(reader, entry.number, state)
     lists = int(np.count_nonzero(~found.model.closed))
-    return {"index": wanted, "lists": lists, "tail": rows.count(alive[index.tail(found, alive)])}
+    return {
+        "index": wanted,
+        "codes": [list(pair) for pair in found.model.schedule],
+        "lists": lists,
+        "tail": rows.count(alive[index.tail(found, alive)]),
+    }
 
 
 def stats(reader: Reader, entry: Entry, state: State) -> dict[str, Any]:
     """What `Collection.stats` says of the index."""
     shape, found = _shape(reader, entry, state), index.load(reader, entry, state)
-    trained, size = 0, 0
+    trained, size, directions = 0, 0, 0
     if found is not None:
-        trained = found.trained
+        trained, directions = found.trained, found.model.directions.rows
         form = found.model.shape
         # Rows in lists are named there; those of the tail stand in their order.
         size = state.records * (form.tile_bytes // TILE_ROWS + form.fine_bytes)
         size += 4 * (state.records - shape["tail"])
     return {
         "index": shape["index"],
+        "codes": shape["codes"],
+        "directions": directions,
         "lists": shape["lists"],
         "trained_rows": trained,
         "tail_rows": shape["tail"],

@@ -270,6 +270,8 @@ class Explanation:
         method: "scan" (every row), "rows" (the matching rows only), "index" or "none".
         reason: Why this method, in a sentence.
         index: The kind of index that the collection is to have.
+        codes: Its schedule: [dims, bits] of its short codes and of its fine codes; empty while
+            there is none.
         lists: Lists of the index in all.
         lists_scanned: Lists whose codes were scanned.
         rows: Living rows of the collection.
@@ -292,6 +294,7 @@ class Explanation:
     method: Literal["scan", "rows", "index", "none"]
     reason: str
     index: str
+    codes: list[list[int]]
     lists: int
     lists_scanned: int
     rows: int
@@ -322,9 +325,11 @@ class Explanation:
 
         waiting = " (the kernels are being compiled)" if self.kernels == "compiling" else ""
         spent = ", ".join(f"{stage} {took:.3f}" for stage, took in self.milliseconds.items())
+        shapes = " and ".join(f"{dims:,} dims of {bits} bits" for dims, bits in self.codes)
         lines = {
             "method": f"{self.method}: {self.reason}",
             "index": f"{self.index}, {self.lists:,} lists, {self.tail:,} rows in none of them",
+            "codes": shapes or "none",
             "rows": f"{self.rows:,}, of which the filter allows {self.allowed:,}",
             "scanned": f"{self.lists_scanned:,} lists, the codes of {self.scanned:,} rows",
             "narrowed": f"the fine codes of {self.narrowed:,} rows",

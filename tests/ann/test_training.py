@@ -1,12 +1,16 @@
 """What does training make of a snapshot? All of its rows, coded and placed, the same every time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from indexed import DIM, clusters
 
 from vecstore import Database, catalog, maintenance
-from vecstore.ann import ivf, training
+from vecstore.ann import index, ivf, training
 from vecstore.ann.ivf import Draft
+
+WIDE = 192
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +86,125 @@ def test_without_lists_all_rows_stay_in_the_tail(memory) -> None:
 
 @pytest.mark.parametrize("dim", [2, 3, 8, 63, 64, 65, 200])
 def test_codes_of_every_width_are_of_known_shapes(dim: int) -> None:
-    for coded, bits in training.shapes(dim):
-        assert 1 <= coded <= dim
-        assert bits in (1, 2, 4)
-    assert training.shapes(dim)[0] == (dim, 1)
+    for sizes in ((), (dim,), (dim // 2, dim)):
+        found = training.shapes(dim, sizes)
+        assert len(set(found)) == len(found)
+        for coded, bits in found:
+            assert 1 <= coded <= dim
+            assert bits in (1, 2, 4)
+        assert found[0] == (dim, 1)
+
+
+def test_prefixes_that_vectors_were_made_for_are_tried() -> None:
+    assert {(64, 4), (128, 2), (256, 1)} <= {*training.shapes(384, (64, 128, 256, 384))}
+    assert (256, 2) in training.shapes(768, (64, 256, 768))
+
+
+# Own numbers, or directions
+
+
+def weighed(draft: Draft) -> dict[tuple[float, ...], float]:
+    """What a query reads with each of the codes tried, weighed: by own (0) or not, dims, bits."""
+    rows = draft.budgets["measured"]
+    return {
+        (kept > 0, coded, bits): read / (1 if kept else training.OWN_WORTH)
+        for coded, bits, _, _, read, kept in rows
+    }
+
+
+def chosen(draft: Draft) -> tuple[float, ...]:
+    return draft.model.directions.rows > 0, draft.model.coded, draft.model.bits
+
+
+@pytest.fixture(scope="module")
+def decaying() -> np.ndarray:
+    """Vectors whose first numbers say most, as an encoder with declared prefixes makes them."""
+    rng = np.random.default_rng(5)
+    centres = rng.normal(size=(300, WIDE))
+    points = centres[rng.integers(0, len(centres), 2000)] + 0.5 * rng.normal(size=(2000, WIDE))
+    return (points / (1 + np.arange(WIDE))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def turned(decaying) -> np.ndarray:
+    """The same vectors in other axes, where a prefix says little."""
+    axes, _ = np.linalg.qr(np.random.default_rng(6).normal(size=(WIDE, WIDE)))
+    return (decaying @ axes).astype(np.float32)
+
+
+def draft_of(db: Database, vectors: np.ndarray, **declared) -> Draft:
+    db.collection("points", dim=WIDE, **declared).add(vectors=vectors)
+    return train(db)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_own_prefixes_are_taken_where_they_are_as_good(memory, decaying, metric: str) -> None:
+    draft = draft_of(memory, decaying, metric=metric, mrl=(48, 96, WIDE))
+    costs = weighed(draft)
+
+    assert draft.model.directions.rows == 0
+    assert chosen(draft) == min(costs, key=costs.get)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_directions_are_taken_where_prefixes_are_no_good(memory, turned, metric: str) -> None:
+    draft = draft_of(memory, turned, metric=metric, mrl=(48, 96, WIDE))
+    costs = weighed(draft)
+
+    assert draft.model.directions.rows > 0
+    assert chosen(draft) == min(costs, key=costs.get)
+    assert min(cost for shape, cost in costs.items() if not shape[0]) > 1.2 * min(costs.values())
+
+
+def test_prefixes_that_nobody_declared_are_not_tried(memory, decaying) -> None:
+    draft = draft_of(memory, decaying)
+
+    assert {row[:2] for row in map(tuple, draft.budgets["measured"])} == {*training.shapes(WIDE)}
+    assert all(row[5] > 0 for row in draft.budgets["measured"])
+
+
+def test_a_stated_schedule_leaves_the_choice_of_directions(memory, decaying, turned) -> None:
+    stated = ((96, 2),)
+    for name, vectors, own in (("good", decaying, True), ("bad", turned, False)):
+        points = memory.collection(name, dim=WIDE, mrl=(96,), tiers=stated, index="ivf")
+        points.add(vectors=vectors)
+        with memory.reading() as reader:
+            entry = catalog.find(reader, name)
+            draft = training.train(reader, entry, catalog.state(reader, entry.number))
+        assert draft.model.schedule == (*stated, (WIDE, 4))
+        assert [row[:2] for row in draft.budgets["measured"]] == 2 * [[96, 2]]
+        assert (draft.model.directions.rows == 0) == own
+
+
+def test_what_was_measured_of_codes_outlives_a_calibration(memory, decaying) -> None:
+    def plan() -> dict:
+        with memory.reading() as reader:
+            entry = catalog.find(reader, "points")
+            return index.load(reader, entry, catalog.state(reader, entry.number)).budgets
+
+    points = memory.collection("points", dim=WIDE, index="ivf", mrl=(96,))
+    points.add(vectors=decaying)
+    assert points.optimize()["trained"]
+    before = plan()
+    assert not points.optimize()["trained"]
+    assert before["measured"] == plan()["measured"]
+    # As files have it that were written before directions were counted, or anything was tried.
+    for older in ([row[:5] for row in before["measured"]], None):
+        budgets = {name: part for name, part in before.items() if name != "measured"}
+        budgets |= {} if older is None else {"measured": older}
+        save(memory, budgets)
+        assert "measured" in points.search(decaying[0]).plan.reason
+        assert points.optimize()["calibrated"]
+        assert plan().get("measured") == older
+
+
+def save(db: Database, budgets: dict) -> None:
+    def work(txn) -> None:
+        entry = catalog.find(txn, "points")
+        found = index.load(txn, entry, catalog.state(txn, entry.number))
+        index.save_plan(txn, entry.number, replace(found, budgets=budgets))
+
+    db.writing(work)
 
 
 def test_rows_that_are_asked_for_are_not_learnt_from_where_there_are_others(memory) -> None:
