@@ -265,13 +265,10 @@ class Store:
     def snapshot(self, timeout: float | None = None) -> Snapshot:
         """Begin a read transaction."""
         timeout = self.timeout if timeout is None else seconds(timeout, self.timeout)
-        # In a forked child the gate may be held by a thread that is not there.
-        if self.forked:
-            self.check_open()
+        self.check_open()
         ticket = self.gate.enter(timeout)
         try:
-            if self._closed:
-                self.check_open()
+            self.check_open()
             return Snapshot(self, self._begin_reading(), ticket)
         except lmdb.MapResizedError:
             pass
