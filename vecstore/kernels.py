@@ -1541,7 +1541,7 @@ def search(frame, first):
     _leaves(dim, settling[2])
     for j in range(coded, padded):
         rotated[j] = 0
-    done = np.int64(0)
+    done, answered = np.int64(0), queries.shape[0]
     for number in range(first, queries.shape[0]):
         _compared(_behind(_point(queries), number * dim), dim, metric, wide, settling)
         done = _answer(
@@ -1550,6 +1550,9 @@ def search(frame, first):
             orders[number], scores[number], stats[number], missing, scratch,
         )  # fmt: skip
         if done < 0:
-            return number
+            answered = number
+            break
         counts[number] = done
-    return queries.shape[0]
+    # numba frees an array after its last use, though its address is still in use.
+    memory[0] = 0
+    return answered
