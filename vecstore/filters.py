@@ -19,12 +19,12 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Literal, NoReturn, Protocol, overload
 
 from vecstore import values
 from vecstore.errors import FilterError
+from vecstore.lazy import lazy
 from vecstore.spec import Id
 from vecstore.values import ID, MAX_DEPTH, TEXT, Kind, Place, Scalar, describe, fail, show
 
@@ -88,14 +88,14 @@ class Filter:
         """Return 32 bytes that are the same for equal filters only."""
         return self._digest
 
-    @cached_property
+    @lazy
     def _digest(self) -> bytes:
         digest = blake2b(type(self).__name__.encode(), digest_size=32)
         for part in self._parts():
             digest.update(len(part).to_bytes(8, "little") + part)
         return digest.digest()
 
-    @cached_property
+    @lazy
     def _matcher(self) -> Matcher:
         return self._compile()
 
@@ -235,7 +235,7 @@ class In(Filter):
     path: str
     values: tuple[Scalar, ...]
 
-    @cached_property
+    @lazy
     def members(self) -> frozenset[tuple[Kind, Any]]:
         """The values as `comparable` pairs."""
         return frozenset(values.pair_of(value) for value in self.values)

@@ -209,6 +209,15 @@ _last_id = 0
 _last_id_lock = threading.Lock()
 
 
+def _after_fork() -> None:
+    global _last_id_lock
+    # The parent may have held it in another thread.
+    _last_id_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def new_ids(count: int) -> list[Id]:
     """Make unique ids that sort by the time of their making: UUIDs of version 7 (RFC 9562).
 

@@ -342,6 +342,65 @@ def test_the_child_searches_through_an_index_and_changes_it(forked, engine):
     )
 
 
+def test_a_child_forked_while_threads_search_and_change_an_index_ends_normally(forked, monkeypatch):
+    # OpenBLAS survives no fork in the middle of a product that its threads share.
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    forked(
+        INDEXED
+        + """
+        # Not while a thread loads it: numba's lock would be left to the child.
+        compiled.compile_now()
+        stop = threading.Event()
+        def change():
+            while not stop.is_set():
+                lists.reindex("hash")
+                lists.upsert(vectors=vectors[600:], ids=range(300))
+                lists.reindex("ivf")
+        def search():
+            while not stop.is_set():
+                lists.search_many(vectors[:20], 5, threads=2)
+        threads = [threading.Thread(target=work) for work in (change, search, search)]
+        for thread in threads:
+            thread.start()
+        def child():
+            refused(lambda: lists.search(vectors[0]))
+            with vecstore.open(path) as mine:
+                for hits in mine.collection("lists").search_many(vectors[:20], 5, threads=2):
+                    assert len(hits) == len(set(hits.ids)) == 5
+        for i in range(4):
+            fork(child)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        answers(lists)
+        assert db.check() == []
+        db.close()
+    """
+    )
+
+
+def test_a_child_makes_ids_though_a_thread_of_its_parent_was_at_it(forked):
+    forked("""
+        from vecstore import ingest
+        held, done = threading.Event(), threading.Event()
+        def hold():
+            with ingest._last_id_lock:
+                held.set()
+                done.wait()
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        def child():
+            with vecstore.open(path) as mine:
+                mine.collection("points").add(vectors=[1, 1])
+        fork(child)
+        done.set()
+        thread.join()
+        assert points.count() == 3
+        db.close()
+    """)
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_multiprocessing_open_the_file_themselves(run_python, path, tmp_path, method):
     program = tmp_path / "program.py"

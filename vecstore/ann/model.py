@@ -7,7 +7,6 @@ a little of the bases' being orthonormal.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from vecstore.ann import codes, kmeans, rotation
 from vecstore.ann.codes import Codes
 from vecstore.index_layout import CodeShape
+from vecstore.lazy import lazy
 from vecstore.spec import CODE_BITS, FINE_BITS, Metric, Tiers
 from vecstore.vectors import Vectors
 
@@ -138,12 +138,12 @@ class Model:
         """What codes look like."""
         return CodeShape(self.groups, self.offsets, self.dim)
 
-    @functools.cached_property
+    @lazy
     def patterns(self) -> Vectors:
         """What the 16 values of a group stand for, float32 (4 / bits, 16)."""
         return np.ascontiguousarray(codes.patterns(self.bits))
 
-    @functools.cached_property
+    @lazy
     def reducing(self) -> Vectors:
         """What makes vectors comparable with centroids, float32 (coarse, dim)."""
         return self._leading(self.coarse)
@@ -154,7 +154,7 @@ class Model:
             return self.directions.floats()[:count]
         return np.eye(count, self.dim, dtype=np.float32)
 
-    @functools.cached_property
+    @lazy
     def rotating(self) -> Vectors:
         """What makes vectors comparable with codes, float32 (coded, dim)."""
         return rotation.turn(np.ascontiguousarray(self._leading(self.coded).T), self.signs).T
@@ -168,7 +168,7 @@ class Model:
             first = vectors @ self._leading(self.coded).T
         return rotation.turn(first, self.signs)
 
-    @functools.cached_property
+    @lazy
     def _turning(self) -> Vectors:
         return rotation.turn(np.eye(self.dim, dtype=np.float32), self.signs)
 
@@ -181,12 +181,12 @@ class Model:
         """How residuals are turned before they are coded."""
         return codes.Turns(self.rotate, self.turn)
 
-    @functools.cached_property
+    @lazy
     def centres(self) -> Vectors:
         """The centroids in float32, (lists + 1, coarse)."""
         return self.centroids.floats()
 
-    @functools.cached_property
+    @lazy
     def bias(self) -> Vectors:
         """What is added to a query's product with each centroid, float32 (lists + 1,)."""
         bias = np.zeros(self.lists + 1, np.float32)
