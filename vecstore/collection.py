@@ -71,8 +71,8 @@ class Collection(Handle):
         """Return counts and sizes: records, dead rows, bytes of vectors, the spec, the index.
 
         Of the index: the kind that is wanted ("index"), [dims, bits] of its short and of its fine
-        codes ("codes"), how many principal directions it keeps ("directions"; 0 where codes are of
-        the vectors' own numbers), "lists", how many rows there were when it was trained
+        codes ("codes"), how many principal directions it keeps ("directions"; codes of more dims
+        are of the vectors' own numbers), "lists", how many rows there were when it was trained
         ("trained_rows"), how many are in none of the lists ("tail_rows"), and the bytes of their
         codes ("index_bytes"); zeros while there is none.
 

@@ -172,7 +172,7 @@ class Database:
                 are packed: uint8 of shape (n, dim / 8), as numpy.packbits makes them.
             encoder: An `Encoder`, a folder with an ONNX model, or a callable.
             mrl: Prefix lengths that the vectors were trained for (Matryoshka); by default those
-                that the encoder declares.
+                that the encoder declares. The index codes such prefixes where they measure well.
             precision: How vectors are stored: "float32" (the default), "float16" (half the space,
                 11 bits of each number) or "int8" (a quarter, a scale and 8 bits of each number).
                 What is stored is the truth that exact search and `get` go by.

@@ -104,16 +104,17 @@ def test_prefixes_that_vectors_were_made_for_are_tried() -> None:
 
 
 def weighed(draft: Draft) -> dict[tuple[float, ...], float]:
-    """What a query reads with each of the codes tried, weighed: by own (0) or not, dims, bits."""
-    rows = draft.budgets["measured"]
-    return {
-        (kept > 0, coded, bits): read / (1 if kept else training.OWN_WORTH)
-        for coded, bits, _, _, read, kept in rows
-    }
+    """What a query reads with each of the codes tried, weighed: by dims, bits and directions."""
+    found: dict[tuple[float, ...], float] = {}
+    for coded, bits, _, _, read, kept in draft.budgets["measured"]:
+        # Those that are along directions come first.
+        usual = len(found) < len(training.shapes(WIDE))
+        found[coded, bits, kept] = read / (1 if usual else training.OWN_WORTH)
+    return found
 
 
 def chosen(draft: Draft) -> tuple[float, ...]:
-    return draft.model.directions.rows > 0, draft.model.coded, draft.model.bits
+    return (*draft.model.schedule[0], draft.model.directions.rows)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,14 @@ def test_directions_are_taken_where_prefixes_are_no_good(memory, turned, metric:
 
     assert draft.model.directions.rows > 0
     assert chosen(draft) == min(costs, key=costs.get)
-    assert min(cost for shape, cost in costs.items() if not shape[0]) > 1.2 * min(costs.values())
+    assert min(cost for shape, cost in costs.items() if not shape[2]) > 1.2 * min(costs.values())
+
+
+def test_own_prefixes_are_tried_with_lists_along_directions_too(memory, decaying) -> None:
+    draft = draft_of(memory, decaying, mrl=(48, 144, WIDE))
+
+    assert {(144, 1, kept) for kept in (0, 128)} <= weighed(draft).keys()
+    assert (48, 4, 0) in weighed(draft)
 
 
 def test_prefixes_that_nobody_declared_are_not_tried(memory, decaying) -> None:

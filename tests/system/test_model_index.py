@@ -43,6 +43,8 @@ declared = st.fixed_dictionaries(
         "index": kinds,
         "metric": st.sampled_from(["cosine", "dot", "l2"]),
         "precision": st.sampled_from(["float32", "float16", "int8"]),
+        "tiers": st.sampled_from([(), ((DIM, 4),), ((4, 2),), ((1, 1),)]),
+        "mrl": st.sampled_from([(), (4, DIM)]),
     }
 )
 seeds = st.integers(0, 999)

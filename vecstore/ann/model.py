@@ -289,7 +289,7 @@ def principal(sample: Vectors, metric: Metric) -> Vectors:
 
 
 def recode(model: Model, directions: Vectors, coded: int, bits: int) -> Model:
-    """The model with the same lists and other codes; of own numbers where no directions are."""
+    """The model with the same lists and other codes, of own numbers if directions are fewer."""
     wanted = _wanted(directions, model.coarse, coded)
     return replace(model, bits=bits, coded=coded, directions=wanted)
 

@@ -183,24 +183,39 @@ def _choose(
     names = np.arange(len(few), dtype=np.uint32)
     asked = calibration.queries(few[:SHAPE_QUERIES], few[::-1][:SHAPE_QUERIES], model.metric)
     own = np.tile(np.arange(len(asked) // 2), 2)
-    ways = [(model, directions, 1.0, spec.tiers or shapes(spec.dim))]
-    if spec.mrl:
-        tried = spec.tiers or shapes(spec.dim, spec.mrl)
-        ways.append((models.own(model), directions[:0], OWN_WORTH, tried))
     measured, best, usual = [], (np.inf, model), 0.0
-    for same, along, worth, tried in ways:
-        lists = same.assign(few)
-        for coded, bits in tried:
-            trial = models.recode(same, along, coded, bits)
+    for base, ways in _ways(model, directions, spec):
+        lists = base.assign(few)
+        for along, (coded, bits) in ways:
+            trial = models.recode(base, along, coded, bits)
             part = Part(few, lists, trial.encode(few, lists, names, fine=False))
             narrowed, near = calibration.costs(trial, asked, own, part)
             # Where lists keep neighbours together less well, more of them are scanned.
             usual = usual or near
             found = _costs(trial, SCANNED * count**0.5 * near / usual, narrowed)
             measured.append(found)
-            if found[READ] / worth < best[0]:
-                best = (found[READ] / worth, trial)
+            weighed = found[READ] / (1 if along is directions else OWN_WORTH)
+            if weighed < best[0]:
+                best = (weighed, trial)
     return best[1], measured
+
+
+def _ways(
+    model: Model, directions: Vectors, spec: CollectionSpec
+) -> Iterator[tuple[Model, list[tuple[Vectors, tuple[int, int]]]]]:
+    """Models of what lists to try, and with each along which directions, and in what shapes.
+
+    Where there are not so many directions, codes are of the vectors' own numbers.
+    """
+    usual = [(directions, shape) for shape in spec.tiers or shapes(spec.dim)]
+    if not spec.mrl:
+        yield model, usual
+        return
+    few, none = directions[: model.coarse], directions[:0]
+    prefixes = spec.tiers or shapes(spec.dim, spec.mrl)
+    inner = [(few, shape) for shape in prefixes if model.coarse < shape[0] < spec.dim]
+    yield model, usual + inner
+    yield models.own(model), [(none, shape) for shape in prefixes]
 
 
 def _costs(trial: Model, scanned: float, narrowed: float) -> list[float]:
