@@ -13,7 +13,9 @@ from vecstore.vectors import (
     as_query,
     as_vector,
     as_vectors,
+    check_lengths,
     differ,
+    is_usual,
     lengths,
     original,
     store_form,
@@ -138,8 +140,35 @@ def test_queries_that_a_metric_cannot_compare_are_refused(count):
 
     for metric, refused, taken in (("cosine", zeros, far), ("dot", far, zeros), ("l2", far, zeros)):
         with pytest.raises(VectorError, match="query 0"):
-            as_compared(refused, metric)
+            check_lengths(refused, metric, "query")
+        check_lengths(taken, metric, "query")
         assert np.isfinite(as_compared(taken, metric)).all()
+
+
+@given(
+    values=hnp.arrays(np.float32, 4, elements=st.floats(width=32)),
+    metric=st.sampled_from(["cosine", "dot", "l2"]),
+)
+def test_a_usual_query_needs_no_other_check(values, metric):
+    spec = CollectionSpec(name="a", dim=4, metric=metric)
+
+    if is_usual(values, spec):
+        assert as_query(values, spec).tolist() == [values.tolist()]
+        check_lengths(values[None], metric, "query")
+
+
+def test_most_queries_are_usual_and_what_is_no_float32_array_of_their_shape_is_not():
+    usual = np.arange(4, dtype=np.float32)
+    others = [
+        usual.astype(np.float64), usual[:3], usual[None], usual.tolist(), np.ma.array(usual),
+        np.zeros(4, np.float32), np.full(4, np.nan, np.float32), np.full(4, 3e38, np.float32), "a",
+    ]  # fmt: skip
+
+    for metric in ("cosine", "dot", "l2"):
+        spec = CollectionSpec(name="a", dim=4, metric=metric)
+        assert is_usual(usual, spec)
+        assert not any(is_usual(other, spec) for other in others)
+    assert not is_usual(np.zeros(1, np.uint8), CollectionSpec(name="a", dim=8, metric="hamming"))
 
 
 def test_a_query_in_steps_through_memory_is_copied_together():
