@@ -1259,11 +1259,15 @@ def _scan_lists(
     least, far = np.float32(-np.inf), np.float32(np.inf)
     if gap > 0 and integers[LEAST] <= 1:
         least, far = top - reach / gap, reach
-    left, at, order = np.int64(0), np.int64(0), ordering[2]
+    left, at, (_, steps, order) = np.int64(0), np.int64(0), ordering
+    step, before, over = np.int64(-1), 0, False
     while True:
         # Fewer candidates than wanted: a filter lets few rows through.
         short = sizes[HELD] < k and missing[1] == 0
         if at == left:
+            if over:
+                break
+            step = np.int64(-1)
             left, at = _order(bases, count, least, gap, far, seen, ordering), np.int64(0)
             if left == 0 and short and far < np.inf:
                 least, far = np.float32(-np.inf), np.float32(np.inf)
@@ -1271,13 +1275,20 @@ def _scan_lists(
             if left == 0:
                 break
         number, base = order[at], bases[order[at]]
-        beyond = np.log(np.float32(1 + seen)) + (top - base) * gap > reach
-        if beyond and seen >= integers[LEAST] and not short:
-            break
+        if steps[number] != step:
+            if over:
+                break
+            step, before = np.int64(steps[number]), seen
+        # Lists of one step come by number: as if each were the first of them, but for crowds.
+        rank = np.log(np.float32(1 + max(before, seen - CROWD)))
         at += 1
-        seen += 1
         # Not to be ordered again.
         bases[number] = -np.inf
+        if rank + (top - base) * gap > reach and seen >= integers[LEAST] and not short:
+            # Others of its step may be nearer.
+            over = True
+            continue
+        seen += 1
         if lists[number] == 0:
             _note(missing, room, np.int64(LIST), number)
             continue

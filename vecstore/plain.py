@@ -447,26 +447,39 @@ def _scan_lists(
     least, far = np.float32(-np.inf), np.float32(np.inf)
     if gap > 0 and told.least <= 1:
         least, far = top - reach / gap, reach
-    order: list[int] = []
-    at = seen = scanned = 0
+    order: list[tuple[int, int]] = []
+    at = seen = scanned = before = 0
+    step, over = -1, False
     while True:
         # Fewer candidates than wanted: a filter lets few rows through.
         short = not found.full and not tables.missing[1]
         if at == len(order):
+            if over:
+                break
+            step = -1
             order, at = _ordered(bases, least, gap, far, seen), 0
             if not order and short and far < np.inf:
                 least, far = np.float32(-np.inf), np.float32(np.inf)
                 order = _ordered(bases, least, gap, far, seen)
             if not order:
                 break
-        number, base = order[at], bases[order[at]]
-        rank = np.float32(math.log(1 + seen))
-        beyond = np.float32(float(rank) + float(top - base) * float(gap)) > reach
-        if beyond and seen >= told.least and not short:
-            break
-        at, seen = at + 1, seen + 1
+        found_at, number = order[at]
+        base = bases[number]
+        if found_at != step:
+            if over:
+                break
+            step, before = found_at, seen
+        # Lists of one step come by number: as if each were the first of them, but for crowds.
+        rank = np.float32(math.log(1 + max(before, seen - CROWD)))
+        at += 1
         # Not to be ordered again.
         bases[number] = -np.inf
+        beyond = np.float32(float(rank) + float(top - base) * float(gap)) > reach
+        if beyond and seen >= told.least and not short:
+            # Others of its step may be nearer.
+            over = True
+            continue
+        seen += 1
         address = int(tables.lists[number])
         if address == 0:
             tables.note(LIST, np.array([number]))
@@ -490,8 +503,8 @@ def _scan_tail(target: _Target, told: _Told, tables: _Tables, found: _Candidates
 
 def _ordered(
     bases: Floats, low: np.float32, gap: np.float32, reach: np.float32, seen: int
-) -> list[int]:
-    """The nearest lists with scores from `low` on, in steps and as far as the kernel's."""
+) -> list[tuple[int, int]]:
+    """Steps and numbers of the nearest lists with scores from `low` on, as far as the kernel's."""
     highest, lowest = bases.max(initial=np.float32(-np.inf)), low
     if low == -np.inf:
         lowest = bases[bases > -np.inf].min(initial=highest)
@@ -513,8 +526,8 @@ def _ordered(
             bound = step
             break
     order = np.argsort(steps, kind="stable")
-    numbers: list[int] = order[: np.count_nonzero(steps < bound)].tolist()
-    return numbers
+    order = order[: np.count_nonzero(steps < bound)]
+    return list(zip(steps[order].tolist(), order.tolist(), strict=True))
 
 
 def _scan(
