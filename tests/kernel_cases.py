@@ -124,8 +124,9 @@ def quantized(vectors):
 
 
 def build(
-    vectors, metric, *, lists, bits, coded=None, tail=0, precision=layout.FLOAT32, seed=0
-) -> Memory:
+    vectors, metric, *, lists, bits, coded=None, tail=0, precision=layout.FLOAT32, seed=0,
+    distances=None,
+) -> Memory:  # fmt: skip
     """Put vectors into lists, all but the last `tail`.
 
     Directions are only roughly orthogonal and centroids are rows: answers do not depend on it, and
@@ -133,13 +134,11 @@ def build(
     """
     count, dim = vectors.shape
     rng = np.random.default_rng(seed)
-    mean = vectors.mean(axis=0)
-    if metric != "l2":
-        mean = np.zeros_like(mean)
+    mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     coarse, coded = min(COARSE, dim), coded or dim
     directions = rough(rng, coarse if coded == dim else max(coarse, coded), dim)
     chosen = vectors[rng.choice(count, lists, replace=False)]
-    centres = np.concatenate([chosen, vectors.mean(axis=0)[None]]) - mean
+    centres = np.concatenate([chosen, mean[None]]) - mean
     model = Model(
         metric=metric,
         bits=bits,
@@ -150,6 +149,7 @@ def build(
         centroids=Matrix.of(centres @ directions.floats()[:coarse].T),
         mean=mean,
         closed=np.zeros(lists, bool),
+        distances=metric == "l2" if distances is None else distances,
     )
     listed = model.assign(vectors) if lists else np.full(count, -1)
     listed[count - tail :] = -1
@@ -183,7 +183,7 @@ def ask(
     integers[plain.DIM], integers[plain.GROUPS] = model.dim, model.groups
     integers[plain.DIRECTIONS] = model.directions.rows
     integers[plain.COARSE], integers[plain.CODED] = model.coarse, model.coded
-    integers[plain.OFFSETS], integers[plain.LISTS] = model.offsets, model.lists
+    integers[plain.OFFSETS], integers[plain.LISTS] = model.distances, model.lists
     integers[plain.K], integers[plain.ROOM] = k, room
     integers[plain.METRIC], integers[plain.PRECISION] = METRICS[model.metric], memory.precision
     integers[plain.LEAST] = least

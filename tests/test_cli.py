@@ -800,7 +800,7 @@ def test_indexes_are_brought_up_to_date(run: Run, many: str) -> None:
 
 
 def test_a_collection_gets_another_index(run: Run, many: str) -> None:
-    assert "many: calibrated, 0 lists" in run("reindex", many, "hash").output
+    assert "many: trained, calibrated, 0 lists" in run("reindex", many, "hash").output
     assert json.loads(run("reindex", many, "flat", "--json").output)["many"]["lists"] == 0
     assert json.loads(run("info", many, "--json").output)["collections"]["many"]["index"] == "flat"
     run("reindex", many, "hnsw", status=2)

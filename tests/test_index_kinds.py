@@ -109,7 +109,7 @@ def test_codes_in_row_order_work_from_the_first_record(memory: Database, metric:
     assert memory.check() == []
 
 
-def test_codes_in_row_order_are_measured_as_they_grow(
+def test_codes_in_row_order_are_made_anew_and_measured_as_they_grow(
     memory: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maintenance, "GROWTH", 2)

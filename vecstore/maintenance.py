@@ -19,7 +19,7 @@ from vecstore import catalog, layout, rows
 from vecstore.ann import index, ivf, training
 from vecstore.ann.index import Index, IndexedRows, Kind
 from vecstore.ann.ivf import Draft
-from vecstore.ann.model import Progress
+from vecstore.ann.model import Model, Progress
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError, SpecError
 from vecstore.layout import BLOCK_ROWS, State
@@ -140,7 +140,9 @@ def after_write(source: Source, number: int, uid: bytes, timeout: float | None =
         entry = catalog.read(reader, number, uid)
         state = catalog.state(reader, number)
         step = due(reader, entry, state)
-        draft = training.train(reader, entry, state) if step == "train" else None
+        draft = None
+        if step == "train":
+            draft = _train(reader, entry, state, index.kind(reader, number))
     if step is not None and step != "calibrate":
         _carry_out(source, entry, draft, timeout)
     if step in ("calibrate", "keep up and calibrate"):
@@ -163,7 +165,7 @@ def due(reader: Reader, entry: Entry, state: State) -> Step | None:
     found = index.load(reader, entry, state)
     if wanted == "hash":
         grown = found is not None and GROWTH * max(found.trained, LEAST_ROWS) <= state.records
-        return "calibrate" if grown and state.records <= QUICK_ROWS else None
+        return "train" if grown and state.records <= QUICK_ROWS else None
     if found is None:
         return "train" if state.records >= _least_rows(entry, wanted) else None
     if GROWTH * found.trained <= state.records <= QUICK_ROWS:
@@ -182,9 +184,26 @@ def _is_renewed(reader: Reader, entry: Entry, state: State, found: Index) -> boo
 
 
 def _least_rows(entry: Entry, wanted: Kind) -> int:
-    if wanted == "ivf":
-        return LEAST_ROWS
-    return max(AUTO_ROWS, AUTO_BYTES // (4 * entry.spec.dim))
+    if wanted == "auto":
+        return max(AUTO_ROWS, AUTO_BYTES // (4 * entry.spec.dim))
+    return LEAST_ROWS
+
+
+def _train(
+    reader: Snapshot,
+    entry: Entry,
+    state: State,
+    wanted: Kind,
+    real: Vectors | None = None,
+    progress: Progress | None = None,
+) -> Draft:
+    lists = 0 if wanted == "hash" else None
+    return training.train(reader, entry, state, lists=lists, real=real, progress=progress)
+
+
+def _suits(model: Model, wanted: Kind) -> bool:
+    """Whether an index with this model is of the kind that is wanted."""
+    return wanted != "flat" and (wanted == "hash") == (model.lists == 0)
 
 
 def _carry_out(source: Source, entry: Entry, draft: Draft | None, timeout: float | None) -> None:
@@ -193,7 +212,7 @@ def _carry_out(source: Source, entry: Entry, draft: Draft | None, timeout: float
         state = catalog.state(txn, entry.number)
         found = index.load(txn, current, state)
         wanted = index.kind(txn, entry.number)
-        if draft is not None and wanted not in ("auto", "ivf"):
+        if draft is not None and not _suits(draft.model, wanted):
             # Somebody chose another kind while this one was being made.
             return
         if draft is not None:
@@ -238,11 +257,9 @@ def calibrate(
         # What was measured is of no use to an index that has replaced the one measured.
         if found is None or found.edition != seen.edition:
             return False
-        # Codes in row order are not trained: that they were measured is what is kept of them.
-        trained = found.trained if found.model.lists else state.records
         # Small ones are to be trained anew for what has arrived; large ones are only measured.
         arrived = found.arrived if state.records <= QUICK_ROWS else 0
-        saved = replace(found, budgets=budgets, trained=trained, arrived=arrived)
+        saved = replace(found, budgets=budgets, arrived=arrived)
         index.save_plan(txn, entry.number, saved)
         return True
 
@@ -280,7 +297,7 @@ def optimize(
     while source.writing(lambda txn: repack(txn, catalog.read(txn, number, uid)), timeout):
         pass
     draft = None
-    if entry.spec.metric != "hamming" and wanted in ("auto", "ivf"):
+    if entry.spec.metric != "hamming" and wanted != "flat":
         with source.reading() as reader:
             if isinstance(reader, Snapshot):
                 draft = _draft(reader, entry, wanted, train, real, tell)
@@ -303,7 +320,7 @@ def _draft(
     real: Vectors | None,
     progress: Progress,
 ) -> Draft | None:
-    """New lists, if it is time for them and there are rows enough."""
+    """A new index, if it is time for it and there are rows enough."""
     state = catalog.state(reader, entry.number)
     found = index.load(reader, entry, state)
     if train is None:
@@ -312,7 +329,7 @@ def _draft(
             train |= not 0.5 <= state.records / max(1, found.trained) <= 2
     if not train or state.records < _least_rows(entry, wanted):
         return None
-    return training.train(reader, entry, state, real=real, progress=progress)
+    return _train(reader, entry, state, wanted, real, progress)
 
 
 def kind(reader: Reader, number: int) -> Kind:
@@ -338,8 +355,7 @@ def set_kind(txn: Transaction, entry: Entry, wanted: Kind) -> None:
     """
     state = catalog.state(txn, entry.number)
     found = index.load(txn, entry, state)
-    lists = wanted in ("auto", "ivf")
-    if found is not None and lists == bool(found.model.lists) and wanted != "flat":
+    if found is not None and _suits(found.model, wanted):
         index.save_plan(txn, entry.number, replace(found, kind=wanted))
         return
     ivf.clear(txn, entry.number)

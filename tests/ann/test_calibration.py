@@ -34,6 +34,11 @@ def uneven(rng, count: int, dim: int) -> np.ndarray:
     return np.where((rng.random(count) < 0.5)[:, None], tight, rng.normal(size=(count, dim)))
 
 
+def parallel(rng, count: int, dim: int) -> np.ndarray:
+    """As clusters, and far from the origin."""
+    return clustered(rng, count, dim) + 1000
+
+
 def copies(rng, count: int, dim: int) -> np.ndarray:
     """Half of the rows are copies of ten."""
     ten = np.random.default_rng(2).normal(size=(10, dim))
@@ -76,15 +81,15 @@ class Lab:
         return calibration.calibrate(self.model, asked, parts, sizes)
 
     def exact(self, queries: np.ndarray) -> np.ndarray:
-        asked = self.model.centred(queries).astype(np.float64)
+        asked = self.model.aimed(queries).astype(np.float64)
         stored = self.model.centred(self.vectors).astype(np.float64)
-        square = 0.5 * np.vecdot(stored, stored) if self.model.metric == "l2" else 0.0
+        square = 0.5 * np.vecdot(stored, stored) if self.model.distances else 0.0
         return asked @ stored.T - square
 
     def recall(self, queries: np.ndarray, k: int, budget: Reading) -> float:
         """The share of the k nearest that a search finds, without any rounding of the query."""
         model, exact = self.model, self.exact(queries)
-        asked = model.centred(queries).astype(np.float64)
+        asked = model.aimed(queries).astype(np.float64)
         bases = (asked @ model.reducing.T) @ model.centres.T + model.bias
         levels = model.patterns.T.take(self.codes.groups, axis=0).reshape(COUNT, -1)
         rotated = asked @ model.rotating.T
@@ -95,7 +100,7 @@ class Lab:
             far = bases[number, :-1].max() - bases[number, :-1]
             if model.metric == "dot":
                 far = far / np.linalg.norm(query)
-            elif model.metric == "l2":
+            elif model.distances:
                 square = query @ query - 2 * bases[number, :-1].max()
                 far = far / np.sqrt(max(square, 1e-30))
             rank = np.argsort(np.argsort(far, kind="stable"))
@@ -118,6 +123,8 @@ class Lab:
         (uneven, 24, "cosine"),
         (copies, 16, "l2"),
         (copies, 16, "cosine"),
+        (parallel, 24, "cosine"),
+        (parallel, 24, "dot"),
         (clustered, 3, "l2"),
         (clustered, 2, "dot"),
     ],
@@ -233,7 +240,7 @@ def test_beyond_what_was_measured_the_reach_grows_on() -> None:
 
 
 def test_unmeasured_budgets_can_be_read_for_every_size() -> None:
-    model = models.untrained(16, "cosine", seed=1)
+    model = models.untrained(np.zeros((0, 16), np.float32), "cosine", seed=1)
     for k in (1, 10, 5000):
         found = calibration.read(calibration.unmeasured(model), 0.95, k)
         assert (found.gap, found.slack, found.fine) == (0.0, MOST_SLACK, MOST_FINE)
@@ -255,7 +262,7 @@ def test_rows_mixed_with_others_are_queries_unlike_the_rows(rng) -> None:
 def test_fine_codes_are_off_by_no_more_than_was_measured(metric: str, dim: int) -> None:
     lab = Lab.of(uneven, dim, metric)
     most = lab.calibrated()["fine"]
-    model, asked = lab.model, lab.model.centred(lab.queries)
+    model, asked = lab.model, lab.model.aimed(lab.queries)
     levels = codes.unpack_fine(lab.codes.fine, dim)
     bases = (asked @ model.reducing.T) @ model.centres.T + model.bias
     estimates = (model.turn(asked) @ levels.T) * lab.codes.fine_scales + lab.codes.offsets

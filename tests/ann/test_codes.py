@@ -27,10 +27,10 @@ def stands_for(found: Codes, bits: int, coded: int) -> np.ndarray:
     return np.array(rows).reshape(len(found.rows), coded)
 
 
-def coded(residuals: np.ndarray, bits: int, metric: str = "cosine", centres=None) -> Codes:
+def coded(residuals: np.ndarray, bits: int, centres=None) -> Codes:
     names = np.arange(len(residuals), dtype=np.uint32)
     turns = Turns(lambda unturned: unturned, lambda unturned: unturned)
-    return codes.encode(residuals, centres, turns, bits, metric, names)
+    return codes.encode(residuals, centres, turns, bits, names)
 
 
 @BITS
@@ -75,7 +75,7 @@ def test_estimates_have_no_bias_and_errors_as_small_as_promised(bits: int, rng) 
     for seed in range(turns):
         turn = partial(rotation.turn, signs=rotation.signs(dim, seed))
         names = np.arange(count, dtype=np.uint32)
-        found = codes.encode(residuals, None, Turns(turn, turn), bits, "dot", names)
+        found = codes.encode(residuals, None, Turns(turn, turn), bits, names)
         levels = stands_for(found, bits, dim) * found.scales[:, None]
         errors.append(turn(query) @ levels.T - true)
     sizes = np.linalg.norm(query, axis=1)[:, None] * np.linalg.norm(residuals, axis=1)
@@ -87,11 +87,11 @@ def test_estimates_have_no_bias_and_errors_as_small_as_promised(bits: int, rng) 
     assert relative.std() < {1: 0.1, 2: 0.05, 4: 0.015}[bits]
 
 
-def test_under_l2_offsets_complete_the_score(rng) -> None:
+def test_offsets_complete_the_score(rng) -> None:
     """With the residual itself for its code, a score is minus half the squared distance."""
     centres = rng.normal(size=(30, 12)).astype(np.float32) * 3
     residuals = rng.normal(size=(30, 12)).astype(np.float32)
-    found = coded(residuals, 1, "l2", centres)
+    found = coded(residuals, 1, centres)
     query = rng.normal(size=12)
     wide, middles = residuals.astype(np.float64), centres.astype(np.float64)
 
@@ -187,9 +187,7 @@ def test_fine_codes_err_far_less_than_codes_of_one_bit(rng) -> None:
 def test_without_fine_codes_their_scales_are_zero(rng) -> None:
     residuals = rng.normal(size=(5, 8)).astype(np.float32)
     turns = Turns(lambda unturned: unturned, lambda unturned: unturned)
-    found = codes.encode(
-        residuals, None, turns, 1, "dot", np.arange(5, dtype=np.uint32), fine=False
-    )
+    found = codes.encode(residuals, None, turns, 1, np.arange(5, dtype=np.uint32), fine=False)
 
     assert not found.fine.any()
     assert not found.fine_scales.any()

@@ -76,14 +76,14 @@ def test_estimates_of_scores_have_no_bias(metric: str, where: str) -> None:
     lists = model.assign(vectors) if where == "lists" else None
     found = model.encode(vectors, lists, np.arange(400, dtype=np.uint32))
     placed = np.full(400, model.lists) if lists is None else lists
-    asked, stored = (model.centred(part).astype(np.float64) for part in (queries, vectors))
+    asked, stored = model.aimed(queries).astype(np.float64), model.centred(vectors)
 
     bases = (asked @ model.reducing.T) @ model.centres.T + model.bias
     levels = model.patterns.T.take(found.groups, axis=0).reshape(400, -1)[:, :48]
     estimates = bases[:, placed] + found.offsets
     estimates += (asked @ model.rotating.T) @ (levels * found.scales[:, None]).T
     true = asked @ stored.T
-    if metric == "l2":
+    if model.distances:
         true -= 0.5 * np.vecdot(stored, stored)
     errors = (estimates - true) / np.linalg.norm(asked, axis=1)[:, None]
     unit = np.linalg.norm(stored, axis=1)
@@ -131,6 +131,33 @@ def test_a_model_comes_back_from_its_parts(metric: str, dim: int) -> None:
     assert np.array_equal(again.assign(vectors), model.assign(vectors))
 
 
+def test_nearly_parallel_vectors_are_ranked_by_distances() -> None:
+    rng = np.random.default_rng(0)
+    for spread, distances in ((0.01, True), (1.0, False)):
+        vectors = np.eye(1, 40) + spread * rng.normal(size=(500, 40))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        shape = Shape(lists=5, coded=40, bits=1)
+        model = models.train(vectors.astype(np.float32), shape, "cosine", seed=1)
+        assert model.distances is distances
+        assert models.from_parts("cosine", *models.to_parts(model)).distances is distances
+
+
+def test_a_few_vectors_far_out_do_not_move_the_mean(rng) -> None:
+    vectors = rng.normal(size=(1000, 20)).astype(np.float32)
+    vectors[::50] += 1e6
+    mean = models.untrained(vectors, "l2", seed=1).mean
+
+    assert np.abs(mean).max() < 0.3
+    assert not models.untrained(vectors[:0], "l2", seed=1).mean.any()
+
+
+def test_models_without_the_word_estimate_products_but_for_l2() -> None:
+    for metric in ("cosine", "dot", "l2"):
+        values, arrays = models.to_parts(trained(metric)[0])
+        del values["distances"]
+        assert models.from_parts(metric, values, arrays).distances == (metric == "l2")
+
+
 def test_changing_lists_leaves_the_others_as_they_are() -> None:
     model, _ = trained("cosine")
     centres = model.centres.copy()
@@ -162,6 +189,10 @@ def test_training_again_gives_the_same_model() -> None:
         {"coded": 20.0},
         {"coarse": True},
         {"coarse": 0},
+        {"distances": 1.5},
+        {"distances": None},
+        {"metric": "l2"},
+        {"metric": "dot", "distances": True},
         {"signs": np.zeros((rotation.ROUNDS, 20), np.int8)},
         {"signs": np.ones((rotation.ROUNDS, 19), np.int8)},
         {"centroids": Matrix.of(np.zeros((13, 19), np.float32))},

@@ -233,7 +233,7 @@ def test_a_record_begins_as_the_layout_says():
 
 def example(metric, lists, dim=40):
     """A model of a collection, and codes of 40 rows."""
-    model = models.untrained(dim, metric, seed=1)
+    model = models.untrained(np.zeros((0, dim), np.float32), metric, seed=1)
     centres = np.ones((lists + 1, 1), np.float32)
     model = model.with_lists(centres, np.zeros(lists, bool))
     vectors = np.random.default_rng(1).normal(size=(40, dim)).astype(np.float32)
@@ -259,7 +259,7 @@ def test_tiles_are_those_of_the_layout(metric):
     at, parts = 0, {}
     for name, size, _ in tile:
         count = eval(size.split(" ", 1)[0], {}) if "*" not in size else 16 * model.groups
-        count = 0 if "under l2" in size and metric != "l2" else count
+        count = 0 if "`distances`" in size and not model.distances else count
         parts[name] = packed[:, at : at + count]
         at += count
 
@@ -268,7 +268,7 @@ def test_tiles_are_those_of_the_layout(metric):
     for row in (0, 5, 16, 31, 39):
         byte = halves[row // 32, :, row % 16]
         assert ((byte >> 4 if row % 32 >= 16 else byte & 15) == found.groups[row]).all()
-    for name in ("scales", "offsets")[: 1 + model.offsets]:
+    for name in ("scales", "offsets")[: 1 + model.distances]:
         assert (parts[name].copy().view("<f4").reshape(-1)[:40] == getattr(found, name)).all()
     assert not (halves[1] >> 4).any()
     assert not halves[1, :, 8:].any()
@@ -279,7 +279,7 @@ def test_fine_codes_are_those_of_the_layout(metric):
     _, _, fine, *_ = rows_of("The index")
     model, found = example(metric, 0, dim=100)
     packed = codes.pack_fine(found, model.shape).reshape(40, -1)
-    heads = [row for row in fine[:2] if "under l2" not in row[1] or metric == "l2"]
+    heads = [row for row in fine[:2] if "`distances`" not in row[1] or model.distances]
     numbers = packed[:, 4 * len(heads) :]
 
     assert [row[0] for row in fine] == ["scale", "offset", "numbers"]
@@ -337,7 +337,7 @@ def test_the_arrays_of_a_model_are_those_of_the_layout():
     sizes = {"dim": 40, "coarse": 1, "known": 0, "lists": 3, "lists + 1": 4}
     sizes["rounds"] = rotation.ROUNDS
 
-    assert values.keys() == {"bits", "coarse", "coded", "shapes"}
+    assert values.keys() == {"bits", "coarse", "coded", "distances", "shapes"}
     assert set(arrays) == {row[0] for row in table}
     for name, dtype, shape, _ in table:
         wanted = [sizes[part.strip()] for part in shape.split(",")]

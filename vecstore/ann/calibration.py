@@ -33,6 +33,9 @@ MIXTURE = 0.6
 # Of the neighbours that may be missed, the share that may be missed for want of lists.
 LISTS_SHARE = 0.8
 Z_95 = 1.645
+# A search rounds what it compares: by such a share of the reach, and by so much slack. Where all
+# queries are so alike that they need the same, none must miss it by that.
+REACH_ROUNDING, SLACK_ROUNDING = 0.0005, 0.03
 GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 # Shares of the neighbours for which it is noted what they need: denser where few need much.
 GRID = np.concatenate([np.linspace(0, 0.98, 50), 1 - np.geomspace(0.0198, 0.0002, 64), [1.0]])
@@ -114,7 +117,7 @@ class _Truth:
 
     def __init__(self, model: Model, asked: Vectors, own: NDArray[np.int64]) -> None:
         self.model, self.own = model, own
-        self.asked = model.centred(asked)
+        self.asked = model.aimed(asked)
         self.bases = (self.asked @ model.reducing.T) @ model.centres.T + model.bias
         self.rotated = model.rotate(self.asked)
         self.turned = model.turn(self.asked)
@@ -130,7 +133,7 @@ class _Truth:
         model = self.model
         vectors = model.centred(part.vectors)
         scores: Vectors = self.asked @ vectors.T
-        if model.metric == "l2":
+        if model.distances:
             scores -= (0.5 * np.vecdot(vectors, vectors)).astype(np.float32)
         likely = self.estimate(part)
         self._note_errors(part, scores)
@@ -176,7 +179,7 @@ class _Truth:
         needed[needed > FARTHEST] = LOST
         # A code with hardly a scale is right but for rounding, unless it is one of a prefix.
         largest = np.abs(near.scores[:, :k]).max(axis=1)
-        if self.model.metric == "l2":
+        if self.model.distances:
             largest += self.whole**2
         rounded = off <= ROUNDING * largest[:, None]
         clipped: Floats = np.clip(needed, 0.0, np.where(rounded, MOST_SLACK, LOST))
@@ -327,10 +330,10 @@ def _order(model: Model, truth: _Truth) -> tuple[NDArray[np.intp], Floats]:
     top = bases.max(axis=1, keepdims=True)
     far = np.where(np.isfinite(bases), top - bases, 1e30)
     whole = np.vecdot(truth.asked, truth.asked)[:, None].astype(np.float64)
-    if model.metric == "dot":
-        far /= np.sqrt(np.maximum(whole, 1e-30))
-    elif model.metric == "l2":
+    if model.distances:
         far /= np.sqrt(np.maximum(whole - 2 * top, 1e-30))
+    elif model.metric == "dot":
+        far /= np.sqrt(np.maximum(whole, 1e-30))
     return np.append(ranks, none.astype(np.intp), axis=1), np.append(far, none, axis=1)
 
 
@@ -360,8 +363,8 @@ def _levels(needed: Floats, slack: Floats, first: int) -> list[list[float]]:
     reaches, slacks = _bounds(needed, grid, first), _bounds(slack, steps, first)
     found = []
     for level in LEVELS:
-        reach = _least(grid, reaches, 1 - LISTS_SHARE * (1 - level))
-        most = _least(steps, slacks, 1 - (1 - LISTS_SHARE) * (1 - level))
+        reach = _least(grid, reaches, 1 - LISTS_SHARE * (1 - level)) * (1 + REACH_ROUNDING)
+        most = _least(steps, slacks, 1 - (1 - LISTS_SHARE) * (1 - level)) + SLACK_ROUNDING
         both = ((needed <= reach) & (slack <= most)).mean(axis=1)
         expected = min(float(half.mean()) for half in (both[:first], both[first:]))
         found.append([reach, most, expected])

@@ -6,7 +6,7 @@ levels, and the inner product with a query is estimated without bias by
 
     <r, q>  ~  scale * <levels of r, rotated q>,    scale = |r|^2 / <levels of r, r>.
 
-What the score of a row has besides (under l2 its distance from the centroid) is its offset, so that
+Where scores are minus half the squared distances, rows have an offset besides, so that
 score = centroid's score + offset + scale * <levels, q>. See `kernels.py` for the shape of a tile.
 
 A row has a second, fine code of 4 bits of every dimension, with a scale of its own, by which the
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from vecstore.index_layout import FINE_DIMS, GROUP_BYTES, CodeShape, fine_bytes, tiles_of
 from vecstore.layout import TILE_ROWS
-from vecstore.spec import Metric
 from vecstore.vectors import Vectors
 
 # Groups of 4 bits are scanned 16 at a time.
@@ -123,7 +122,6 @@ def encode(
     centres: Vectors | None,
     turns: Turns,
     bits: int,
-    metric: Metric,
     rows: NDArray[np.uint32],
     *,
     fine: bool = True,
@@ -132,10 +130,9 @@ def encode(
 
     Args:
         residuals: float32 (n, dim), vectors less their centroids.
-        centres: float32 (n, dim), those centroids; needed under l2 alone.
+        centres: float32 (n, dim), those centroids, if rows are to have offsets; else None.
         turns: How residuals are turned.
         bits: 1, 2 or 4.
-        metric: The collection's metric.
         rows: uint32 (n,), which rows these are.
         fine: Whether fine codes are wanted; else these are of zero scale.
     """
@@ -149,8 +146,7 @@ def encode(
         if fine:
             fine_codes, fine_scales = _encode_fine(turns.fine(part))
         offsets = np.zeros(len(part), np.float32)
-        if metric == "l2":
-            assert centres is not None
+        if centres is not None:
             # |x - q|^2 = |q - c|^2 + |r|^2 + 2 <r, c> - 2 <r, q>, and scores are minus half of it.
             offsets -= 0.5 * np.vecdot(part, part)
             offsets -= np.vecdot(part, centres[at : at + ENCODED_AT_ONCE])

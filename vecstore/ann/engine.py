@@ -164,7 +164,7 @@ class Job:
         integers[plain.COARSE] = model.coarse
         integers[plain.CODED] = model.coded
         integers[plain.GROUPS] = model.groups
-        integers[plain.OFFSETS] = model.offsets
+        integers[plain.OFFSETS] = model.distances
         integers[plain.LISTS] = model.lists
         integers[plain.K] = k
         integers[plain.ROOM] = min(state.records, ROOM) + ROOM_EACH * k

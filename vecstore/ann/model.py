@@ -19,7 +19,7 @@ from vecstore.ann.codes import Codes
 from vecstore.index_layout import CodeShape
 from vecstore.lazy import lazy
 from vecstore.spec import CODE_BITS, FINE_BITS, Metric, Tiers
-from vecstore.vectors import Vectors
+from vecstore.vectors import Vectors, lengths
 
 Progress = Callable[[float], None]
 
@@ -33,6 +33,10 @@ DENSE = 1024
 # The most rows that principal directions are computed from.
 DIRECTIONS_SAMPLE = 50_000
 CODED_AT_ONCE = 16_384
+# What the mean is computed from: rows, and which of them lie too far out, in median distances.
+MEAN_SAMPLE, FAR_OUT = 4096, 4.0
+# Unit vectors point in much the same direction if, less their mean, their mean square is below.
+PARALLEL = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +98,12 @@ class Model:
             many, these are the first numbers of a vector.
         signs: int8 (rounds, dim), how what is coded is turned: see `rotation.turn`.
         centroids: (lists + 1, coarse); the last one is the mean, for rows in no list.
-        mean: float32 (dim,), subtracted from everything under l2; zero under other metrics.
+        mean: float32 (dim,), subtracted from vectors before they are put into lists and coded.
         closed: bool (lists,), lists that are empty and not in use.
+        distances: Whether what codes estimate is minus half the squared distance, and not the
+            inner product: under l2, and under cosine where vectors point in much the same
+            direction. Unit vectors are ranked alike by both, but a code is off in proportion to
+            the length of the query, and of a distance only to that of the query less the mean.
     """
 
     metric: Metric
@@ -107,6 +115,7 @@ class Model:
     centroids: Matrix
     mean: Vectors
     closed: NDArray[np.bool_]
+    distances: bool
 
     @property
     def dim(self) -> int:
@@ -129,14 +138,9 @@ class Model:
         return (self.coded, self.bits), (self.dim, FINE_BITS)
 
     @property
-    def offsets(self) -> bool:
-        """Whether rows have an offset of their own."""
-        return self.metric == "l2"
-
-    @property
     def shape(self) -> CodeShape:
         """What codes look like."""
-        return CodeShape(self.groups, self.offsets, self.dim)
+        return CodeShape(self.groups, self.distances, self.dim)
 
     @lazy
     def patterns(self) -> Vectors:
@@ -189,15 +193,21 @@ class Model:
     @lazy
     def bias(self) -> Vectors:
         """What is added to a query's product with each centroid, float32 (lists + 1,)."""
-        bias = np.zeros(self.lists + 1, np.float32)
-        if self.metric == "l2":
-            bias -= 0.5 * np.vecdot(self.centres, self.centres)
+        bias = np.zeros(self.lists + 1)
+        if self.distances:
+            # Not their own lengths: rounded directions are a little off being orthonormal.
+            wide, reducing = (part.astype(np.float64) for part in (self.centres, self.reducing))
+            bias -= 0.5 * np.vecdot(wide @ (reducing @ reducing.T), wide)
         bias[:-1][self.closed] = -np.inf
-        return bias
+        return bias.astype(np.float32)
 
     def centred(self, vectors: Vectors) -> Vectors:
-        """Vectors as they are compared with codes: under l2 less the mean."""
-        return vectors - self.mean if self.metric == "l2" else vectors
+        """Vectors as they are coded."""
+        return vectors - self.mean
+
+    def aimed(self, queries: Vectors) -> Vectors:
+        """Queries as they are compared with codes: of a product the mean takes off a constant."""
+        return queries - self.mean if self.distances else queries
 
     def assign(self, vectors: Vectors) -> NDArray[np.intp]:
         """The nearest list of each vector, (n,)."""
@@ -227,7 +237,12 @@ class Model:
             named = rows[part]
             parts.append(
                 codes.encode(
-                    residuals, centres, self.turns, self.bits, self.metric, named, fine=fine
+                    residuals,
+                    centres if self.distances else None,
+                    self.turns,
+                    self.bits,
+                    named,
+                    fine=fine,
                 )
             )
         return codes.join([codes.empty(self.groups, self.dim), *parts])
@@ -260,15 +275,13 @@ def train(
     `directions` are those of `principal`, if they are known.
     """
     dim = sample.shape[1]
-    mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
-    base = sample - mean if metric == "l2" else sample
+    mean, distances = _middle(sample, metric)
     if directions is None:
         directions = principal(sample, metric)
     coarse = min(COARSE, dim)
     reducing = Matrix.of(directions[:coarse]).floats()
-    reduced = np.ascontiguousarray(base @ reducing.T)
+    reduced = np.ascontiguousarray((sample - mean) @ reducing.T, np.float32)
     centres = kmeans.train(reduced, shape.lists, seed=seed, progress=progress)
-    middle = np.zeros(dim, np.float32) if metric == "l2" else mean
     return Model(
         metric=metric,
         bits=shape.bits,
@@ -276,16 +289,34 @@ def train(
         coded=shape.coded,
         directions=_wanted(directions, coarse, shape.coded),
         signs=rotation.signs(dim, seed),
-        centroids=Matrix.of(np.concatenate([centres, (reducing @ middle)[None]])),
-        mean=mean if metric == "l2" else np.zeros(dim, np.float32),
+        centroids=Matrix.of(np.concatenate([centres, np.zeros((1, coarse), np.float32)])),
+        mean=mean,
         closed=np.zeros(shape.lists, bool),
+        distances=distances,
     )
 
 
 def principal(sample: Vectors, metric: Metric) -> Vectors:
     """The principal directions of a sample, float32 (dim, dim), as a model of it has them."""
     part = sample[:DIRECTIONS_SAMPLE]
-    return rotation.principal(part - part.mean(axis=0) if metric == "l2" else part)
+    # What counts is where products come from: queries have the mean that vectors are taken less.
+    return rotation.principal(part, centre=_middle(part, metric)[1])
+
+
+def _middle(sample: Vectors, metric: Metric) -> tuple[Vectors, bool]:
+    """The mean of a sample, and whether codes are to estimate distances.
+
+    The mean is that of all but the rows far out: a few would pull it away from all others.
+    """
+    few = sample[:: max(1, len(sample) // MEAN_SAMPLE)]
+    if not len(few):
+        return np.zeros(sample.shape[1], np.float32), metric == "l2"
+    away = lengths(few - np.median(few, axis=0).astype(np.float32))
+    near = few[away <= FAR_OUT * np.median(away)]
+    mean = near.mean(axis=0, dtype=np.float64).astype(np.float32)
+    left = few - mean
+    parallel = metric == "cosine" and bool(np.vecdot(left, left).mean() < PARALLEL)
+    return mean, metric == "l2" or parallel
 
 
 def recode(model: Model, directions: Vectors, coded: int, bits: int) -> Model:
@@ -308,12 +339,13 @@ def _wanted(directions: Vectors, coarse: int, coded: int) -> Matrix:
 
 
 def untrained(
-    dim: int, metric: Metric, *, seed: int, coded: int | None = None, bits: int = 1
+    sample: Vectors, metric: Metric, *, seed: int, coded: int | None = None, bits: int = 1
 ) -> Model:
-    """A model without lists that needs no sample: codes of own numbers, zero for the mean.
+    """A model without lists: codes of own numbers. Of the sample it takes only the mean.
 
     `coded` are the leading dims that codes describe, by default all.
     """
+    dim, (mean, distances) = sample.shape[1], _middle(sample, metric)
     return Model(
         metric=metric,
         bits=bits,
@@ -322,8 +354,9 @@ def untrained(
         directions=Matrix.of(np.zeros((0, dim), np.float32)),
         signs=rotation.signs(dim, seed),
         centroids=Matrix.of(np.zeros((1, 1), np.float32)),
-        mean=np.zeros(dim, np.float32),
+        mean=mean,
         closed=np.zeros(0, bool),
+        distances=distances,
     )
 
 
@@ -340,6 +373,7 @@ def to_parts(model: Model) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         "bits": model.bits,
         "coarse": model.coarse,
         "coded": model.coded,
+        "distances": model.distances,
         "shapes": {name: [matrix.rows, matrix.columns] for name, matrix in matrices.items()},
     }
     arrays: dict[str, NDArray[Any]] = {
@@ -368,6 +402,7 @@ def from_parts(metric: Metric, values: dict[str, Any], arrays: dict[str, NDArray
         centroids=centroids,
         mean=arrays["mean"],
         closed=arrays["closed"].astype(bool),
+        distances=values.get("distances", metric == "l2"),
     )
 
 
@@ -388,6 +423,8 @@ def check(model: Model, dim: int) -> None:
     for name, (found, wanted) in parts.items():
         if found != wanted:
             raise ValueError(f"{name} is {found}, not {wanted}")
+    if model.distances not in {"l2": (True,), "dot": (False,)}.get(model.metric, (True, False)):
+        raise ValueError(f"distances={model.distances!r} under {model.metric}")
     if model.bits not in CODE_BITS or not 0 < model.coded <= dim:
         raise ValueError(f"{model.bits} bits of {model.coded} dims")
     if not 0 < model.coarse <= dim:

@@ -70,13 +70,13 @@ def train(
     wanted = ivf.lists_for(len(living)) if lists is None else lists
     rng = np.random.default_rng(SEED)
     sample, asked = _sample(snapshot, entry, state, living, wanted, rng)
-    metric, dim = entry.spec.metric, entry.spec.dim
+    metric = entry.spec.metric
     measured: list[list[float]] = []
     if wanted:
         directions = models.principal(sample, metric)
         model = models.train(
             sample,
-            Shape(lists=wanted, coded=dim, bits=1),
+            Shape(lists=wanted, coded=entry.spec.dim, bits=1),
             metric,
             seed=SEED,
             directions=directions,
@@ -84,7 +84,7 @@ def train(
         )
         model, measured = _choose(model, directions, entry.spec, sample, len(living), rng)
     else:
-        model = _untrained(entry.spec)
+        model = _untrained(sample, entry.spec)
     blocks = np.flatnonzero(alive)
     found, placed = _code(snapshot, entry, state, model, blocks, lambda s: tell(0.5 + 0.25 * s))
     drawn = _draw(snapshot, entry, state, asked, real, rng)
@@ -100,17 +100,17 @@ def train(
 
 
 def untrained(entry: Entry) -> Draft:
-    """Codes in row order, which need no sample, with budgets that need no queries."""
-    model = _untrained(entry.spec)
+    """Codes in row order, less no mean, with budgets that need no queries."""
+    model = _untrained(np.zeros((0, entry.spec.dim), np.float32), entry.spec)
     none = np.zeros(0, np.intp)
     sums = np.zeros(0, np.uint32)
     budgets = calibration.unmeasured(model)
     return Draft(model, budgets, none, sums, none, codes.empty(model.groups, model.dim), 0)
 
 
-def _untrained(spec: CollectionSpec) -> Model:
+def _untrained(sample: Vectors, spec: CollectionSpec) -> Model:
     coded, bits = spec.tiers[0] if spec.tiers else (spec.dim, 1)
-    return models.untrained(spec.dim, spec.metric, seed=SEED, coded=coded, bits=bits)
+    return models.untrained(sample, spec.metric, seed=SEED, coded=coded, bits=bits)
 
 
 def calibrate(
@@ -220,7 +220,7 @@ def _ways(
 
 def _costs(trial: Model, scanned: float, narrowed: float) -> list[float]:
     """What is kept of a trial; READ is what decides."""
-    row_bytes = trial.groups / 2 + 4 * (1 + trial.offsets)
+    row_bytes = trial.groups / 2 + 4 * (1 + trial.distances)
     read = scanned * row_bytes + narrowed * SCATTERED * trial.shape.fine_bytes
     return [trial.coded, trial.bits, row_bytes, narrowed, read, trial.directions.rows]
 
@@ -235,7 +235,8 @@ def _sample(
 ) -> tuple[Vectors, NDArray[np.intp]]:
     """Vectors to learn from, and the rows of others to ask for."""
     count = QUERIES if len(living) < MANY_ROWS else FEW_QUERIES
-    size = min(kmeans.sample_size(len(living), lists), len(living))
+    # Without lists there is a mean to be learnt.
+    size = min(kmeans.sample_size(len(living), max(1, lists)), len(living))
     picked = rng.permutation(len(living))
     asked = living[picked[:count]]
     # Where rows are few, those that are asked for have to be learnt from too.
