@@ -259,14 +259,11 @@ def _gather_mapped(
         picked: NDArray[Any] = whole[(starts + place) // size + inside]
         return picked
 
-    numbers = np.frombuffer(window, form.dtype, length // form.dtype.itemsize)
     # Every position of the window as the beginning of a vector.
-    vectors = np.lib.stride_tricks.as_strided(
-        numbers,
-        (len(numbers) - form.width + 1, form.width),
-        (form.dtype.itemsize, form.dtype.itemsize),
-        writeable=False,
-    )[(starts + form.vectors_at) // form.dtype.itemsize + inside * form.width]
+    size = form.dtype.itemsize
+    shape = (length // size - form.width + 1, form.width)
+    positions: NDArray[Any] = np.ndarray(shape, form.dtype, window, strides=(size, size))
+    vectors = positions[(starts + form.vectors_at) // size + inside * form.width]
     scales = column("<f4", layout.COLUMNS_BYTES) if form.code == layout.INT8 else None
     return Block(column("<u8", 0), Packed(column("<f8", layout.ORDERS_BYTES), vectors, scales))
 
