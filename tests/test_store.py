@@ -144,6 +144,50 @@ def test_the_message_names_the_threads_that_hold_the_gate():
     thread.join()
 
 
+def test_a_hold_can_be_joined_even_while_somebody_waits_and_outlives_it():
+    gate = Gate()
+    first, moved = gate.enter(0), []
+
+    def move():
+        with gate.alone(LONG, "move"):
+            moved.append(True)
+
+    mover = in_thread(move)
+    wait_until(lambda: gate._waiting)
+    second = gate.join(first)
+    gate.leave(first)
+
+    assert not moved
+    gate.leave(second)
+    mover.join()
+    assert moved
+
+
+def test_a_hold_that_was_given_back_cannot_be_joined():
+    gate = Gate()
+    ticket = gate.enter(0)
+    gate.leave(ticket)
+
+    with pytest.raises(ClosedError, match="has ended"):
+        gate.join(ticket)
+    with gate.alone(0, "move"):
+        pass
+
+
+def test_a_hold_given_back_between_looking_and_waiting_is_noticed(monkeypatch):
+    gate = Gate()
+    ticket, wait = gate.enter(0), gate._condition.wait
+
+    def late(timeout):
+        # As the garbage collector may do, which runs anywhere.
+        gate.leave(ticket)
+        return wait(timeout)
+
+    monkeypatch.setattr(gate._condition, "wait", late)
+    with gate.alone(LONG, "move"):
+        pass
+
+
 def test_nobody_enters_while_somebody_has_the_gate_alone():
     gate = Gate()
     with gate.alone(0, "move"):

@@ -208,8 +208,12 @@ class Job:
         edges = np.linspace(0, len(queries), shares + 1).astype(int).tolist()
         parts = [queries[start:end] for start, end in itertools.pairwise(edges)]
         with ThreadPoolExecutor(shares) as pool:
-            found = list(pool.map(lambda part: self._search(snapshot, part), parts))
+            found = list(pool.map(lambda part: self._search_held(snapshot, part), parts))
         return Found(*(list(itertools.chain(*columns)) for columns in zip(*found, strict=True)))
+
+    def _search_held(self, snapshot: Snapshot, queries: Vectors) -> Found:
+        with snapshot.held():
+            return self._search(snapshot, queries)
 
     def _search(self, snapshot: Snapshot, queries: Vectors) -> Found:
         call = Call(np.ascontiguousarray(queries), self.k)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from vecstore.errors import LockedError, UsageError
+from vecstore.errors import ClosedError, LockedError, UsageError
 
 # How often a waiting thread looks whether the lock was replaced.
 _SLICE = 0.1
@@ -28,7 +28,7 @@ class Gate:
         self._lock = threading.RLock()
         self._condition = threading.Condition(self._lock)
         # By ticket: the thread, and since when.
-        self._holders: dict[int, tuple[int, float]] = {}
+        self._holders: dict[int, tuple[threading.Thread, float]] = {}
         self._tickets = itertools.count(1)
         self._alone = False
         self._waiting = 0
@@ -41,14 +41,28 @@ class Gate:
         then for holders. So one of the two sees the other.
         """
         ticket = next(self._tickets)
-        self._holders[ticket] = (threading.get_ident(), time.monotonic())
-        if self._alone or self._waiting:
+        self._holders[ticket] = (threading.current_thread(), time.monotonic())
+        # In this order: who has it alone says so before he waits no more.
+        if self._waiting or self._alone:
             self._wait(ticket, timeout)
         return ticket
 
+    def join(self, ticket: int) -> int:
+        """Take the gate again for another thread, beside a hold that is there; never waits.
+
+        Raises:
+            ClosedError: The hold was given back.
+        """
+        mine = next(self._tickets)
+        self._holders[mine] = (threading.current_thread(), time.monotonic())
+        if ticket not in self._holders:
+            self.leave(mine)
+            raise ClosedError("this snapshot has ended")
+        return mine
+
     def _wait(self, ticket: int, timeout: float) -> None:
         def free() -> bool:
-            held = any(thread == mine[0] for thread, _ in list(self._holders.values()))
+            held = any(thread is mine[0] for thread, _ in list(self._holders.values()))
             return not self._alone and (not self._waiting or held)
 
         with self._condition:
@@ -78,10 +92,15 @@ class Gate:
         with self._condition:
             self._waiting += 1
             try:
-                free = self._condition.wait_for(
-                    lambda: not self._alone and not self._holders, timeout
-                )
-                if not free:
+                deadline = time.monotonic() + timeout
+                # In slices: the garbage collector may end a snapshot of this very thread just
+                # before it waits, and then nobody wakes it.
+                while self._alone or self._holders:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        break
+                    self._condition.wait(min(left, _SLICE))
+                if self._alone or self._holders:
                     raise LockedError(
                         f"cannot {purpose}: waited {timeout:g} s for {self.describe()}; end them"
                     )
@@ -99,13 +118,9 @@ class Gate:
 
     def describe(self) -> str:
         """Name the open snapshots: threads and ages."""
-        now, names = (
-            time.monotonic(),
-            {thread.ident: thread.name for thread in threading.enumerate()},
-        )
+        now = time.monotonic()
         holders = [
-            f"{names.get(thread, 'that ended')} ({now - since:.1f} s)"
-            for thread, since in list(self._holders.values())
+            f"{thread.name} ({now - since:.1f} s)" for thread, since in list(self._holders.values())
         ]
         return f"{len(holders)} open snapshots of threads {', '.join(holders[:8])}"
 

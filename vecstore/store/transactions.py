@@ -167,6 +167,18 @@ class Snapshot(Reader):
             )
         return address
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the map in its place for another thread, even if the snapshot ends meanwhile.
+
+        Whoever waits for that thread may be interrupted, and end the snapshot.
+        """
+        ticket = self.store.gate.join(self._ticket)
+        try:
+            yield
+        finally:
+            self.store.gate.leave(ticket)
+
     def close(self) -> None:
         """End the snapshot; calling it again does nothing."""
         txn = self._txn
