@@ -119,3 +119,17 @@ def test_records_that_come_later_are_found_too(memory, metric: str) -> None:
     same = [a[0].score == b[0].score for a, b in zip(hits, exact, strict=True)]
     assert np.mean(same) > 0.94
     assert memory.check() == []
+
+
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_vectors_whose_squares_float32_loses_are_searched_without_the_index(memory, metric) -> None:
+    rng = np.random.default_rng(3)
+    vectors = (rng.normal(size=(1500, DIM)) * 1e-20).astype(np.float32)
+    lists = memory.collection("tiny", dim=DIM, metric=metric, index="ivf")
+    lists.add(vectors=vectors, ids=range(len(vectors)))
+    lists.optimize(progress=False)
+
+    hits = lists.search(vectors[:2].mean(axis=0), 10)
+
+    assert hits.plan.method == "scan"
+    assert hits == lists.search(vectors[:2].mean(axis=0), 10, recall="exact")

@@ -36,6 +36,9 @@ Z_95 = 1.645
 # A search rounds what it compares: by such a share of the reach, and by so much slack. Where all
 # queries are so alike that they need the same, none must miss it by that.
 REACH_ROUNDING, SLACK_ROUNDING = 0.0005, 0.03
+# Squares of lengths below this are lost in float32: nothing is expected then, so that searches do
+# without the index.
+SHORT = 1e-15
 GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 # Shares of the neighbours for which it is noted what they need: denser where few need much.
 GRID = np.concatenate([np.linspace(0, 0.98, 50), 1 - np.geomspace(0.0198, 0.0002, 64), [1.0]])
@@ -285,6 +288,7 @@ def calibrate(
     for part in parts:
         truth.add(part)
     truth.finish()
+    short = bool(np.median(lengths(asked.queries - model.mean)) < SHORT)
     there = int(np.isfinite(truth.near.scores).sum(axis=1).min())
     ranks, far = _order(model, truth)
     gap = _choose_gap(truth, ranks, far, sizes, min(10, there))
@@ -300,7 +304,10 @@ def calibrate(
         near = truth.near.lists[:, :k]
         rank = np.take_along_axis(ranks, near, 1)
         needed = np.log1p(rank) + gap * np.take_along_axis(far, near, 1)
-        budgets["sizes"][str(k)] = _levels(needed, truth.slack(k), asked.first)
+        curve = _levels(needed, truth.slack(k), asked.first)
+        if short:
+            curve = [[reach, slack, 0.0] for reach, slack, _ in curve]
+        budgets["sizes"][str(k)] = curve
     return budgets
 
 
