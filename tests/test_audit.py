@@ -214,7 +214,7 @@ def test_queries_may_be_forgotten() -> None:
 def test_a_sample_of_queries_gives_way_to_newer_ones() -> None:
     sample = Recent()
     assert sample.queries() is None
-    many = np.arange(100 * SIZE, dtype=np.float32)[:, None]
+    many = 1 + np.arange(100 * SIZE, dtype=np.float32)[:, None]
     sample.add(many[:10])
     found = sample.queries()
     assert found is not None
@@ -229,8 +229,17 @@ def test_a_sample_of_queries_gives_way_to_newer_ones() -> None:
     assert len(np.unique(found)) == SIZE
 
 
+def test_what_no_search_could_have_been_asked_for_is_not_taken_into_a_sample() -> None:
+    sample = Recent()
+    sample.add(np.array([[0.0], [np.nan], [np.inf], [3e38], [2.0], [-np.inf]], np.float32))
+
+    found = sample.queries()
+    assert found is not None
+    assert found.tolist() == [[2.0]]
+
+
 def test_a_sample_is_that_of_queries_one_by_one_or_together() -> None:
-    queries = np.arange(3000, dtype=np.float32)[:, None]
+    queries = 1 + np.arange(3000, dtype=np.float32)[:, None]
     one, together = Recent(), Recent()
     for query in queries:
         one.add(query[None])

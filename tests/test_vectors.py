@@ -15,11 +15,11 @@ from vecstore.vectors import (
     as_vectors,
     check_lengths,
     differ,
-    is_usual,
     lengths,
     original,
     store_form,
     unit_slack,
+    usual_query,
     widen,
 )
 
@@ -152,9 +152,11 @@ def test_queries_that_a_metric_cannot_compare_are_refused(count):
 def test_a_usual_query_needs_no_other_check(values, metric):
     spec = CollectionSpec(name="a", dim=4, metric=metric)
 
-    if is_usual(values, spec):
-        assert as_query(values, spec).tolist() == [values.tolist()]
-        check_lengths(values[None], metric, "query")
+    mine = usual_query(values, spec)
+    if mine is not None:
+        assert mine.tolist() == as_query(values, spec).tolist() == [values.tolist()]
+        assert not np.shares_memory(mine, values)
+        check_lengths(mine, metric, "query")
 
 
 def test_most_queries_are_usual_and_what_is_no_float32_array_of_their_shape_is_not():
@@ -166,9 +168,10 @@ def test_most_queries_are_usual_and_what_is_no_float32_array_of_their_shape_is_n
 
     for metric in ("cosine", "dot", "l2"):
         spec = CollectionSpec(name="a", dim=4, metric=metric)
-        assert is_usual(usual, spec)
-        assert not any(is_usual(other, spec) for other in others)
-    assert not is_usual(np.zeros(1, np.uint8), CollectionSpec(name="a", dim=8, metric="hamming"))
+        assert usual_query(usual, spec) is not None
+        assert all(usual_query(other, spec) is None for other in others)
+    bits = CollectionSpec(name="a", dim=8, metric="hamming")
+    assert usual_query(np.zeros(1, np.uint8), bits) is None
 
 
 def test_a_query_in_steps_through_memory_is_copied_together():

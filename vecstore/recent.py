@@ -13,6 +13,8 @@ SIZE = 256
 # Once the sample is full, one query of so many replaces one of it.
 EACH = 32
 SEED = 20_240
+# Squared lengths of queries that are kept.
+SHORTEST, LONGEST = 1e-30, 1e30
 # Samples of so many collections are kept.
 COLLECTIONS = 64
 
@@ -41,7 +43,10 @@ class Recent:
         with self._lock:
             at = max(0, self._pass_over)
             while at < len(queries):
-                at += self._keep(queries[at].astype(np.float32))
+                # A copy; another thread may have changed the caller's array since it was checked.
+                query = queries[at].astype(np.float32)
+                size = float(np.vdot(query, query))
+                at += self._keep(query) if SHORTEST < size < LONGEST else 1
             self._pass_over = at - len(queries)
 
     def _keep(self, query: Vectors) -> int:

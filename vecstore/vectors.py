@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -293,16 +293,19 @@ def as_compared(queries: Vectors | Bits, metric: Metric) -> NDArray[np.float64]:
     return wide
 
 
-def is_usual(query: object, spec: CollectionSpec) -> TypeGuard[Vectors]:
-    """Whether a query is float32 (dim,) and sound, found out in a few steps.
+def usual_query(query: object, spec: CollectionSpec) -> Vectors | None:
+    """A copy of a query as an array of one, if it is float32 (dim,) and sound; None for any other.
 
-    Most queries are. The others need dozens of steps, which would be a large part of a search.
+    Most queries are usual. The others need dozens of steps, a large part of a search.
     """
     # Subclasses may compute otherwise, as masked arrays do; the general way takes their numbers.
     if type(query) is not np.ndarray or query.dtype != _FLOAT32 or query.shape != (spec.dim,):
-        return False
+        return None
+    # What is checked is what is searched for, whatever other threads do to the caller's array.
+    mine: Vectors = query[None].copy()
     # Nothing that is not finite has a length that is. Other products would warn of an overflow.
-    return spec.metric != "hamming" and bool(_USUAL_LEAST < np.vdot(query, query) < _USUAL_MOST)
+    sound = spec.metric != "hamming" and _USUAL_LEAST < np.vdot(mine, mine) < _USUAL_MOST
+    return mine if sound else None
 
 
 def original(packed: Packed, metric: Metric) -> Vectors:

@@ -191,6 +191,8 @@ def save_plan(txn: Transaction, number: int, index: Index) -> None:
         "arrived": index.arrived,
         "budgets": index.budgets,
     }
+    # What could not be read again is an error now, while nothing is lost.
+    _check_plan(values)
     txn.put("index", index_layout.index_key(number, PLAN), layout.pack_meta(values))
 
 
