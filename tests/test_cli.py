@@ -458,9 +458,9 @@ def test_info_describes_the_file(run: Run, notes: str) -> None:
     assert lines[1].split() == columns
     assert lines[2].split()[:6] == ["default", "3", "384", "cosine", "float32", "auto"]
     assert lines[3].split() == ["points", "0", "3", "cosine", "float32", "auto"]
-    assert lines[4].split() == ["bytes", "vectors", "lists", "tail", "unused"]
+    assert lines[4].split() == ["bytes", "vectors", "rounded", "lists", "tail", "unused"]
     assert lines[5].split()[:2] == ["default", str(48 + 1024 + 3 * 4 * 384)]
-    assert lines[6].split() == ["points", "0", "0", "0", "0"]
+    assert lines[6].split() == ["points", "0", "0", "0", "0", "0"]
 
 
 def test_info_as_json(run: Run, points: str) -> None:
@@ -672,7 +672,7 @@ def test_warm_needs_a_folder_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatc
     assert "there is no cache folder" in result.stderr
 
 
-DONE = compiled.Compiled(len, Path("/caches/kernels"), fresh=True, seconds=21.5)
+DONE = compiled.Compiled({}, Path("/caches/kernels"), fresh=True, seconds=21.5)
 
 
 # The command itself

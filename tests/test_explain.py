@@ -66,7 +66,7 @@ def test_numpy_answers_while_nothing_is_compiled(
     memory: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collection = filled(memory, index="ivf")
-    monkeypatch.setattr(compiled, "ready", lambda: None)
+    monkeypatch.setattr(compiled, "ready", lambda name: None)
     monkeypatch.setattr(compiled, "state", lambda: "compiling")
     found = collection.explain(clusters(1)[0])
     assert (found.answered_by, found.kernels) == ("numpy", "compiling")

@@ -22,7 +22,7 @@ METRICS = ["cosine", "dot", "l2"]
 @pytest.fixture(scope="session")
 def search():
     """The compiled search, from the user's cache if it was ever compiled here."""
-    return compiled.compile_now().search
+    return compiled.compile_now().kernels["search"]
 
 
 def drawn(rng, count, dim, metric, far=0.0):
@@ -457,7 +457,7 @@ def test_a_broken_rule_is_found(line):
 
 
 def test_the_search_has_one_signature(search):
-    assert list(search.overloads) == [kernels.SEARCH.args]
+    assert list(search.overloads) == [kernels.ENTRY.args]
     assert search.targetoptions["nogil"]
 
 

@@ -18,6 +18,7 @@ def stored(db: Database, number: int) -> dict[str, dict[str, int]]:
     """What `stats` is to say, by a walk over all values."""
     prefixes = {
         "full": ("tiers", layout.tier_prefix(number, 0)),
+        "rounded": ("tiers", layout.tier_prefix(number, layout.BYTE_TIER)),
         "lists": ("lists", layout.collection_key(number)),
         "tail": ("tiers", layout.tier_prefix(number, layout.CODE_TIER)),
     }
@@ -57,7 +58,7 @@ def test_pages_are_those_that_the_file_has_given(memory: Database) -> None:
     with memory.reading() as reader:
         databases = reader.store.databases
         page = reader.store.page
-        for names, database in ((("full", "tail"), "tiers"), (("lists",), "lists")):
+        for names, database in ((("full", "rounded", "tail"), "tiers"), (("lists",), "lists")):
             pages = reader.txn.stat(databases[database])["overflow_pages"]
             assert sum(sum(sizes[name].values()) for name in names) == pages * page
 
@@ -65,7 +66,7 @@ def test_pages_are_those_that_the_file_has_given(memory: Database) -> None:
 def test_a_collection_without_records_takes_nothing(memory: Database) -> None:
     nothing = {"values": 0, "unused": 0}
     assert memory.collection("c", dim=2).stats()["space"] == dict.fromkeys(
-        ("full", "lists", "tail"), nothing
+        ("full", "rounded", "lists", "tail"), nothing
     )
     binary = memory.collection("b", dim=64, metric="hamming")
     binary.add(vectors=np.ones((3, 64), bool))

@@ -199,9 +199,11 @@ class _CollectionCheck:
         """A block has a value if and only if a row of it lives; rows lead to records (4, 6, 7)."""
         present = set()
         prefix = layout.tier_prefix(self.number)
-        coded = layout.tier_prefix(self.number, layout.CODE_TIER)
+        others = tuple(
+            layout.tier_prefix(self.number, tier) for tier in (layout.CODE_TIER, layout.BYTE_TIER)
+        )
         for key, value in self.reader.items("tiers", layout.collection_key(self.number)):
-            if key.startswith(coded):
+            if key.startswith(others):
                 # The index has its own check.
                 continue
             if not key.startswith(prefix) or len(key) != len(prefix) + 4:

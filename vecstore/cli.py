@@ -148,7 +148,8 @@ def info(database: str, as_json: bool) -> None:
         sizes.append([one["name"], *(tier["values"] for tier in space), unused])
     out.print(_table(names, rows, out.width))
     if sizes:
-        out.print(_table(("bytes", "vectors", "lists", "tail", "unused"), sizes, out.width))
+        head = ("bytes", "vectors", "rounded", "lists", "tail", "unused")
+        out.print(_table(head, sizes, out.width))
 
 
 @main.command()

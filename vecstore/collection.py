@@ -76,9 +76,9 @@ class Collection(Handle):
         ("trained_rows"), how many are in none of the lists ("tail_rows"), and the bytes of their
         codes ("index_bytes"); zeros while there is none.
 
-        "space" is what the file gives to the vectors ("full"), to the codes in lists ("lists") and
-        to those in none ("tail"): the bytes of the values, dead rows too, and the bytes of their
-        pages that are left over ("unused").
+        "space" is what the file gives to the vectors ("full"), to those that a flat index keeps as
+        bytes ("rounded"), to the codes in lists ("lists") and to those in none ("tail"): the bytes
+        of the values, dead rows too, and the bytes of their pages that are left over ("unused").
         """
         with self._source.reading() as reader:
             entry = self._entry(reader)

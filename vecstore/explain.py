@@ -61,11 +61,13 @@ def run(
         watch.milliseconds["encode"] = encoding
     (hits,) = search.run(reader, entry, query, request, watch)
     plan = hits.plan
-    exact = plan.method in ("scan", "rows")
+    # Where numpy compares all rows, nothing is counted.
+    by_bytes = plan.method != "index" and plan.scanned > 0
+    by_numpy = plan.method in ("scan", "rows") and not by_bytes
     state = catalog.state(reader, entry.number)
-    known = compiled.state()
+    known = compiled.state("compare" if by_bytes else "search")
     answered: Literal["compiled", "numpy"] = "numpy"
-    if plan.method == "index" and known == "compiled":
+    if by_bytes or (plan.method == "index" and known == "compiled"):
         answered = "compiled"
     return Explanation(
         method=plan.method,
@@ -75,7 +77,7 @@ def run(
         allowed=plan.allowed,
         scanned=plan.scanned,
         narrowed=plan.narrowed,
-        compared=plan.allowed if exact else plan.compared,
+        compared=plan.allowed if by_numpy else plan.compared,
         expected_recall=plan.expected_recall,
         answered_by=answered,
         kernels=known,

@@ -82,8 +82,9 @@ class Plan:
         expected_recall: The recall that the plan was chosen for; 1.0 for an exact method.
         reason: Why this method, in a sentence.
         lists: Lists of the index that were scanned.
-        scanned: Rows whose codes were scanned.
-        narrowed: Rows whose fine codes were looked at after that.
+        scanned: Rows whose codes, or bytes, were scanned.
+        narrowed: Rows whose fine codes were looked at after that, or that bytes did not rule out at
+            once.
         compared: Rows whose vectors were compared in the end.
     """
 
@@ -277,8 +278,8 @@ class Explanation:
         rows: Living rows of the collection.
         allowed: Rows that the filter lets through.
         tail: Living rows that are in no list; every search through the index scans them.
-        scanned: Rows whose codes were scanned, in whole tiles of 32.
-        narrowed: Rows whose fine codes were looked at.
+        scanned: Rows whose codes, or bytes, were scanned; in whole tiles of 32, or blocks.
+        narrowed: Rows whose fine codes were looked at, or that bytes did not rule out at once.
         compared: Rows whose vectors were compared.
         expected_recall: The recall that the plan was chosen for; 1.0 for an exact method.
         answered_by: "compiled" or "numpy".

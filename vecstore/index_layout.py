@@ -21,9 +21,11 @@ from vecstore.layout import (
     BITS,
     BLOCK_ROWS,
     BUNDLE,
+    BYTE_BLOCK,
     CHECKSUM,
     CODE_BLOCK,
     HEADER,
+    INT8,
     LIST,
     LIST_PART,
     PART_ROWS,
@@ -42,6 +44,8 @@ GROUP_BYTES = TILE_ROWS // 2
 # Numbers of a fine code that lie together.
 FINE_DIMS = 64
 ARRAYS_ALIGNED = 64
+# Bytes of a row are filled up to a multiple of so many.
+BYTE_DIMS = 16
 
 
 # Keys
@@ -179,6 +183,82 @@ def split_codes(
     at += names.nbytes
     fine = np.frombuffer(value, np.uint8, count * shape.fine_bytes, at)
     return codes.reshape(tiles, shape.tile_bytes), names, fine.reshape(count, shape.fine_bytes)
+
+
+# Bytes of a block: columns, then the numbers as `model.Matrix` keeps those of its rows
+
+
+def byte_width(dim: int) -> int:
+    """Numbers of a row, filled up."""
+    return -(-dim // BYTE_DIMS) * BYTE_DIMS
+
+
+def bytes_of_block(dim: int) -> int:
+    """Payload bytes of the bytes of a block."""
+    return BLOCK_ROWS * (3 * 4 + byte_width(dim))
+
+
+def pack_bytes(
+    collection: int,
+    block: int,
+    held: int,
+    columns: NDArray[np.float32],
+    numbers: NDArray[np.int8],
+    page: int,
+) -> bytearray:
+    """Make the value of the bytes of a block.
+
+    Args:
+        collection: The collection's number.
+        block: The block's number.
+        held: How many rows the block holds.
+        columns: float32 (3, 64).
+        numbers: int8 (64, dim).
+        page: The file's page size.
+    """
+    width = byte_width(numbers.shape[1])
+    filled = np.full((BLOCK_ROWS, width), 128, np.uint8)
+    filled[:, : numbers.shape[1]] += numbers.view(np.uint8)
+    laid = filled.reshape(BLOCK_ROWS // 16, 16, width // 4, 4).transpose(0, 2, 1, 3)
+    payload = columns.astype("<f4", copy=False).tobytes() + laid.tobytes()
+    first, dim = block * BLOCK_ROWS, numbers.shape[1]
+    header = Header(BYTE_BLOCK, INT8, held, dim, first, 0, 0, collection)
+    return pack_bulk(header, payload, page)
+
+
+def check_bytes(value: bytes | memoryview, collection: int, block: int, dim: int) -> int:
+    """Return how many rows of a block have bytes, having checked the header.
+
+    Raises:
+        CorruptionError: The header is not that of this block.
+    """
+    where = f"bytes of block {block} of collection {collection}"
+    header = unpack_header(value, where)
+    expected = (BYTE_BLOCK, INT8, dim, block * BLOCK_ROWS, collection, bytes_of_block(dim))
+    if expected != (
+        *(header.kind, header.dtype, header.width),
+        *(header.first, header.collection, header.length),
+    ):
+        raise CorruptionError(f"{where}: the header belongs to another value: {header}")
+    if not 0 < header.rows <= BLOCK_ROWS:
+        raise CorruptionError(f"{where}: of {header.rows} rows")
+    return header.rows
+
+
+def unpack_bytes(
+    value: bytes | memoryview, dim: int
+) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """The parts of a value that `check_bytes` has passed.
+
+    Returns:
+        A view of the columns, float32 (3, 64), and a copy of the numbers, int8 (64, dim).
+    """
+    width, at = byte_width(dim), HEADER.size
+    columns = np.frombuffer(value, "<f4", 3 * BLOCK_ROWS, at).reshape(3, BLOCK_ROWS)
+    laid = np.frombuffer(value, np.uint8, BLOCK_ROWS * width, at + columns.nbytes)
+    blocks = laid.reshape(BLOCK_ROWS // 16, width // 4, 16, 4).transpose(0, 2, 1, 3)
+    filled = blocks.reshape(BLOCK_ROWS, width)[:, :dim]
+    return columns, (filled - np.uint8(128)).view(np.int8)
 
 
 # Which list each row is in

@@ -90,6 +90,7 @@ _i8 = _pointer(types.int8)
 _u16 = _pointer(types.uint16)
 _u32 = _pointer(types.uint32)
 _u64 = _pointer(types.uint64)
+_i32 = _pointer(types.int32)
 _i64 = _pointer(types.int64)
 _f32 = _pointer(types.float32)
 _f64 = _pointer(types.float64)
@@ -377,8 +378,11 @@ def _add_fours(builder: Any, total: Any, numbers: Any, fours: Any) -> Any:
     return builder.add(total, products)
 
 
-def _multiplier(blocks: int) -> Any:
-    """What multiplies so many blocks of 16 rows at once, which share the loads of the vector."""
+def _multiplier(blocks: int, halves: int = 2) -> Any:
+    """What multiplies so many blocks of 16 rows at once, which share the loads of the vector.
+
+    With one half it leaves out what rounding the vector lost.
+    """
 
     @intrinsic
     def multiply(
@@ -397,9 +401,9 @@ def _multiplier(blocks: int) -> Any:
         def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             values, scales, numbers, steps, high, low, scale, out = arguments
             # Several sums at once hide the latency of adding up.
-            shares = max(1, 4 // blocks)
+            shares = max(1, 8 // (blocks * halves))
             totals = [
-                [cgutils.alloca_once_value(builder, _all(_SUMS, 0)) for _ in range(2 * shares)]
+                [cgutils.alloca_once_value(builder, _all(_SUMS, 0)) for _ in range(halves * shares)]
                 for _ in range(blocks)
             ]
             width = builder.mul(steps, ir.Constant(_I64, 16))
@@ -414,7 +418,7 @@ def _multiplier(blocks: int) -> Any:
                     four = builder.add(column, ir.Constant(_I64, 4 * number))
                     pair = [
                         _spread(builder, _load(builder, place, _I32, 1))
-                        for place in (four, builder.add(four, width))
+                        for place in (four, builder.add(four, width))[:halves]
                     ]
                     for start, sums in zip(starts, totals, strict=True):
                         part = builder.add(start, ir.Constant(_I64, 64 * number))
@@ -426,14 +430,16 @@ def _multiplier(blocks: int) -> Any:
                             )
             for block, sums in enumerate(totals):
                 found = []
-                for half, less in enumerate((high, low)):
+                for half, less in enumerate((high, low)[:halves]):
                     parts = map(builder.load, sums[shares * half : shares * (half + 1)])
                     total = functools.reduce(builder.add, parts)
                     found.append(
                         builder.sitofp(builder.sub(total, _spread(builder, less)), _FLOATS)
                     )
-                rest = builder.fmul(found[1], ir.Constant(_FLOATS, [1 / 254] * 16))
-                product, place = builder.fadd(found[0], rest), ir.Constant(_I64, 64 * block)
+                product, place = found[0], ir.Constant(_I64, 64 * block)
+                if halves == 2:
+                    rest = builder.fmul(found[1], ir.Constant(_FLOATS, [1 / 254] * 16))
+                    product = builder.fadd(product, rest)
                 factors = _load(builder, builder.add(scales, place), _FLOATS, 4)
                 product = builder.fmul(builder.fmul(product, factors), _splat(builder, scale))
                 pointer = builder.inttoptr(builder.add(out, place), _FLOATS.as_pointer())
@@ -449,6 +455,7 @@ def _multiplier(blocks: int) -> Any:
 
 BLOCKS_AT_ONCE = 4
 _multiply_block, _multiply_blocks = _multiplier(1), _multiplier(BLOCKS_AT_ONCE)
+_multiply_rows = _multiplier(BLOCKS_AT_ONCE, halves=1)
 
 
 def _spread(builder: Any, value: Any) -> Any:
@@ -1384,19 +1391,8 @@ def _answer(
     left = _check_blocks(places, optimistic, likely, rows, left, lacking, room)
     if missing[1] > 0:
         return -1
-    front = _divide(optimistic, likely, rows, left, bound)
-    named, scored = _point(orders), _point(scores)
-    held = _compare(
-        wide, integers, shift, places, optimistic, rows, np.int64(0), front, settling, named,
-        scored, np.int64(0),
-    )  # fmt: skip
-    if held == k:
-        left = front + _prune(
-            _behind(optimistic, front), _behind(likely, front), _behind(rows, front), left - front,
-            np.float32(_worth(scored[k - 1], metric, shift)), integers[ROOM],
-        )  # fmt: skip
-    held = _compare(
-        wide, integers, shift, places, optimistic, rows, front, left, settling, named, scored, held
+    held, left = _settle_all(
+        wide, integers, shift, places, kept, left, bound, settling, _point(orders), _point(scores)
     )  # fmt: skip
     stats[LISTS_SEEN] = seen
     stats[ROWS_SEEN] = scanned
@@ -1406,6 +1402,33 @@ def _answer(
     stats[SCAN_TIME] = narrowed - routed
     stats[SETTLE_TIME] = _clock() - narrowed
     return held
+
+
+@_exactly
+def _settle_all(
+    wide, integers, shift, blocks, kept, count, bound, settling, orders, scores
+):  # fmt: skip
+    """Compare candidates with a query: those first that are likely to be at least `bound`.
+
+    Returns how many were found, and how many candidates could not be ruled out.
+    """
+    _, optimistic, likely, rows = kept
+    metric, k = integers[METRIC], integers[K]
+    front = _divide(optimistic, likely, rows, count, bound)
+    held = _compare(
+        wide, integers, shift, blocks, optimistic, rows, np.int64(0), front, settling, orders,
+        scores, np.int64(0),
+    )  # fmt: skip
+    left = count
+    if held == k:
+        left = front + _prune(
+            _behind(optimistic, front), _behind(likely, front), _behind(rows, front), count - front,
+            np.float32(_worth(scores[k - 1], metric, shift)), integers[ROOM],
+        )  # fmt: skip
+    held = _compare(
+        wide, integers, shift, blocks, optimistic, rows, front, left, settling, orders, scores, held
+    )  # fmt: skip
+    return held, left
 
 
 @_quickly
@@ -1512,7 +1535,8 @@ def _compared(query, dim, metric, wide, settling):
             wide[j] /= size
 
 
-SEARCH = types.int64(types.uint64, types.int64)
+# What every kernel takes and gives.
+ENTRY = types.int64(types.uint64, types.int64)
 
 
 def search(frame, first):
@@ -1565,5 +1589,233 @@ def search(frame, first):
             break
         counts[number] = done
     # numba frees an array after its last use, though its address is still in use.
+    memory[0] = 0
+    return answered
+
+
+# Comparing all rows: bytes rule out most of them, and vectors settle the rest
+
+# Queries that go over a block together, while it is in the cache.
+QUERIES_AT_ONCE = 8
+BLOCK_ROWS = 64
+# Columns in front of the bytes of a block: scales, errors and lengths of its rows.
+BYTE_COLUMNS = 3 * 4 * BLOCK_ROWS
+# What rounding adds, with room to spare: to a product of float32, in parts of both lengths; to half
+# the square of a length that was rounded up, in parts of it; and to a float64 score, in parts of
+# the query's squared length.
+PRODUCT_ERROR, SQUARE_ERROR = np.float32(2.0**-20), np.float32(2.0**-19)
+QUERY_ERROR, LEAST_ERROR = 2.0**-38, 1e-30
+# Entries of what a query is compared with bytes by.
+SCALE, OF_ERRORS, OF_LENGTHS, ALWAYS, BYTE_FACTORS = range(5)
+
+
+@_exactly
+def _aim_at_bytes(wide, dim, steps, own, numbers, factors, extra):
+    """Make ready to compare a query with bytes: its numbers, and what it may be off by."""
+    for j in range(dim):
+        own[j] = np.float32(wide[j])
+    scale = _to_bytes(own, dim, numbers, 16 * steps)
+    total, off, whole = np.int32(0), 0.0, 0.0
+    for j in range(dim):
+        total += np.int32(numbers[j])
+        lost = wide[j] - np.float64(scale) * numbers[j]
+        off += lost * lost
+        whole += wide[j] * wide[j]
+    length, off = np.sqrt(whole), np.sqrt(off)
+    factors[SCALE] = scale
+    factors[OF_ERRORS] = (length + off) * (1 + 1e-6)
+    factors[OF_LENGTHS] = (off + length * np.float64(PRODUCT_ERROR)) * (1 + 1e-6)
+    factors[ALWAYS] = whole * QUERY_ERROR + LEAST_ERROR
+    # What the 128 that are added to each byte make too much of every sum.
+    extra[0] = np.int32(128 * total)
+
+
+@_quickly
+def _doubt(columns, squared, factors, hopes, doubts):
+    """Turn the products of a block's rows into optimistic scores; note how far off they may be."""
+    errors, lengths = _behind(columns, np.int64(BLOCK_ROWS)), _behind(columns, 2 * BLOCK_ROWS)
+    of_errors, of_lengths, always = factors[OF_ERRORS], factors[OF_LENGTHS], factors[ALWAYS]
+    for i in range(BLOCK_ROWS):
+        doubt = errors[i] * of_errors + lengths[i] * of_lengths + always
+        half = squared * lengths[i] * lengths[i]
+        doubt += half * SQUARE_ERROR
+        hope = (hopes[i] - half) + doubt
+        # What overflowed may be anything.
+        hopes[i] = hope if hope == hope else np.float32(np.inf)
+        doubts[i] = doubt
+
+
+@_exactly
+def _admit(word, first, hopes, doubts, integers, kept, sizes):
+    """Take the rows of a block that may be among the best into the buffer of candidates."""
+    best, optimistic, likely, rows = kept
+    k, room = integers[K], integers[ROOM]
+    for i in range(BLOCK_ROWS):
+        threshold = best[0] if sizes[HELD] == k else np.float32(-np.inf)
+        if not (word >> np.uint64(i)) & np.uint64(1) or hopes[i] < threshold:
+            continue
+        if sizes[KEPT] == room:
+            sizes[KEPT] = _prune(optimistic, likely, rows, room, threshold, room)
+            if sizes[KEPT] > room - (room >> 2):
+                # Bytes do not tell these rows apart.
+                sizes[DONE] = -1
+                return
+        worst = hopes[i] - np.float32(2) * doubts[i]
+        if worst != worst:
+            worst = np.float32(-np.inf)
+        at = sizes[KEPT]
+        optimistic[at], likely[at], rows[at] = hopes[i], worst, first + i
+        sizes[KEPT] = at + 1
+        sizes[HELD] = _keep_best(best, sizes[HELD], k, worst)
+
+
+@_exactly
+def _part_of(scratch, number, integers, width):
+    """The scratch memory of one of the queries that go together."""
+    numbers, factors, extra, best, optimistic, likely, rows, sizes, wides = scratch
+    k, room = integers[K], integers[ROOM]
+    found = (
+        _behind(best, number * k), _behind(optimistic, number * room),
+        _behind(likely, number * room), _behind(rows, number * room),
+    )  # fmt: skip
+    return (
+        _behind(numbers, number * width), _behind(factors, number * BYTE_FACTORS),
+        _behind(extra, np.int64(number)), found, _behind(sizes, number * SIZES),
+        _behind(wides, number * integers[DIM]),
+    )  # fmt: skip
+
+
+@_exactly
+def _compare_bytes(coded, mask, count, steps, together, integers, scratch, hopes, doubts, lacking):
+    """Let some queries go over all blocks; return how many rows these have."""
+    seen, width, squared = 0, 16 * steps, np.float32(0.5 if integers[METRIC] == L2 else 0.0)
+    for block in range(count):
+        if mask[block] == 0:
+            continue
+        if coded[block] == 0:
+            _note(lacking[0], lacking[1], np.int64(CODES), block)
+            continue
+        columns = coded[block] + np.uint64(HEADER)
+        values, factors_of_rows = columns + np.uint64(BYTE_COLUMNS), _f32(columns)
+        seen += BLOCK_ROWS
+        for number in range(together):
+            numbers, factors, extra, found, sizes, _ = _part_of(scratch, number, integers, width)
+            if sizes[DONE] < 0:
+                continue
+            _multiply_rows(
+                values, columns, _address(numbers), steps, extra[0], np.int32(0), factors[SCALE],
+                _address(hopes),
+            )  # fmt: skip
+            _doubt(factors_of_rows, squared, factors, hopes, doubts)
+            best = found[0][0] if sizes[HELD] == integers[K] else np.float32(-np.inf)
+            if _largest(_address(hopes), np.int64(4)) >= best:
+                _admit(mask[block], block * BLOCK_ROWS, hopes, doubts, integers, found, sizes)
+    return seen
+
+
+@_exactly
+def _settle_bytes(wide, integers, blocks, found, sizes, settling, orders, scores, lacking):
+    """Compare what bytes could not rule out; return how many were found and compared.
+
+    Of a query that has too many candidates 0 and -1, of one that met entries missing anything.
+    """
+    best, optimistic, likely, rows = found
+    if sizes[DONE] < 0:
+        return np.int64(0), np.int64(-1)
+    bound = best[0] if sizes[HELD] == integers[K] else np.float32(-np.inf)
+    left = _prune(optimistic, likely, rows, sizes[KEPT], bound, sizes[KEPT])
+    left = _check_blocks(blocks, optimistic, likely, rows, left, lacking[0], lacking[1])
+    if lacking[0][1] > 0:
+        return np.int64(0), np.int64(0)
+    shift = 0.0
+    if integers[METRIC] == L2:
+        for j in range(integers[DIM]):
+            shift += wide[j] * wide[j]
+    return _settle_all(
+        wide, integers, 0.5 * shift, blocks, found, left, bound, settling, orders, scores
+    )
+
+
+@_exactly
+def _lay_out_bytes(at, integers, steps):
+    """The scratch memory of a comparison that begins at an address, and where it ends."""
+    dim, k, room, each = integers[DIM], integers[K], integers[ROOM], QUERIES_AT_ONCE
+    own, at = _f32(at), at + _room(dim, 4)
+    hopes, at = _f32(at), at + _room(BLOCK_ROWS, 4)
+    doubts, at = _f32(at), at + _room(BLOCK_ROWS, 4)
+    numbers, at = _i8(at), at + _room(each * 16 * steps, 1)
+    factors, at = _f32(at), at + _room(each * BYTE_FACTORS, 4)
+    extra, at = _i32(at), at + _room(each, 4)
+    best, at = _f32(at), at + _room(each * k, 4)
+    optimistic, at = _f32(at), at + _room(each * room, 4)
+    likely, at = _f32(at), at + _room(each * room, 4)
+    rows, at = _i64(at), at + _room(each * room, 8)
+    sizes, at = _i64(at), at + _room(each * SIZES, 8)
+    wides, at = _f64(at), at + _room(each * dim, 8)
+    stored, at = _f64(at), at + _room(dim, 8)
+    differences, at = _f64(at), at + _room(dim, 8)
+    leaves, at = _i64(at), at + _room(3 * LEAVES + 1, 8)
+    parts, at = _f64(at), at + _room(LEAVES + 8, 8)
+    scratch = numbers, factors, extra, best, optimistic, likely, rows, sizes, wides
+    return (own, hopes, doubts, scratch, (stored, differences, leaves, parts)), at
+
+
+def compare(frame, first):
+    """Compare queries from `first` on with all rows; return as `search` does.
+
+    Of the frame it reads the queries, the parameters (DIM, K, ROOM, METRIC, PRECISION), the table
+    of blocks, that of their bytes (in the place of codes) and the mask. A query with so many
+    candidates that bytes are no help finds nothing and has compared -1. The twin is `exact.Exact`,
+    which finds the same hits with the same scores.
+    """
+    queries = _matrix(_f32, frame, QUERIES)
+    integers = _point(_vector(_i64, frame, PARAMETERS))
+    blocks, coded = _vector(_u64, frame, BLOCK_TABLE), _vector(_u64, frame, CODE_TABLE)
+    mask = _vector(_u64, frame, MASK)
+    orders, scores = _matrix(_u64, frame, ORDERS), _matrix(_f64, frame, SCORES)
+    counts, stats = _vector(_i64, frame, COUNTS), _matrix(_i64, frame, STATS)
+    missing = _vector(_i64, frame, LACKING)
+    dim, metric, steps = integers[DIM], integers[METRIC], (integers[DIM] + 15) // 16
+    missing[0] = NOTHING
+    missing[1] = 0
+    lacking = _point(missing), missing.size - 2
+    memory = np.empty(_lay_out_bytes(np.uint64(0), integers, steps)[1] + 64, np.uint8)
+    begin = (_address(_point(memory)) + np.uint64(63)) & ~np.uint64(63)
+    (own, hopes, doubts, scratch, settling), _ = _lay_out_bytes(begin, integers, steps)
+    _leaves(dim, settling[2])
+    answered = queries.shape[0]
+    for start in range(first, queries.shape[0], QUERIES_AT_ONCE):
+        together, begun = min(QUERIES_AT_ONCE, queries.shape[0] - start), _clock()
+        for number in range(together):
+            part = _part_of(scratch, number, integers, 16 * steps)
+            numbers, factors, extra, _, sizes, wide = part
+            _compared(_behind(_point(queries), (start + number) * dim), dim, metric, wide, settling)
+            _aim_at_bytes(wide, dim, steps, own, numbers, factors, extra)
+            for i in range(SIZES):
+                sizes[i] = 0
+        seen = _compare_bytes(
+            _point(coded), _point(mask), mask.size, steps, together, integers, scratch, hopes,
+            doubts, lacking,
+        )  # fmt: skip
+        scanned = _clock()
+        for number in range(together):
+            part = _part_of(scratch, number, integers, 16 * steps)
+            _, _, _, found, sizes, wide = part
+            at, since = start + number, _clock()
+            if missing[1] == 0:
+                counts[at], stats[at, RESCORED] = _settle_bytes(
+                    wide, integers, _point(blocks), found, sizes, settling, _point(orders[at]),
+                    _point(scores[at]), lacking,
+                )  # fmt: skip
+            if missing[1] > 0:
+                answered = at
+                break
+            stats[at, LISTS_SEEN], stats[at, ROWS_SEEN] = 0, seen
+            stats[at, NARROWED], stats[at, COARSE_TIME] = sizes[KEPT], 0
+            stats[at, SCAN_TIME] = (scanned - begun) // together
+            stats[at, SETTLE_TIME] = _clock() - since
+        if missing[1] > 0:
+            break
+    # As in a search.
     memory[0] = 0
     return answered

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore import catalog, layout, rows
-from vecstore.ann import index, ivf, training
+from vecstore.ann import index, ivf, rounding, training
 from vecstore.ann.index import Index, IndexedRows, Kind
 from vecstore.ann.ivf import Draft
 from vecstore.ann.model import Model, Progress
@@ -351,17 +351,33 @@ def check_kind(wanted: object, metric: object) -> None:
 def set_kind(txn: Transaction, entry: Entry, wanted: Kind) -> None:
     """Write what kind of index a collection is to have, and drop one of another kind.
 
-    Codes in row order are there at once, of all rows.
+    Codes in row order are there at once, of all rows; so are the bytes of a flat index.
     """
     state = catalog.state(txn, entry.number)
     found = index.load(txn, entry, state)
     if found is not None and _suits(found.model, wanted):
         index.save_plan(txn, entry.number, replace(found, kind=wanted))
         return
+    if wanted == "flat" and index.keeps_bytes(txn, entry):
+        return
     ivf.clear(txn, entry.number)
     if wanted == "hash":
         ivf.write(txn, entry, state, wanted, training.untrained(entry))
+    elif wanted == "flat" and rounding.suits(entry.spec):
+        _round(txn, entry, state)
+        index.save_kind(txn, entry.number, wanted, with_bytes=True)
     else:
         index.save_kind(txn, entry.number, wanted)
         state.backlog = state.records
     catalog.save_state(txn, entry.number, state)
+
+
+def _round(txn: Transaction, entry: Entry, state: State) -> None:
+    """Write the bytes of all rows, those of some blocks at a time."""
+    blocks = np.flatnonzero(rows.live(txn, entry.number, state))
+    for at in range(0, len(blocks), SLICE_BLOCKS):
+        part = blocks[at : at + SLICE_BLOCKS]
+        numbers = (part[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()
+        held = (numbers >> 6 != state.open_block) | (numbers & 63 < state.open_rows)
+        numbers = numbers[held]
+        rounding.save(txn, entry, numbers, ivf.gather(txn, entry, state, numbers))

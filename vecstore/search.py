@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from vecstore import catalog, fields, layout, planner, records, rows
-from vecstore.ann import engine, index
+from vecstore import catalog, fields, layout, plain, planner, records, rows
+from vecstore.ann import engine, flat, index
+from vecstore.ann.flat import Comparison
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.exact import Exact, ExactBits
@@ -81,8 +82,11 @@ def run(
     `request.dims` as short as that says.
     """
     made = _remembered(reader, entry, request, lap)
-    if made.job is not None:
-        # An index is used by snapshots alone, and holds no bits.
+    # An index is used by snapshots alone, and holds no bits.
+    if isinstance(made.job, Comparison):
+        if made.job.ready:
+            return _compared(reader, made, made.job, queries, request, lap)  # type: ignore[arg-type]
+    elif made.job is not None:
         return _approximate(reader, made, made.job, queries, request, lap)  # type: ignore[arg-type]
     if made.plan.method == "none":
         return [Hits([], plan=made.plan, complete="exhausted") for _ in queries]
@@ -97,7 +101,7 @@ class _Preparation:
     state: State
     mask: Mask
     plan: Plan
-    job: engine.Job | None
+    job: engine.Job | Comparison | None
     # The score of what has no distance, and ids by order.
     best: float
     known: dict[int, Id]
@@ -139,10 +143,12 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
         wanted=request.offset + request.k,
         budgets=None if view is None else view.index.budgets,
     )
-    job = None
+    job: engine.Job | Comparison | None = None
+    wanted = min(request.offset + request.k, mask.count)
     if view is not None and budget is not None:
-        wanted = min(request.offset + request.k, mask.count)
         job = engine.Job(entry, state, view, mask.words, wanted, budget)
+    elif request.after is None and request.dims is None:
+        job = flat.comparison(reader, entry, state, mask.words, wanted)
     if lap is not None:
         lap("plan")
     best = 1.0 if entry.spec.metric == "cosine" else 0.0
@@ -209,6 +215,29 @@ def _approximate(
     return answers
 
 
+def _compared(
+    reader: Snapshot,
+    made: _Preparation,
+    job: Comparison,
+    queries: Vectors,
+    request: Request,
+    lap: Lap | None,
+) -> list[Hits]:
+    """Compare every allowed row by its bytes, and what these cannot rule out by its vector."""
+    found = job.search(reader, queries, request.threads)
+    if lap is not None:
+        lap("search", found.stats)
+    answers = []
+    for number, counts in enumerate(found.stats):
+        if counts[plain.RESCORED] < 0:
+            # Bytes do not tell these rows apart.
+            answers += _exact(reader, made, queries[number : number + 1], request, None)
+            continue
+        orders, scores = found.orders[number], found.scores[number]
+        answers.append(_hits(reader, made, request, lap, scores, orders, None, counts))
+    return answers
+
+
 def _hits(
     reader: Reader,
     made: _Preparation,
@@ -247,7 +276,7 @@ def _hits(
     columns["distance"] = [best - score for score in scores]
     if lap is not None:
         lap("hydrate")
-    complete: Complete = "exact" if places is not None else "approximate"
+    complete: Complete = "approximate" if made.plan.method == "index" else "exact"
     if len(scores) < request.k:
         complete = "exhausted"
     return Hits.of(columns, plan=made.plan, complete=complete, counts=counts)

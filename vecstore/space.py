@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from vecstore import rows
+from vecstore import index_layout, rows
 from vecstore.ann import index
 from vecstore.catalog import Entry
 from vecstore.index_layout import NO_LIST
 from vecstore.layout import BLOCK_ROWS, CODE_BLOCK, HEADER, LIST, State
 from vecstore.store import Reader
 
+TIERS = "full", "rounded", "lists", "tail"
 # What LMDB writes at the head of a value's pages.
 PAGE_HEAD = 16
 
 
 def tiers(reader: Reader, entry: Entry, state: State) -> dict[str, dict[str, int]]:
-    """Bytes of each tier: "full" (vectors), "lists" and "tail" (codes of rows in none).
+    """Bytes of each tier: "full" (vectors), "rounded" (a flat index), "lists", "tail".
 
     Of each how many its values take ("values"), and how many more the pages that these lie on
     ("unused"). All are known from how many rows each value is of.
@@ -28,6 +29,8 @@ def tiers(reader: Reader, entry: Entry, state: State) -> dict[str, dict[str, int
         held[state.open_block] = state.open_rows
     full, lists, tail = held[alive != 0], held[:0], held[:0]
     sizes = {"full": [form.block_bytes(count) for count in full.tolist()]}
+    if index.keeps_bytes(reader, entry):
+        sizes["rounded"] = [index_layout.bytes_of_block(entry.spec.dim)] * len(full)
     found = index.load(reader, entry, state)
     if found is not None:
         shape = found.model.shape
@@ -36,7 +39,7 @@ def tiers(reader: Reader, entry: Entry, state: State) -> dict[str, dict[str, int
         tail = held[index.tail(found, alive)]
         sizes["lists"] = [shape.bytes_of(LIST, count) for count in lists.tolist()]
         sizes["tail"] = [shape.bytes_of(CODE_BLOCK, count) for count in tail.tolist()]
-    return {name: _tier(sizes.get(name, []), page) for name in ("full", "lists", "tail")}
+    return {name: _tier(sizes.get(name, []), page) for name in TIERS}
 
 
 def _tier(payloads: list[int], page: int) -> dict[str, int]:

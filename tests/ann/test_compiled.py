@@ -49,8 +49,8 @@ def impatient(monkeypatch):
 
 def place(finder, payload):
     """Put a file where the compiled search is kept, as if it had been compiled here."""
-    finder.folder.mkdir(parents=True, mode=0o700)
-    file = finder.folder / "search"
+    compiled.cache_folder().mkdir(parents=True, mode=0o700)
+    file = compiled.cache_folder() / "search"
     file.write_bytes(payload)
     file.chmod(0o600)
     return file
@@ -74,7 +74,7 @@ def test_while_there_is_none_one_process_compiles(finder, started, impatient):
 
 def test_what_another_process_compiled_is_found(finder, kept, started, impatient):
     assert finder.ready() is None
-    (finder.folder / "search").write_bytes(kept)
+    (compiled.cache_folder() / "search").write_bytes(kept)
 
     assert finder.ready() is not None
 
@@ -82,7 +82,7 @@ def test_what_another_process_compiled_is_found(finder, kept, started, impatient
 def test_looks_are_rare(finder, kept, started, monkeypatch):
     monkeypatch.setattr(compiled, "SECONDS_BETWEEN_LOOKS", 1000.0)
     assert finder.ready() is None
-    (finder.folder / "search").write_bytes(kept)
+    (compiled.cache_folder() / "search").write_bytes(kept)
 
     assert finder.ready() is None
 
@@ -120,11 +120,12 @@ def test_a_file_for_another_processor_is_compiled_again(finder, kept, started, m
 def test_compiling_again_only_loads(finder, kept):
     place(finder, kept)
 
-    done = finder.compile_now()
+    with compiled._Folder.opened(compiled.cache_folder()) as folder:
+        store = finder.compile(folder)
 
-    assert not done.fresh
-    assert done.folder == finder.folder
-    assert finder.ready() is done.search
+    assert store.hit
+    assert store.kept
+    assert finder.ready() is finder.kernel is not None
 
 
 # Whom to trust
@@ -133,7 +134,7 @@ def test_compiling_again_only_loads(finder, kept):
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
 def test_a_folder_that_others_can_write_to_is_not_used(finder, kept, started, mode):
     place(finder, kept)
-    finder.folder.chmod(mode)
+    compiled.cache_folder().chmod(mode)
 
     assert finder.ready() is None
     assert finder.state == "numpy"
@@ -157,7 +158,7 @@ def test_a_folder_of_another_user_is_not_used(finder, kept, started, monkeypatch
 @pytest.mark.parametrize("what", ["folder", "search"])
 def test_links_are_not_followed(finder, kept, started, what, tmp_path):
     file = place(finder, kept)
-    target = finder.folder if what == "folder" else file
+    target = compiled.cache_folder() if what == "folder" else file
     moved = target.rename(tmp_path / "elsewhere")
     target.symlink_to(moved)
 
@@ -167,7 +168,7 @@ def test_links_are_not_followed(finder, kept, started, what, tmp_path):
 def test_the_folder_is_made_for_its_user_alone(finder, started):
     finder.ready()
 
-    assert finder.folder.stat().st_mode & 0o777 == 0o700
+    assert compiled.cache_folder().stat().st_mode & 0o777 == 0o700
 
 
 def test_a_home_that_is_a_file_means_no_cache(home, started, monkeypatch):
@@ -225,15 +226,15 @@ with open(sys.argv[1], "w") as file:
 
 
 def test_nobody_is_started_while_another_process_compiles(finder, kept, started, impatient):
-    finder.folder.mkdir(parents=True, mode=0o700)
-    command = [sys.executable, "-c", LOCKED, str(finder.folder / "lock")]
+    compiled.cache_folder().mkdir(parents=True, mode=0o700)
+    command = [sys.executable, "-c", LOCKED, str(compiled.cache_folder() / "lock")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "locked\n"
         assert finder.ready() is None
         assert finder.state == "compiling"
-        (finder.folder / "search").write_bytes(kept)
+        (compiled.cache_folder() / "search").write_bytes(kept)
         other.stdin.close()
 
     assert finder.ready() is not None
@@ -241,8 +242,8 @@ def test_nobody_is_started_while_another_process_compiles(finder, kept, started,
 
 
 def test_an_attempt_that_failed_is_not_repeated_at_once(finder, started, impatient):
-    finder.folder.mkdir(parents=True, mode=0o700)
-    lock = finder.folder / "lock"
+    compiled.cache_folder().mkdir(parents=True, mode=0o700)
+    lock = compiled.cache_folder() / "lock"
     lock.touch()
 
     assert finder.ready() is None
@@ -260,7 +261,7 @@ def test_a_process_that_comes_to_nothing_is_given_up(finder, started, impatient)
     assert finder.state == "compiling"
     # The clock of a file system is a few milliseconds behind.
     time.sleep(0.05)
-    (finder.folder / "lock").touch()
+    (compiled.cache_folder() / "lock").touch()
 
     assert finder.ready() is None
     assert finder.state == "numpy"
@@ -358,14 +359,14 @@ def test_a_fork_in_the_middle_of_a_look_leaves_no_lock(finder, kept):
 
 def test_a_full_disk_costs_no_answer(finder, kept, monkeypatch):
     place(finder, kept)
-    store = compiled._Store(None, may_compile=True)
+    store = compiled._Store("search", None, may_compile=True)
 
     class Full:
         def write(self, name, payload):
             raise OSError(28, "No space left on device")
 
     store._folder = Full()
-    result = next(iter(compiled.compile_now().search.overloads.values()))
+    result = next(iter(compiled.compile_now().kernels["search"].overloads.values()))
     store.save_overload(result.signature, _Result(result))
 
     assert not store.kept

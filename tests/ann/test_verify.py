@@ -48,7 +48,7 @@ def sound(tmp_path_factory):
 @pytest.fixture
 def db(sound, tmp_path, monkeypatch):
     """A copy of the file; numpy answers, so that nothing is compiled meanwhile."""
-    monkeypatch.setattr(compiled, "ready", lambda: None)
+    monkeypatch.setattr(compiled, "ready", lambda name: None)
     database = vecstore.open(shutil.copy(sound, tmp_path / "copy.vecstore"))
     yield database
     database.close()

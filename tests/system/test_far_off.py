@@ -102,7 +102,7 @@ def test_recall_is_as_promised(memory, draw: Draw, metric: str, kind: str) -> No
 @KINDS
 @METRICS
 def test_recall_is_as_promised_by_numpy(memory, monkeypatch, metric: str, kind: str) -> None:
-    monkeypatch.setattr(compiled, "ready", lambda: None)
+    monkeypatch.setattr(compiled, "ready", lambda name: None)
     collection = filled(far_off, 1200, memory, metric=metric, index=kind)
 
     assert recall(collection, asked(far_off, collection, FEW)) >= 0.94

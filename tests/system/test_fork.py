@@ -315,7 +315,7 @@ def test_the_child_searches_through_an_index_and_changes_it(forked, engine):
         if engine == "compiled":
             compiled.compile_now()
         else:
-            compiled.ready = lambda: None
+            compiled.ready = lambda name: None
         before = answers(lists)
         def child():
             refused(lambda: lists.search(vectors[600]))

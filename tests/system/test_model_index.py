@@ -80,7 +80,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.patch.setattr(maintenance, "BACKLOG_EACH", 1)
         self.patch.setattr(planner, "FEW", 20)
         if numpy:
-            self.patch.setattr(compiled, "ready", lambda: None)
+            self.patch.setattr(compiled, "ready", lambda name: None)
         else:
             compiled.compile_now()
         self.folder = Path(tempfile.mkdtemp())

@@ -1,9 +1,9 @@
-"""Is the compiled search there? Compiling it once per machine, and finding it again.
+"""Are the kernels compiled? Compiling them once per machine, and finding them again.
 
-Compiling takes many seconds, so that nobody waits for it: the first process that wants the compiled
-search starts a process that compiles, and numpy answers until it is done. What was compiled lies in
-a folder named after all that it depends on. It is a pickle, and loading a foreign one runs its
-code: a folder that others can write to is not used at all.
+Compiling takes many seconds, so that nobody waits for it: the first process that wants a compiled
+kernel starts a process that compiles all, and numpy answers until it is done. What was compiled
+lies in a folder named after all that it depends on, a file for each kernel. It is a pickle, and
+loading a foreign one runs its code: a folder that others can write to is not used at all.
 
 numba is imported when there is something to load or to compile, never before.
 """
@@ -22,11 +22,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vecstore.errors import VecstoreError
 
-Search = Callable[..., int]
+Kernel = Callable[..., int]
+Name = Literal["search", "compare"]
 State = Literal["compiled", "compiling", "numpy"]
 Progress = Callable[[str], object]
 
@@ -37,7 +38,8 @@ SECONDS_TO_FORK, SECONDS_TO_START = 5.0, 20.0
 # An attempt that left nothing is not repeated sooner, in whatever process.
 SECONDS_TO_RETRY = 600.0
 
-_FILE, _LOCK = "search", "lock"
+KERNELS: tuple[Name, ...] = get_args(Name)
+_LOCK = "lock"
 # Forked away at once: whoever started it has no child to wait for.
 _PROGRAM = (
     "import os, sys; os.fork() and os._exit(0); os.nice(10); sys.path[:] = sys.argv[1:];"
@@ -50,39 +52,52 @@ class Compiled:
     """What `compile_now` did.
 
     Attributes:
-        search: The compiled function, in this process.
-        folder: Where it is kept; None if only here.
-        fresh: Whether it was not there before.
+        kernels: The compiled functions, in this process.
+        folder: Where they are kept; None if only here.
+        fresh: Whether one was not there before.
         seconds: How long it took.
     """
 
-    search: Search
+    kernels: dict[Name, Kernel]
     folder: Path | None
     fresh: bool
     seconds: float
 
 
 def compile_now(progress: Progress | None = None) -> Compiled:
-    """Compile the search, unless that was done before; `progress` is told each step.
+    """Compile every kernel, unless that was done before; `progress` is told each step.
 
     Raises:
         VecstoreError: numba cannot be imported, or cannot compile here.
     """
-    return _finder.compile_now(progress)
+    say, begun, where = progress or (lambda step: None), time.perf_counter(), cache_folder()
+    with _Folder.opened(where) as found, _compiling(found, say):
+        say("Compiling")
+        stores = {name: finder.compile(found) for name, finder in _finders.items()}
+    kept = all(store.kept for store in stores.values())
+    fresh = not all(store.hit for store in stores.values())
+    kernels = {name: finder.kernel for name, finder in _finders.items() if finder.kernel}
+    return Compiled(kernels, where if kept else None, fresh, time.perf_counter() - begun)
 
 
-def state() -> State:
+def ready(name: Name = "search") -> Kernel | None:
+    """A compiled kernel, or None as long as numpy has to answer; compiling has begun then."""
+    return _finders[name].ready()
+
+
+def state(name: Name = "search") -> State:
     """What `ready` found last."""
-    return _finder.state
+    return _finders[name].state
 
 
 def folder() -> Path | None:
-    """The folder that the compiled search is kept in; None if there is none to be trusted."""
-    with _Folder.opened(_finder.folder) as found:
-        return _finder.folder if found else None
+    """The folder that compiled kernels are kept in; None if there is none to be trusted."""
+    where = cache_folder()
+    with _Folder.opened(where) as found:
+        return where if found else None
 
 
-# Where it is kept
+# Where they are kept
 
 
 def cache_home() -> Path | None:
@@ -93,6 +108,12 @@ def cache_home() -> Path | None:
     with contextlib.suppress(RuntimeError):
         return Path.home() / ".cache"
     return None
+
+
+def cache_folder() -> Path | None:
+    """The folder of what was compiled here from this version; None if there is no home for it."""
+    home, version = cache_home(), _version()
+    return home / "vecstore" / f"kernels-{version}" if home and version else None
 
 
 @functools.cache
@@ -274,7 +295,8 @@ class _Store:
 
     cache_path = None
 
-    def __init__(self, folder: _Folder | None, *, may_compile: bool) -> None:
+    def __init__(self, name: Name, folder: _Folder | None, *, may_compile: bool) -> None:
+        self.name = name
         self._folder = folder
         self._may_compile = may_compile
         self.hit = False
@@ -293,7 +315,7 @@ class _Store:
             self.hit = self.kept = True
             return result
         if not self._may_compile:
-            raise LookupError("no compiled search is kept")
+            raise LookupError(f"no compiled {self.name} is kept")
         return None
 
     def _load(self, signature: Any, context: Any) -> Any:
@@ -301,7 +323,7 @@ class _Store:
 
         from numba.core import compiler
 
-        payload = self._folder.read(_FILE) if self._folder else None
+        payload = self._folder.read(self.name) if self._folder else None
         if payload is None:
             raise LookupError("nothing is kept")
         key, parts = pickle.loads(payload)
@@ -319,7 +341,7 @@ class _Store:
         with contextlib.suppress(OSError):
             if self._folder is not None:
                 key = self._key(signature, result.codegen)
-                self._folder.write(_FILE, pickled((key, result._reduce())))
+                self._folder.write(self.name, pickled((key, result._reduce())))
                 self.kept = True
 
     @staticmethod
@@ -327,19 +349,20 @@ class _Store:
         return str(signature), codegen.magic_tuple()
 
 
-def _dispatcher(store: _Store) -> Search:
-    """The search, loaded or compiled."""
+def _dispatcher(store: _Store) -> Kernel:
+    """A kernel, loaded or compiled."""
     import numba
 
     from vecstore import kernels
 
-    dispatcher: Any = numba.njit(nogil=True, fastmath=kernels.FLOAT_MATH)(kernels.search)
+    function = getattr(kernels, store.name)
+    dispatcher: Any = numba.njit(nogil=True, fastmath=kernels.FLOAT_MATH)(function)
     dispatcher._cache = store
-    dispatcher.compile(kernels.SEARCH)
+    dispatcher.compile(kernels.ENTRY)
     # A call with other types is an error, and no reason to compile for half a minute.
     dispatcher.disable_compile()
-    search: Search = dispatcher
-    return search
+    kernel: Kernel = dispatcher
+    return kernel
 
 
 def _numba_is_locked() -> bool:
@@ -353,57 +376,57 @@ def _numba_is_locked() -> bool:
 
 
 class Finder:
-    """Looks for the compiled search, and has it compiled. There is one of it per process."""
+    """Looks for a compiled kernel, and has it compiled. There is one of each per process.
 
-    def __init__(self) -> None:
+    Attributes:
+        name: The kernel's name.
+        state: What was found when it was last looked for.
+        kernel: The compiled kernel, once it is here.
+    """
+
+    def __init__(self, name: Name = "search") -> None:
+        self.name = name
         self.state: State = "numpy"
-        self._search: Search | None = None
+        self.kernel: Kernel | None = None
         self._lock = threading.Lock()
         self._next_look = 0.0
         self._started: float | None = None
         self._hopeless = False
 
-    @property
-    def folder(self) -> Path | None:
-        """The folder of what was compiled here from this version."""
-        home, version = cache_home(), _version()
-        return home / "vecstore" / f"kernels-{version}" if home and version else None
-
-    def ready(self) -> Search | None:
-        """The compiled search, or None as long as numpy has to answer; compiling has begun then."""
-        if self._search is not None or self._hopeless or time.monotonic() < self._next_look:
-            return self._search
+    def ready(self) -> Kernel | None:
+        """As the function of that name."""
+        if self.kernel is not None or self._hopeless or time.monotonic() < self._next_look:
+            return self.kernel
         # Who finds another thread looking, or importing numba, answers with numpy.
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            with _Folder.opened(self.folder) as folder:
+            with _Folder.opened(cache_folder()) as folder:
                 self.state = self._look(folder)
             self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
         finally:
             self._lock.release()
-        return self._search
+        return self.kernel
 
-    def compile_now(self, progress: Progress | None = None) -> Compiled:
-        """As the function of that name."""
-        say = progress or (lambda step: None)
-        begun = time.perf_counter()
-        with _Folder.opened(self.folder) as folder, _compiling(folder, say):
-            say("Compiling")
-            store = _Store(folder, may_compile=True)
-            try:
-                search = _dispatcher(store)
-            except Exception as error:
-                raise VecstoreError(f"the search cannot be compiled here: {error}") from error
-        self._search, self.state = search, "compiled"
-        where = self.folder if store.kept else None
-        return Compiled(search, where, not store.hit, time.perf_counter() - begun)
+    def compile(self, folder: _Folder | None) -> _Store:
+        """Compile the kernel, unless that was done before; return where it was looked for.
+
+        Raises:
+            VecstoreError: numba cannot be imported, or cannot compile here.
+        """
+        store = _Store(self.name, folder, may_compile=True)
+        try:
+            self.kernel = _dispatcher(store)
+        except Exception as error:
+            raise VecstoreError(f"the search cannot be compiled here: {error}") from error
+        self.state = "compiled"
+        return store
 
     def forked(self) -> None:
         """In a forked child: no thread is left that could release the locks."""
         self._lock = threading.Lock()
         # Loading takes numba's lock, which cannot be made anew: numpy answers then.
-        self._hopeless = self._hopeless or (self._search is None and _numba_is_locked())
+        self._hopeless = self._hopeless or (self.kernel is None and _numba_is_locked())
 
     def _look(self, folder: _Folder | None) -> State:
         if folder is None:
@@ -411,12 +434,12 @@ class Finder:
             return "numpy"
         # Asked first: a file that is written meanwhile must be seen.
         compiling, age = _last_attempt(folder)
-        if folder.has(_FILE):
+        if folder.has(self.name):
             # Anything may go wrong with a numba that is not fit for this numpy.
             with contextlib.suppress(Exception):
-                self._search = _dispatcher(_Store(folder, may_compile=False))
+                self.kernel = _dispatcher(_Store(self.name, folder, may_compile=False))
                 return "compiled"
-            folder.remove(_FILE)
+            folder.remove(self.name)
         if compiling:
             return "compiling"
         if self._started is not None:
@@ -430,7 +453,12 @@ class Finder:
         return "numpy"
 
 
-_finder = Finder()
-# Asked by every search.
-ready = _finder.ready
-os.register_at_fork(after_in_child=_finder.forked)
+_finders = {name: Finder(name) for name in KERNELS}
+
+
+def _forked() -> None:
+    for finder in _finders.values():
+        finder.forked()
+
+
+os.register_at_fork(after_in_child=_forked)

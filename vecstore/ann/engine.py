@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -139,55 +140,29 @@ def view(snapshot: Snapshot, entry: Entry, state: State, found: Index) -> View:
     return known
 
 
-class Job:
-    """A way to search one version of the file; its queries share all but themselves.
+class Calls(ABC):
+    """Calls of a kernel for one version of the file; their queries share all but themselves.
 
     Args:
         entry: The collection.
         state: Its counters.
-        seen: Its index.
-        mask: uint64 (blocks,), the rows that may be found.
-        k: How many are wanted.
-        budget: How far to go.
+        k: How many rows are wanted.
     """
 
-    def __init__(
-        self, entry: Entry, state: State, seen: View, mask: Words, k: int, budget: Budget
-    ) -> None:
+    kernel: compiled.Name
+
+    def __init__(self, entry: Entry, state: State, k: int) -> None:
         self.entry, self.state, self.k = entry, state, k
-        self.model = model = seen.index.model
         # Threads share the snapshot, which is one transaction.
         self.filling = threading.Lock()
-        integers = np.zeros(plain.INTEGERS, np.int64)
-        integers[plain.DIM] = entry.spec.dim
-        integers[plain.DIRECTIONS] = model.directions.rows
-        integers[plain.COARSE] = model.coarse
-        integers[plain.CODED] = model.coded
-        integers[plain.GROUPS] = model.groups
-        integers[plain.OFFSETS] = model.distances
-        integers[plain.LISTS] = model.lists
-        integers[plain.K] = k
-        integers[plain.ROOM] = min(state.records, ROOM) + ROOM_EACH * k
-        integers[plain.METRIC] = METRICS[entry.spec.metric]
-        integers[plain.PRECISION] = entry.form.code
-        integers[plain.LEAST] = budget.least
-        self.learnt = (
-            integers,
-            np.array([budget.gap, budget.reach, budget.slack, budget.fine], np.float32),
-            model.mean,
-            model.directions.values,
-            model.directions.scales,
-            model.signs,
-            model.centroids.values,
-            model.centroids.scales,
-            model.bias,
-            model.patterns,
-        )
-        self.masks = (seen.tail, mask, mask & seen.tail_words if len(seen.tail) else mask)
         # All that a call gets and that does not depend on its queries; None before the first one.
         self.shared: Shared | None = None
         # Calls of one query that are over; making their arrays takes longer than using them.
         self._idle: list[Call] = []
+
+    @abstractmethod
+    def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
+        """What calls share, with entries that were missing in a table of this kind."""
 
     def search(self, snapshot: Snapshot, queries: Vectors, threads: int = 1) -> Found:
         """Find the nearest rows.
@@ -226,16 +201,19 @@ class Job:
         except IndexError:
             call = Call(np.empty_like(query, order="C"), self.k)
         call.queries[:] = query
-        search = compiled.ready()
+        search = compiled.ready(self.kernel)
         # Mostly there is nothing to fill, and all is done in one call.
-        if search is None or call.shared is not self.shared or search(call.frame.address, 0) != 1:
+        if search is None or call.shared is not self.shared:
+            self._run(snapshot, call)
+        elif search(call.frame.address, 0) != 1:
+            self._fill(snapshot, call.missing, int(call.missing[0]))
             self._run(snapshot, call)
         found = call.found()
         self._idle.append(call)
         return found
 
     def _run(self, snapshot: Snapshot, call: Call) -> None:
-        search, first = compiled.ready(), 0
+        search, first = compiled.ready(self.kernel), 0
         while True:
             shared = self.shared or self._fill(snapshot, call.missing, plain.NOTHING)
             if call.shared is not shared:
@@ -254,13 +232,69 @@ class Job:
         none: NDArray[np.intp] = np.zeros(0, np.intp)
         wanted = none if kind == plain.NOTHING else np.unique(missing[2 : 2 + missing[1]])
         with self.filling:
-            tables = (
-                self.lists(snapshot, wanted if kind == plain.LIST else none),
-                self.blocks(snapshot, wanted if kind == plain.BLOCK else none),
-                self.codes(snapshot, wanted if kind == plain.CODES else none),
-            )
-            self.shared = shared = (*self.learnt, *tables, *self.masks)
+            self.shared = shared = self.fill(snapshot, kind, wanted)
         return shared
+
+    def blocks(self, snapshot: Snapshot, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
+        """The table of blocks, filled for some of them."""
+        return rows.table(snapshot, self.entry.number, self.state, self.entry.form, wanted)
+
+
+class Job(Calls):
+    """A way to search one version of the file through its index.
+
+    Args:
+        entry: The collection.
+        state: Its counters.
+        seen: Its index.
+        mask: uint64 (blocks,), the rows that may be found.
+        k: How many are wanted.
+        budget: How far to go.
+    """
+
+    kernel: compiled.Name = "search"
+
+    def __init__(
+        self, entry: Entry, state: State, seen: View, mask: Words, k: int, budget: Budget
+    ) -> None:
+        super().__init__(entry, state, k)
+        self.model = model = seen.index.model
+        integers = np.zeros(plain.INTEGERS, np.int64)
+        integers[plain.DIM] = entry.spec.dim
+        integers[plain.DIRECTIONS] = model.directions.rows
+        integers[plain.COARSE] = model.coarse
+        integers[plain.CODED] = model.coded
+        integers[plain.GROUPS] = model.groups
+        integers[plain.OFFSETS] = model.distances
+        integers[plain.LISTS] = model.lists
+        integers[plain.K] = k
+        integers[plain.ROOM] = min(state.records, ROOM) + ROOM_EACH * k
+        integers[plain.METRIC] = METRICS[entry.spec.metric]
+        integers[plain.PRECISION] = entry.form.code
+        integers[plain.LEAST] = budget.least
+        self.learnt = (
+            integers,
+            np.array([budget.gap, budget.reach, budget.slack, budget.fine], np.float32),
+            model.mean,
+            model.directions.values,
+            model.directions.scales,
+            model.signs,
+            model.centroids.values,
+            model.centroids.scales,
+            model.bias,
+            model.patterns,
+        )
+        self.masks = (seen.tail, mask, mask & seen.tail_words if len(seen.tail) else mask)
+
+    def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
+        """As `Calls.fill`."""
+        none = wanted[:0]
+        tables = (
+            self.lists(snapshot, wanted if kind == plain.LIST else none),
+            self.blocks(snapshot, wanted if kind == plain.BLOCK else none),
+            self.codes(snapshot, wanted if kind == plain.CODES else none),
+        )
+        return (*self.learnt, *tables, *self.masks)
 
     def lists(self, snapshot: Snapshot, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
         """The table of lists, filled for some of them."""
@@ -287,7 +321,3 @@ class Job:
 
         prefix = layout.tier_prefix(number, CODE_TIER)
         return snapshot.addresses("tiers", prefix, wanted, self.state.blocks, check)
-
-    def blocks(self, snapshot: Snapshot, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
-        """The table of blocks, filled for some of them."""
-        return rows.table(snapshot, self.entry.number, self.state, self.entry.form, wanted)

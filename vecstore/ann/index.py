@@ -15,14 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore import index_layout, layout
-from vecstore.ann import codes
+from vecstore.ann import codes, rounding
 from vecstore.ann import model as models
 from vecstore.ann.codes import Codes
 from vecstore.ann.model import Model
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.index_layout import LISTED, MODEL, NO_LIST, PLAN
-from vecstore.layout import BLOCK_ROWS, CODE_BLOCK, CODE_TIER, LIST, PART_ROWS, Packed, State
+from vecstore.layout import (
+    BLOCK_ROWS,
+    BYTE_TIER,
+    CODE_BLOCK,
+    CODE_TIER,
+    LIST,
+    PART_ROWS,
+    Packed,
+    State,
+)
 from vecstore.rows import PART_WORDS, Rows, RowWriter, Words
 from vecstore.store import Reader, Snapshot, Transaction
 from vecstore.vectors import Vectors, widen
@@ -61,6 +70,12 @@ def kind(reader: Reader, number: int) -> Kind:
     """The kind of index that was asked for."""
     plan = _read_plan(reader, number)
     return "auto" if plan is None else plan["kind"]
+
+
+def keeps_bytes(reader: Reader, entry: Entry) -> bool:
+    """Whether the vectors of a collection are there as bytes too, as flat indexes keep them."""
+    plan = _read_plan(reader, entry.number)
+    return plan is not None and plan["kind"] == "flat" and plan.get("bytes") is True
 
 
 def _read_plan(reader: Reader, number: int) -> dict[str, Any] | None:
@@ -196,9 +211,9 @@ def save_plan(txn: Transaction, number: int, index: Index) -> None:
     txn.put("index", index_layout.index_key(number, PLAN), layout.pack_meta(values))
 
 
-def save_kind(txn: Transaction, number: int, wanted: Kind) -> None:
-    """Write what kind of index is wanted of a collection that has none yet."""
-    values = {"kind": wanted, "edition": None}
+def save_kind(txn: Transaction, number: int, wanted: Kind, *, with_bytes: bool = False) -> None:
+    """Write what kind of index is wanted of a collection that has none yet, or a flat one."""
+    values = {"kind": wanted, "edition": None, **({"bytes": True} if with_bytes else {})}
     txn.put("index", index_layout.index_key(number, PLAN), layout.pack_meta(values))
 
 
@@ -297,18 +312,22 @@ def save_block_codes(txn: Transaction, number: int, model: Model, block: int, fo
 
 
 class IndexedRows(RowWriter):
-    """A `RowWriter` that codes new rows, so that a search finds them as soon as they are there."""
+    """A `RowWriter` that codes new rows, so that a search finds them as soon as they are there.
+
+    Where there is a flat index it keeps their bytes.
+    """
 
     def __init__(self, txn: Transaction, entry: Entry, state: State) -> None:
         super().__init__(txn, entry.number, state, entry.form)
         self._index = load(txn, entry, state)
+        self._entry, self._keeps_bytes = entry, keeps_bytes(txn, entry)
         self._fresh: list[tuple[Rows, Vectors]] = []
 
     def add(self, packed: Packed, orders: NDArray[np.uint64]) -> Rows:
         """Store vectors in their stored form and return their new rows."""
         rows = super().add(packed, orders)
         self._state.backlog += len(rows)
-        if self._index is not None:
+        if self._index is not None or self._keeps_bytes:
             self._fresh.append((rows, widen(packed)))
         return rows
 
@@ -320,13 +339,23 @@ class IndexedRows(RowWriter):
     def finish(self) -> None:
         """Delete the blocks that died, write the bitmaps and the codes of new rows."""
         super().finish()
-        if self._index is None:
+        if self._index is None and not self._keeps_bytes:
             return
+        tier = BYTE_TIER if self._index is None else CODE_TIER
         for block in self._touched:
             if self.word(block) == 0:
-                self._txn.delete("tiers", layout.block_key(self._collection, block, CODE_TIER))
-        if self._fresh:
-            self._code(self._index.model)
+                self._txn.delete("tiers", layout.block_key(self._collection, block, tier))
+        if not self._fresh:
+            return
+        rows = np.concatenate([part for part, _ in self._fresh])
+        vectors = np.concatenate([part for _, part in self._fresh])
+        # Rows may have died again in the same transaction, and their block with them.
+        words = {block: self.word(block) for block in np.unique(rows >> 6).tolist()}
+        there = np.array([words[block] != 0 for block in (rows >> 6).tolist()])
+        if self._index is None:
+            rounding.save(self._txn, self._entry, rows[there], vectors[there])
+        else:
+            self._code(self._index.model, rows[there], vectors[there])
 
     def trim(self) -> None:
         """Give back the numbers of dead blocks at the end, after `finish`."""
@@ -335,17 +364,12 @@ class IndexedRows(RowWriter):
         for part in range(*(-(-blocks // PART_WORDS) for blocks in (self._state.blocks, before))):
             self._txn.delete("index", index_layout.list_part_key(self._collection, part))
 
-    def _code(self, model: Model) -> None:
-        rows = np.concatenate([part for part, _ in self._fresh])
-        vectors = np.concatenate([part for _, part in self._fresh])
+    def _code(self, model: Model, rows: Rows, vectors: Vectors) -> None:
         found = model.encode(vectors, None, rows.astype(np.uint32))
         blocks = rows >> 6
         edges = np.flatnonzero(np.diff(blocks, prepend=-1, append=-1))
         for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-            block = int(blocks[start])
-            if self.word(block) == 0:
-                continue
-            part = found.take(np.arange(start, stop))
+            block, part = int(blocks[start]), found.take(np.arange(start, stop))
             if rows[start] & 63:
                 old = read_block_codes(self._txn, self._collection, model, block)
                 part = codes.join([old, part])

@@ -24,7 +24,7 @@ from vecstore.ann.model import Model
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.index_layout import NO_LIST
-from vecstore.layout import BLOCK_ROWS, CODE_TIER, NO_BLOCK, PART_ROWS, State
+from vecstore.layout import BLOCK_ROWS, BYTE_TIER, CODE_TIER, NO_BLOCK, PART_ROWS, State
 from vecstore.store import Snapshot, Transaction
 from vecstore.vectors import Vectors
 
@@ -147,7 +147,8 @@ def clear(txn: Transaction, number: int) -> None:
     """Delete the index of a collection, but for the wish for one."""
     wanted = index.kind(txn, number)
     txn.delete_prefix("lists", layout.collection_key(number))
-    txn.delete_prefix("tiers", layout.tier_prefix(number, CODE_TIER))
+    for tier in (CODE_TIER, BYTE_TIER):
+        txn.delete_prefix("tiers", layout.tier_prefix(number, tier))
     txn.delete_prefix("index", layout.collection_key(number))
     if wanted != "auto":
         index.save_kind(txn, number, wanted)

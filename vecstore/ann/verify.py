@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore import index_layout, layout, rows
-from vecstore.ann import codes, index
+from vecstore.ann import codes, index, rounding
 from vecstore.ann.codes import Codes
 from vecstore.ann.index import Index
 from vecstore.ann.model import Model
@@ -20,6 +20,7 @@ from vecstore.catalog import Entry
 from vecstore.index_layout import LISTED, MODEL, NO_LIST, NO_ROW, PLAN
 from vecstore.layout import (
     BLOCK_ROWS,
+    BYTE_TIER,
     CODE_BLOCK,
     CODE_TIER,
     LIST,
@@ -63,8 +64,38 @@ def verify(reader: Reader, report: Report, entry: Entry, state: State, alive: Wo
         found = index.load_anew(reader, entry, state)
         if found is None:
             _check_absence(reader, report, entry.number, where)
+        wanted = np.flatnonzero(alive) if index.keeps_bytes(reader, entry) else alive[:0]
+        _check_bytes(reader, report, entry, state, set(wanted.tolist()))
     if found is not None:
         _IndexCheck(reader, report, entry, state, alive, found, where).run()
+
+
+def _check_bytes(
+    reader: Reader, report: Report, entry: Entry, state: State, wanted: set[int]
+) -> None:
+    """All blocks of a flat index, and no others, have the bytes of their rows (14)."""
+    where = f"bytes of collection {entry.spec.name!r}"
+    seen: set[int] = set()
+    prefix = layout.tier_prefix(entry.number, BYTE_TIER)
+    for key, _ in reader.items("tiers", prefix):
+        block = int.from_bytes(key[len(prefix) :], "big")
+        if len(key) != len(prefix) + 4 or block not in wanted:
+            report.add(where, f"tiers: key {key.hex()} is not expected (14)")
+            continue
+        seen.add(block)
+        with report.guard(where), np.errstate(all="ignore"):
+            found = rounding.read(reader, entry, block)
+            held = state.open_rows if block == state.open_block else BLOCK_ROWS
+            if len(found.numbers) != held:
+                report.add(where, f"block {block} has those of {len(found.numbers)} rows (14)")
+                continue
+            numbers = np.arange(block * BLOCK_ROWS, block * BLOCK_ROWS + held)
+            vectors = rows.gather(reader, entry.number, state, entry.form, numbers)[2]
+            wrong = numbers[~rounding.holds(found, vectors, entry.spec.metric)]
+            if len(wrong):
+                report.add(where, f"{len(wrong)} rows, such as {wrong[0]}, are farther off (14)")
+    for block in sorted(wanted - seen):
+        report.add(where, f"block {block} has none (14)")
 
 
 def _check_absence(reader: Reader, report: Report, number: int, where: str) -> None:

@@ -1,0 +1,99 @@
+"""How does a snapshot compare all rows at the machine's speed? By their bytes, then by vectors.
+
+The answers are those of `exact.Exact`, to the bit. It answers where a comparison cannot: while the
+kernel is not compiled, and where bytes do not tell the rows apart.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore import index_layout, layout, plain, rows
+from vecstore.ann import compiled, index
+from vecstore.ann.engine import METRICS, Calls, Shared
+from vecstore.catalog import Entry
+from vecstore.errors import CorruptionError
+from vecstore.layout import BLOCK_ROWS, BYTE_TIER, State
+from vecstore.rows import Words
+from vecstore.store import Reader, Snapshot
+
+# Less is compared by numpy before numba is imported.
+LEAST_BYTES = 8 << 20
+# With fewer rows of each block on average, they are faster picked out.
+LEAST_A_BLOCK = 4
+# More are not held while bytes are compared.
+MOST_WANTED = 2000
+# Candidates that wait for their exact scores: so many, and so many for each hit wanted.
+ROOM, ROOM_EACH = 1 << 13, 8
+
+
+class Comparison(Calls):
+    """A way to compare all rows of one version of the file.
+
+    Args:
+        entry: The collection; its index keeps bytes.
+        state: Its counters.
+        mask: uint64 (blocks,), the rows that may be found.
+        k: How many are wanted.
+    """
+
+    kernel: compiled.Name = "compare"
+
+    def __init__(self, entry: Entry, state: State, mask: Words, k: int) -> None:
+        super().__init__(entry, state, k)
+        self._mask = mask
+        integers = np.zeros(plain.INTEGERS, np.int64)
+        integers[plain.DIM] = entry.spec.dim
+        integers[plain.K] = k
+        integers[plain.ROOM] = min(state.records, ROOM) + ROOM_EACH * k
+        integers[plain.METRIC] = METRICS[entry.spec.metric]
+        integers[plain.PRECISION] = entry.form.code
+        self._integers = integers
+
+    @property
+    def ready(self) -> bool:
+        """Whether the kernel is there."""
+        return compiled.ready(self.kernel) is not None
+
+    def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
+        """As `Calls.fill`; the bytes of all blocks are needed."""
+        blocks = self.blocks(snapshot, wanted if kind == plain.BLOCK else wanted[:0])
+        return self._shared(blocks, self._bytes(snapshot))
+
+    def _shared(self, blocks: NDArray[np.uint64], coded: NDArray[np.uint64]) -> Shared:
+        """The arrays of a frame; a comparison reads a few of them."""
+        floats, table = np.zeros(0, np.float32), np.zeros(0, np.uint64)
+        matrix, signs = np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0), np.int8)
+        return (
+            *(self._integers, floats, floats, matrix, floats, signs, matrix, floats, floats),
+            *(np.zeros((0, 16), np.float32), table, blocks, coded, np.zeros(0, np.int64)),
+            *(self._mask, table),
+        )
+
+    def _bytes(self, snapshot: Snapshot) -> NDArray[np.uint64]:
+        """The table of the bytes of all blocks with rows that may be found."""
+        number, state, dim = self.entry.number, self.state, self.entry.spec.dim
+
+        def check(value: memoryview, block: int) -> None:
+            held = index_layout.check_bytes(value, number, block, dim)
+            if held != (state.open_rows if block == state.open_block else BLOCK_ROWS):
+                raise CorruptionError(
+                    f"tiers: bytes of block {block} of collection {number} are of {held} rows"
+                )
+
+        prefix = layout.tier_prefix(number, BYTE_TIER)
+        return snapshot.addresses("tiers", prefix, np.flatnonzero(self._mask), state.blocks, check)
+
+
+def comparison(
+    reader: Reader, entry: Entry, state: State, mask: Words, wanted: int
+) -> Comparison | None:
+    """How to compare the rows of a mask, if bytes are there and find so many of them faster."""
+    small = 4 * entry.spec.dim * state.records < LEAST_BYTES
+    if not isinstance(reader, Snapshot) or small or not 0 < wanted <= MOST_WANTED:
+        return None
+    few = rows.count(mask) < LEAST_A_BLOCK * np.count_nonzero(mask)
+    if few or not index.keeps_bytes(reader, entry):
+        return None
+    return Comparison(entry, state, mask, wanted)
