@@ -13,14 +13,19 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from data import load
 from measure import Report
 from rivals import RIVALS, STORES, Lance, Store
 
-APPROXIMATE = "approximate"
+if TYPE_CHECKING:
+    from approximate import Plan
+
+APPROXIMATE, CONTRACT, MILLION = "approximate", "contract", "million"
+# What is measured on sets that `make_data.py` wrote.
+ON_SETS = APPROXIMATE, CONTRACT, MILLION
 
 
 def installed(report: Report) -> list[type[Store]]:
@@ -58,14 +63,21 @@ def first_query(name: str, path: Path, query: Path) -> dict[str, Any]:
     }
 
 
-def approximately(report: Report, asked: argparse.Namespace) -> None:
-    """Compare approximate search on one set."""
+def on_sets(report: Report, asked: argparse.Namespace) -> None:
+    """What is measured on sets."""
+    import alone
     import approximate
-    import datasets
-    import engines
 
-    if asked.sets is None or asked.cache is None:
-        raise SystemExit("approximate needs --sets and --cache")
+    if asked.sets is None:
+        raise SystemExit(f"{', '.join(ON_SETS)} need --sets")
+    if CONTRACT in asked.figures:
+        named = [asked.set] if asked.set else []
+        names = named or sorted(path.parent.name for path in asked.sets.glob("*/set.json"))
+        alone.contract(report, asked.sets, names)
+    if {APPROXIMATE, MILLION}.isdisjoint(asked.figures):
+        return
+    if asked.cache is None:
+        raise SystemExit(f"{APPROXIMATE} and {MILLION} need --cache")
     plan = approximate.Plan(
         asked.cache,
         tuple(asked.depth or (10,)),
@@ -74,9 +86,22 @@ def approximately(report: Report, asked: argparse.Namespace) -> None:
         core=asked.core,
         nice=asked.nice,
     )
+    if MILLION in asked.figures:
+        alone.million(report, asked.sets, asked.set or "static-1m", plan)
+    if APPROXIMATE in asked.figures:
+        approximately(report, asked, plan)
+
+
+def approximately(report: Report, asked: argparse.Namespace, plan: Plan) -> None:
+    """Compare approximate search on one set."""
+    import approximate
+    import datasets
+    import engines
+
     kinds = engines.choose(asked.engines.split(","))
     queries = 200 if asked.quick else 1000
-    data = datasets.load(asked.sets, asked.set, asked.queries, asked.rows, queries)
+    name = asked.set or "minilm"
+    data = datasets.load(asked.sets, name, asked.queries, asked.rows, queries)
     found = approximate.run(report, kinds, data, plan)
     approximate.tell(report, found, data, plan)
     if asked.picture is not None:
@@ -86,19 +111,19 @@ def approximately(report: Report, asked: argparse.Namespace) -> None:
 def arguments(figures: list[str]) -> argparse.ArgumentParser:
     """What can be asked for."""
     parser = argparse.ArgumentParser(description="Compare vecstore with other stores.")
-    names = ", ".join([*figures, APPROXIMATE])
+    names = f"{', '.join(figures)}; and on sets {', '.join(ON_SETS)}"
     parser.add_argument(
-        "figures", nargs="*", metavar="FIGURE", help=f"{names}; all but the last if none is named"
+        "figures", nargs="*", metavar="FIGURE", help=f"{names}; the former if none is named"
     )
     parser.add_argument("--data", type=Path, help="a folder with real vectors; else synthetic ones")
     parser.add_argument("--out", type=Path, help="append JSON lines to this file")
     parser.add_argument("--scratch", type=Path, help="a folder on the disk to measure")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--first-query", nargs=3, help=argparse.SUPPRESS)
-    more = parser.add_argument_group(APPROXIMATE)
+    more = parser.add_argument_group(", ".join(ON_SETS))
     more.add_argument("--sets", type=Path, help="the folder that make_data.py wrote")
     more.add_argument("--cache", type=Path, help="where built indexes are kept between runs")
-    more.add_argument("--set", default="minilm", help="which of the sets (minilm)")
+    more.add_argument("--set", help="which of the sets (minilm; all; static-1m)")
     more.add_argument("--queries", default="docs", help="which of its queries (docs)")
     more.add_argument("--rows", type=int, help="only its first rows")
     more.add_argument(
@@ -122,17 +147,17 @@ def main() -> None:
         name, path, query = asked.first_query
         print(json.dumps(first_query(name, Path(path), Path(query))))
         return
-    unknown = set(asked.figures) - {*figures.FIGURES, APPROXIMATE}
+    unknown = set(asked.figures) - {*figures.FIGURES, *ON_SETS}
     if unknown:
         parser.error(f"there is no figure {', '.join(sorted(unknown))}")
     report = Report(asked.out, quick=asked.quick)
-    chosen = [name for name in asked.figures or figures.FIGURES if name != APPROXIMATE]
+    chosen = [name for name in asked.figures or figures.FIGURES if name not in ON_SETS]
     if chosen:
         bench = figures.Bench(report, installed(report), asked.data, asked.scratch, load)
         for name in chosen:
             figures.FIGURES[name](bench)
-    if APPROXIMATE in asked.figures:
-        approximately(report, asked)
+    if not {*ON_SETS}.isdisjoint(asked.figures):
+        on_sets(report, asked)
 
 
 if __name__ == "__main__":

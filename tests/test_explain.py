@@ -67,7 +67,7 @@ def test_numpy_answers_while_nothing_is_compiled(
 ) -> None:
     collection = filled(memory, index="ivf")
     monkeypatch.setattr(compiled, "ready", lambda name: None)
-    monkeypatch.setattr(compiled, "state", lambda: "compiling")
+    monkeypatch.setattr(compiled, "state", lambda name: "compiling")
     found = collection.explain(clusters(1)[0])
     assert (found.answered_by, found.kernels) == ("numpy", "compiling")
     assert "numpy (the kernels are being compiled)" in str(found)

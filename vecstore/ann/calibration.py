@@ -32,6 +32,9 @@ SIZES = (1, 10, 100)
 MIXTURE = 0.6
 # Of the neighbours that may be missed, the share that may be missed for want of lists.
 LISTS_SHARE = 0.8
+# Those that lists miss and those that codes miss are partly the same: what each may miss adds up to
+# so many times what both may, as long as the bound of what both find reaches the level.
+EXCESSES = np.linspace(3.0, 1.0, 41)
 Z_95 = 1.645
 # A search rounds what it compares: by such a share of the reach, and by so much slack. Where all
 # queries are so alike that they need the same, none must miss it by that.
@@ -41,7 +44,7 @@ REACH_ROUNDING, SLACK_ROUNDING = 0.0005, 0.03
 SHORT = 1e-15
 GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 # Shares of the neighbours for which it is noted what they need: denser where few need much.
-GRID = np.concatenate([np.linspace(0, 0.98, 50), 1 - np.geomspace(0.0198, 0.0002, 64), [1.0]])
+GRID = np.concatenate([np.linspace(0, 0.98, 393), 1 - np.geomspace(0.0198, 0.0002, 64), [1.0]])
 # Codes are hardly ever off by more, nor fine codes: by these without any measurement.
 MOST_SLACK, MOST_FINE = 6.0, 3.0
 # Codes of a prefix may be off by any amount: a search allows for so much, and a neighbour that
@@ -370,12 +373,21 @@ def _levels(needed: Floats, slack: Floats, first: int) -> list[list[float]]:
     reaches, slacks = _bounds(needed, grid, first), _bounds(slack, steps, first)
     found = []
     for level in LEVELS:
-        reach = _least(grid, reaches, 1 - LISTS_SHARE * (1 - level)) * (1 + REACH_ROUNDING)
-        most = _least(steps, slacks, 1 - (1 - LISTS_SHARE) * (1 - level)) + SLACK_ROUNDING
-        both = ((needed <= reach) & (slack <= most)).mean(axis=1)
+        for excess in EXCESSES:
+            missed = excess * (1 - level)
+            reach = _least(grid, reaches, 1 - LISTS_SHARE * missed) * (1 + REACH_ROUNDING)
+            most = _least(steps, slacks, 1 - (1 - LISTS_SHARE) * missed) + SLACK_ROUNDING
+            both = ((needed <= reach) & (slack <= most)).mean(axis=1)
+            if min(_bound(both[:first]), _bound(both[first:])) >= level:
+                break
         expected = min(float(half.mean()) for half in (both[:first], both[first:]))
         found.append([reach, most, expected])
     return found
+
+
+def _bound(recalls: Floats) -> float:
+    """The one-sided lower bound of the mean recall of some queries, with 95 % confidence."""
+    return float(recalls.mean() - Z_95 * recalls.std() / max(1, len(recalls)) ** 0.5)
 
 
 def _bounds(needed: Floats, grid: Floats, first: int) -> Floats:
