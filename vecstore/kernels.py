@@ -35,6 +35,7 @@ STEPS = 256
 CROWD = 16
 # Tiles that are scanned before their candidates are narrowed; so many may wait then.
 TILES_A_STEP = 8
+TILES_AHEAD = 4
 WAITING = 2 * TILES_A_STEP * TILE_ROWS
 # Numbers of a fine code that lie together, and what a code of zero stands for.
 FINE_DIMS, FINE_LEAST = 64, np.float32(-7.5)
@@ -1032,9 +1033,12 @@ def _scan(
         if number > 0 and number % TILES_A_STEP == 0:
             _narrow(integers, waiting, fine, found, sizes, False)
         threshold = best[0] if sizes[HELD] == k else np.float32(-np.inf)
-        if ahead != 0 and number < 2:
+        if ahead != 0 and number < TILES_AHEAD:
             for line in range(0, stride, 64):
                 _prefetch(ahead + np.uint64(number) * stride + np.uint64(line))
+        if number + TILES_AHEAD < tiles:
+            for line in range(0, stride, 64):
+                _prefetch(tile + np.uint64(TILES_AHEAD) * stride + np.uint64(line))
         hits = _scan_tile(tile, table, groups, out, base, step, start + noise, threshold, offsets)
         while hits:
             i = np.int64(_lowest(hits))

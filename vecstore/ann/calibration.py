@@ -31,7 +31,7 @@ LEVELS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 SIZES = (1, 10, 100)
 MIXTURE = 0.6
 # Of the neighbours that may be missed, the share that may be missed for want of lists.
-LISTS_SHARE = 0.8
+LISTS_SHARE = 0.5
 # Those that lists miss and those that codes miss are partly the same: what each may miss adds up to
 # so many times what both may, as long as the bound of what both find reaches the level.
 EXCESSES = np.linspace(3.0, 1.0, 41)
