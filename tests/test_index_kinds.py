@@ -120,6 +120,14 @@ def test_codes_in_row_order_are_made_anew_and_measured_as_they_grow(
     assert collection.stats()["trained_rows"] == 600
 
 
+def test_codes_in_row_order_need_no_column_of_the_rows_lists(memory: Database) -> None:
+    collection = filled(memory, count=300, index="hash")
+    collection.optimize()
+    with memory.reading() as reader:
+        parts = [key[4:] for key, _ in reader.items("index", b"")]
+    assert sorted(parts) == [b"listed", b"model", b"plan"]
+
+
 def test_automatic_lists_come_when_there_are_rows_enough(memory: Database) -> None:
     collection = filled(memory, count=300)
     assert collection.stats()["lists"] == 0

@@ -1,16 +1,20 @@
-"""Make the golden file of the newest format: python tests/data/make_golden.py
+"""Make golden files of the newest format: python tests/data/make_golden.py [NAME ...]
 
-One file of every format version is kept and must keep opening (tests/system/test_formats.py). Run
-this once, when a format is new; never make a file anew that has been released.
+Of every format version files are kept that must keep opening (tests/system/test_formats.py). Run this
+when a format is new, or has come to hold something new; never make a file anew that has been released.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import vecstore
 from vecstore import layout
@@ -18,10 +22,12 @@ from vecstore.encoders import HashEncoder
 
 FOLDER = Path(__file__).parent
 QUERY = [0.5, -1.0, 2.0, 0.25]
+# Of the second file: dims, and rows of a collection with an index when it is made, and in the end.
+DIM, TRAINED, ROWS = 11, 264, 300
 
 
 def fill(db: vecstore.Database) -> None:
-    """Store a little of everything that the format can hold."""
+    """Store a little of everything that the first files of the format held."""
     rng = np.random.default_rng(1)
     for metric in ("cosine", "dot", "l2"):
         points = db.collection(f"points {metric}", dim=4, metric=metric)
@@ -59,38 +65,123 @@ def fill(db: vecstore.Database) -> None:
     db.collection("empty", dim=8192, metric="dot")
 
 
+def fill_stored(db: vecstore.Database) -> None:
+    """Store vectors in every other form, and collections with an index."""
+    rng = np.random.default_rng(2)
+    few = {"ids": list(range(40)), "metadata": [{"n": n} for n in range(40)]}
+    for precision, metric in (("float16", "cosine"), ("int8", "dot"), ("int8", "l2")):
+        points = db.collection(f"{precision} {metric}", dim=7, metric=metric, precision=precision)
+        points.add(vectors=rng.normal(size=(40, 7)), **few)
+        points.delete(list(range(3, 30, 4)))
+    bits = db.collection("bits", dim=72, metric="hamming")
+    bits.add(vectors=rng.random((40, 72)) < 0.5, **few)
+    bits.delete(list(range(3, 30, 4)))
+    for name, declared in INDEXED.items():
+        _fill_index(db.collection(name, dim=DIM, **declared), rng)
+
+
+INDEXED: dict[str, dict[str, Any]] = {
+    "ivf": {"metric": "l2", "index": "ivf"},
+    "hash": {"metric": "cosine", "index": "hash", "precision": "int8", "tiers": ((DIM, 2),)},
+}
+
+
+def _fill_index(points: vecstore.Collection, rng: np.random.Generator) -> None:
+    """Make an index, and leave rows in its tail, and dead ones in lists and tail."""
+    centres = 3 * rng.normal(size=(8, DIM))
+    vectors = centres[rng.integers(0, 8, ROWS)] + rng.normal(size=(ROWS, DIM))
+    for start, stop in ((0, TRAINED), (TRAINED, ROWS)):
+        part = range(start, stop)
+        points.add(vectors=vectors[start:stop], ids=part, metadata=[{"n": n} for n in part])
+        if start == 0:
+            points.optimize()
+    points.delete([*range(0, 40, 3), *range(TRAINED, TRAINED + 5)])
+    points.update(100, vector=vectors[200])
+
+
 def describe(db: vecstore.Database) -> dict[str, object]:
-    """What a reader of the file must find, as plain JSON."""
+    """What a reader of the first file must find, as plain JSON."""
     found: dict[str, object] = {}
     for name in db.collections():
         collection = db.collection(name)
-        records = list(collection.scan(include=("text", "metadata", "vector")))
-        entry: dict[str, object] = {
-            "spec": collection.spec.to_dict(),
-            "records": [
-                [item.id, item.text, repr(item.metadata), np.asarray(item.vector).tolist()]
-                for item in records
-            ],
-        }
+        entry = _spec_and_records(collection)
         if name.startswith("points"):
             for key, where in (("all", None), ("even", {"even": True, "n": {"$gte": 50}})):
-                hits = collection.search(QUERY, k=7, where=where)
-                entry[key] = [[hit.id, hit.score, hit.distance] for hit in hits]
+                entry[key] = _answer(collection.search(QUERY, k=7, where=where))
         if name == "notes":
             # By a vector: the file must keep opening whatever becomes of the encoder.
-            hits = collection.search(records[2].vector, k=4)
-            entry["all"] = [[hit.id, hit.score, hit.distance] for hit in hits]
+            third = list(collection.scan(include=("vector",)))[2]
+            entry["all"] = _answer(collection.search(third.vector, k=4))
         found[name] = entry
     return found
 
 
-def main() -> None:
-    """Write the file and what must be found in it."""
-    target = FOLDER / f"format_{layout.FORMAT}.vecstore"
+def describe_stored(db: vecstore.Database) -> dict[str, object]:
+    """What a reader of the second file must find, as plain JSON."""
+    found: dict[str, object] = {}
+    for name in db.collections():
+        collection = db.collection(name)
+        if name not in INDEXED:
+            entry = _spec_and_records(collection)
+            entry["all"] = _answer(collection.search(_query(collection), k=7))
+            found[name] = entry
+            continue
+        stats = collection.stats()
+        entry = {
+            "spec": collection.spec.to_dict(),
+            "index": {key: stats[key] for key in ("index", "codes", "lists", "trained_rows")},
+            "tail": stats["tail_rows"],
+            "ids": [record.id for record in collection.scan()],
+        }
+        for key, recall, where in (
+            ("exact", "exact", None),
+            ("approximate", 0.95, None),
+            ("filtered", 0.95, {"n": {"$gte": 22}}),
+        ):
+            answers = collection.search_many(_queries(), k=7, recall=recall, where=where)
+            entry[key] = [[hits.plan.method, _answer(hits)] for hits in answers]
+        found[name] = entry
+    return found
+
+
+def _spec_and_records(collection: vecstore.Collection) -> dict[str, object]:
+    records = collection.scan(include=("text", "metadata", "vector"))
+    return {
+        "spec": collection.spec.to_dict(),
+        "records": [
+            [item.id, item.text, repr(item.metadata), np.asarray(item.vector).tolist()]
+            for item in records
+        ],
+    }
+
+
+def _answer(hits: vecstore.Hits) -> list[list[object]]:
+    return [[hit.id, hit.score, hit.distance] for hit in hits]
+
+
+def _query(collection: vecstore.Collection) -> NDArray[Any]:
+    wave = np.sin(np.arange(collection.spec.dim))
+    return wave > 0 if collection.spec.metric == "hamming" else wave
+
+
+def _queries() -> NDArray[np.float64]:
+    return 3 * np.sin(np.arange(1, 6)[:, None] * np.arange(1, DIM + 1))
+
+
+Recipe = tuple[Callable[[vecstore.Database], None], Callable[[vecstore.Database], Any]]
+
+# What each file is called behind its format's number, how it is filled, and what is in it.
+RECIPES: dict[str, Recipe] = {"": (fill, describe), "_stored": (fill_stored, describe_stored)}
+
+
+def make(name: str, recipe: Recipe) -> None:
+    """Write a file and what must be found in it."""
+    target = FOLDER / name
+    fill_it, describe_it = recipe
     with vecstore.open(":memory:") as db:
-        fill(db)
+        fill_it(db)
         assert db.check() == []
-        answers = describe(db)
+        answers = describe_it(db)
         db.backup(target)
     target.chmod(0o644)
     text = json.dumps(answers, indent=1, ensure_ascii=True)
@@ -98,5 +189,12 @@ def main() -> None:
     print(f"{target.name}: {target.stat().st_size} bytes")
 
 
+def main(wanted: list[str]) -> None:
+    """Make the files that are named, or all that are not there."""
+    files = {f"format_{layout.FORMAT}{suffix}.vecstore": RECIPES[suffix] for suffix in RECIPES}
+    for name in wanted or [name for name in files if not (FOLDER / name).exists()]:
+        make(name, files[name])
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
