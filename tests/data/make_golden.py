@@ -1,7 +1,8 @@
 """Make golden files of the newest format: python tests/data/make_golden.py [NAME ...]
 
-Of every format version files are kept that must keep opening (tests/system/test_formats.py). Run this
-when a format is new, or has come to hold something new; never make a file anew that has been released.
+Of every format version files are kept that must keep opening (tests/system/test_formats.py). Run
+this when a format is new, or has come to hold something new; never make a file anew that has been
+released.
 """
 
 from __future__ import annotations
