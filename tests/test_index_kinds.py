@@ -255,7 +255,7 @@ def test_long_work_shows_a_bar_only_where_wanted(
     collection.audit()
     assert capsys.readouterr().err == ""
     collection.reindex("ivf", progress=True)
-    assert "optimizing" in capsys.readouterr().err
+    assert "indexing" in capsys.readouterr().err
     collection.audit(progress=True)
     assert "measuring" in capsys.readouterr().err
 

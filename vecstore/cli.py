@@ -369,9 +369,9 @@ def optimize(database: str, name: str | None, as_json: bool) -> None:
 @_name
 @_json
 def reindex(database: str, kind: Kind, name: str | None, as_json: bool) -> None:
-    """Give a collection another kind of index.
+    """Make the index of a collection anew, as one of a kind.
 
-    Its records stay as they are.
+    Its records stay as they are; an index that is damaged is mended so.
     """
     with _existing(database) as db:
         name = _choose(db, name)

@@ -519,12 +519,15 @@ class Collection(Handle):
     def reindex(
         self, kind: Kind, *, progress: bool | None = None, timeout: float | None = None
     ) -> dict[str, Any]:
-        """Give the collection another kind of index, and make it; the records stay as they are.
+        """Make the index anew from the records, as one of a kind; the records stay as they are.
+
+        What index there is answers until the new one is written. It is not read, so this mends one
+        that is damaged.
 
         Args:
             kind: "auto", "flat", "hash" or "ivf", as for `db.collection`.
             progress: Show a progress bar on stderr; by default if that is a terminal.
-            timeout: Seconds to wait for the right to write, each time.
+            timeout: Seconds to wait for the right to write.
 
         Returns:
             What `optimize` returns.
@@ -535,13 +538,19 @@ class Collection(Handle):
             StoreError: Inside `db.transaction()`.
         """
         maintenance.check_kind(kind, self._declared.metric)
-        self._outside("replaces an index in steps")
-
-        def work(txn: Transaction) -> None:
-            maintenance.set_kind(txn, self._entry(txn), kind)
-
-        self._source.writing(work, timeout)
-        return self.optimize(progress=progress, timeout=timeout)
+        begun = time.perf_counter()
+        entry, real = self._outside("replaces an index in steps"), self._recent_queries()
+        with bars.sharing(progress, "indexing") as tell:
+            report = maintenance.reindex(
+                self._source,
+                entry.number,
+                entry.uid,
+                kind,
+                real=real,
+                progress=tell,
+                timeout=timeout,
+            )
+        return {**report, "seconds": time.perf_counter() - begun}
 
     # Inside
 

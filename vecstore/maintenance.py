@@ -348,26 +348,66 @@ def check_kind(wanted: object, metric: object) -> None:
         )
 
 
-def set_kind(txn: Transaction, entry: Entry, wanted: Kind) -> None:
-    """Write what kind of index a collection is to have, and drop one of another kind.
+def reindex(
+    source: Source,
+    number: int,
+    uid: bytes,
+    wanted: Kind,
+    *,
+    real: Vectors | None = None,
+    progress: Progress | None = None,
+    timeout: float | None = None,
+) -> dict[str, Any]:
+    """Make the index of a collection anew from its records, as one of a kind.
 
-    Codes in row order are there at once, of all rows; so are the bytes of a flat index.
+    The one that is there answers until then. It is not read: it may be damaged.
+
+    Args:
+        source: Where to read and write.
+        number: The collection's number.
+        uid: Its uid.
+        wanted: The kind.
+        real: float32 (m, dim), queries that were asked lately.
+        progress: Called with the share of the work that is done.
+        timeout: Seconds to wait for the right to write.
+
+    Returns:
+        What `optimize` returns.
+    """
+    tell = progress or (lambda share: None)
+    # Where nothing may be written this fails now, and not after the work.
+    entry = source.writing(lambda txn: catalog.read(txn, number, uid), timeout)
+    draft = None
+    if wanted != "flat" and entry.spec.metric != "hamming":
+        with source.reading() as reader:
+            state = catalog.state(reader, number)
+            if isinstance(reader, Snapshot) and state.records >= _least_rows(entry, wanted):
+                draft = _train(reader, entry, state, wanted, real, tell)
+    source.writing(
+        lambda txn: set_kind(txn, catalog.read(txn, number, uid), wanted, draft), timeout
+    )
+    tell(1.0)
+    lists = 0 if draft is None else int((~draft.model.closed).sum())
+    return {"trained": draft is not None, "calibrated": draft is not None, "lists": lists}
+
+
+def set_kind(txn: Transaction, entry: Entry, wanted: Kind, draft: Draft | None = None) -> None:
+    """Write what kind of index a collection is to have, in place of whatever index it has.
+
+    Codes in row order, and the bytes of a flat index, are there at once, of all rows; lists if
+    there is a draft of them.
     """
     state = catalog.state(txn, entry.number)
-    found = index.load(txn, entry, state)
-    if found is not None and _suits(found.model, wanted):
-        index.save_plan(txn, entry.number, replace(found, kind=wanted))
-        return
-    if wanted == "flat" and index.keeps_bytes(txn, entry):
-        return
-    ivf.clear(txn, entry.number)
-    if wanted == "hash":
-        ivf.write(txn, entry, state, wanted, training.untrained(entry))
-    elif wanted == "flat" and rounding.suits(entry.spec):
-        _round(txn, entry, state)
-        index.save_kind(txn, entry.number, wanted, with_bytes=True)
+    if draft is None and wanted == "hash":
+        draft = training.untrained(entry)
+    if draft is not None:
+        ivf.write(txn, entry, state, wanted, draft)
     else:
-        index.save_kind(txn, entry.number, wanted)
+        ivf.clear(txn, entry.number)
+        with_bytes = wanted == "flat" and rounding.suits(entry.spec)
+        if with_bytes:
+            _round(txn, entry, state)
+        index.save_kind(txn, entry.number, wanted, with_bytes=with_bytes)
         state.backlog = state.records
     catalog.save_state(txn, entry.number, state)
 

@@ -60,9 +60,14 @@ class Request:
     key: tuple[object, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        whole = self.after is None and self.dims is None
         where = None if self.where is None else self.where.key()
-        object.__setattr__(self, "key", (self.offset + self.k, self.recall, whole, where))
+        key = (self.offset + self.k, self.recall, self.whole, where)
+        object.__setattr__(self, "key", key)
+
+    @property
+    def whole(self) -> bool:
+        """Whether whole vectors are compared, from the best hit on: what an index can answer."""
+        return self.after is None and self.dims is None
 
 
 # Told each stage as it ends; after "search" too, how long each query's stages took.
@@ -157,9 +162,9 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
 
 
 def _view(reader: Reader, entry: Entry, request: Request, state: State) -> engine.View | None:
-    """The index as this search may use it."""
-    whole = request.after is None and request.dims is None and request.recall != "exact"
-    if not whole or not isinstance(reader, Snapshot):
+    """The index as this search may use it; it is not read for one that compares all."""
+    exact = request.recall == "exact" or request.recall >= 1
+    if exact or not request.whole or not isinstance(reader, Snapshot):
         return None
     found = index.load(reader, entry, state)
     return None if found is None else engine.view(reader, entry, state, found)
@@ -208,7 +213,7 @@ def _approximate(
             # Checksums of lists are not verified on each search.
             raise CorruptionError(
                 f"lists: collection {made.entry.number} has a row in two lists, or two rows of"
-                " one record; db.check() says more"
+                " one record; db.check() says more, and reindex(kind) makes the lists anew"
             )
         scores, counts = found.scores[number], found.stats[number]
         answers.append(_hits(reader, made, request, lap, scores, orders, None, counts))

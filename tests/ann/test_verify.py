@@ -546,6 +546,77 @@ def test_backup_and_compact_refuse_a_damaged_index(db, tmp_path, name):
     assert not (tmp_path / "backup.vecstore").exists()
 
 
+def whole(collection):
+    records = collection.scan(include=("text", "metadata", "vector"))
+    return [(item.id, item.text, item.metadata, item.vector.tolist()) for item in records]
+
+
+def made_anew(path, kind, exact):
+    """Make the indexes of a damaged file anew, and see that nothing is lost."""
+    with vecstore.open(path) as db:
+        points = db.collection("points")
+        before = whole(points)
+        report = points.reindex(kind)
+        # Some damage is to the other two.
+        db.collection("others").reindex("auto")
+        db.collection("hashed").reindex("hash")
+
+        assert db.check() == []
+        assert whole(points) == before
+        assert (report["lists"] > 0) == (kind == "ivf")
+        plan = points.search(QUERIES[0]).plan
+        assert plan.method == ("scan" if kind == "flat" else "index")
+        search_all(db, "points", exact)
+
+
+# All but what is wrong with the counters, and not with the index.
+@pytest.mark.parametrize("name", sorted(BROKEN.keys() - {"an open block in lists"}))
+def test_an_index_is_made_anew_whatever_was_wrong_with_it(db, name, exact):
+    db.writing(BROKEN[name][0])
+    db.close()
+
+    made_anew(db.path, "hash", exact)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "flat"])
+@pytest.mark.parametrize("name", ["a damaged model", "a plan of no kind", "a damaged list"])
+def test_a_damaged_index_may_become_one_of_any_kind(db, name, kind, exact):
+    db.writing(BROKEN[name][0])
+    db.close()
+
+    made_anew(db.path, kind, exact)
+
+
+@pytest.mark.parametrize(
+    "name", ["a damaged plan", "a damaged model", "damaged bits of listed blocks"]
+)
+def test_what_meets_an_unreadable_index_says_how_to_be_rid_of_it(db, name, exact):
+    db.writing(BROKEN[name][0])
+    path = db.path
+    db.close()
+    with vecstore.open(path) as again:
+        points = again.collection("points")
+        for call in (
+            lambda: points.search(QUERIES[0]),
+            lambda: points.explain(QUERIES[0]),
+            points.optimize,
+            points.stats,
+            lambda: points.add(vectors=QUERIES),
+        ):
+            with pytest.raises(CorruptionError, match=r"reindex\(kind\) makes the index anew"):
+                call()
+        # Nobody needs an index to compare all.
+        for recall in ("exact", 1, 1.0):
+            found = points.search_many(QUERIES, 2000, recall=recall)
+            assert [dict(zip(hits.ids, hits.scores, strict=True)) for hits in found] == (
+                exact["points"]
+            )
+        points.reindex("ivf")
+        points.add(vectors=QUERIES)
+        assert points.optimize()["calibrated"]
+        assert again.check() == []
+
+
 def test_check_in_a_transaction_finds_the_same(db):
     db.writing(change_list(with_first_row(None)))
     with db.transaction():

@@ -296,6 +296,7 @@ class Job(Calls):
         )
         return (*self.learnt, *tables, *self.masks)
 
+    @index.mendable()
     def lists(self, snapshot: Snapshot, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
         """The table of lists, filled for some of them."""
         number, model = self.entry.number, self.model
@@ -306,6 +307,7 @@ class Job(Calls):
         prefix = layout.collection_key(number)
         return snapshot.addresses("lists", prefix, wanted, model.lists, check)
 
+    @index.mendable()
     def codes(self, snapshot: Snapshot, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
         """The table of codes of blocks in the tail, filled for some of them."""
         number, model = self.entry.number, self.model

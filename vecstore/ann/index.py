@@ -7,7 +7,8 @@ their own transaction. A listed block that died keeps its number until no list n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -66,6 +67,19 @@ class Index:
     listed: NDArray[np.bool_]
 
 
+@contextmanager
+def mendable() -> Iterator[None]:
+    """Say of damage that is met that no record is lost by it, and how to be rid of it."""
+    try:
+        yield
+    except CorruptionError as error:
+        raise CorruptionError(
+            f"{error}; records are not affected: reindex(kind) makes the index anew from them, and"
+            ' recall="exact" searches without it'
+        ) from error
+
+
+@mendable()
 def kind(reader: Reader, number: int) -> Kind:
     """The kind of index that was asked for."""
     plan = _read_plan(reader, number)
@@ -112,6 +126,7 @@ def _check_plan(plan: dict[str, Any]) -> None:
         raise ValueError(f"{len(numbers) - 1} curves, or numbers that are not finite")
 
 
+@mendable()
 def load(reader: Reader, entry: Entry, state: State) -> Index | None:
     """The index of a collection, or None while it has none."""
     if not isinstance(reader, Snapshot):
@@ -230,6 +245,7 @@ def save_listed(txn: Transaction, number: int, listed: NDArray[np.bool_]) -> Non
     txn.put("index", index_layout.index_key(number, LISTED), layout.pack_checked(data))
 
 
+@mendable()
 def read_lists_of_rows(reader: Reader, number: int, found: Index) -> NDArray[np.uint32]:
     """The list of every row, uint32 (blocks * 64,); NO_LIST for rows in none. A copy.
 
@@ -268,6 +284,7 @@ def save_lists_of_rows(
         txn.put("index", key, index_layout.pack_list_part(number, part, lists, txn.page))
 
 
+@mendable()
 def read_list(reader: Reader, number: int, model: Model, which: int) -> Codes:
     """The codes of a list; the checksum is verified."""
     where = f"list {which} of collection {number}"
@@ -292,6 +309,7 @@ def _pack(number: int, kind: int, first: int, found: Codes, model: Model, page: 
     return index_layout.pack_codes(number, kind, first, *parts, found.rows, model.groups, page)
 
 
+@mendable()
 def read_block_codes(reader: Reader, number: int, model: Model, block: int) -> Codes:
     """The codes of a block in the tail; the checksum is verified."""
     where = f"codes of block {block} of collection {number}"

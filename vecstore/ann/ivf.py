@@ -145,14 +145,11 @@ def _code_tail(
 
 
 def clear(txn: Transaction, number: int) -> None:
-    """Delete the index of a collection, but for the wish for one."""
-    wanted = index.kind(txn, number)
+    """Delete the index of a collection and the wish for one, whatever state they are in."""
     txn.delete_prefix("lists", layout.collection_key(number))
     for tier in (CODE_TIER, BYTE_TIER):
         txn.delete_prefix("tiers", layout.tier_prefix(number, tier))
     txn.delete_prefix("index", layout.collection_key(number))
-    if wanted != "auto":
-        index.save_kind(txn, number, wanted)
 
 
 def _bits(words: rows.Words) -> NDArray[np.bool_]:
