@@ -622,6 +622,47 @@ def test_a_precision_is_declared_and_dumped_vectors_come_back(run: Run, precisio
     assert info["collections"]["default"]["precision"] == precision
 
 
+def test_prefixes_and_a_schedule_are_declared(run: Run) -> None:
+    declared = ("--dim", 64, "--mrl", "16,32, 64", "--tiers", "32x2,64x4", "--index", "hash")
+    run("add", "a.vecstore", "-", *declared, stdin="")
+
+    with vecstore.open("a.vecstore", read_only=True) as db:
+        spec = db.collection("default", index="hash").spec
+    assert (spec.mrl, spec.tiers) == ((16, 32, 64), ((32, 2),))
+    # What is stated again is compared; what is not stays.
+    run("add", "a.vecstore", "-", *declared, stdin="")
+    run("add", "a.vecstore", "-", stdin="")
+    other = run("add", "a.vecstore", "-", "--mrl", "16,64", stdin="", status=1)
+    assert "has mrl=(16, 32, 64), not (16, 64)" in other.stderr
+    other = run("add", "a.vecstore", "-", "--tiers", "16x4", stdin="", status=1)
+    assert "has tiers=((32, 2),), not ((16, 4),)" in other.stderr
+
+
+@pytest.mark.parametrize("value", ["", "16,", "a", "1.5", "16x2"])
+def test_prefixes_are_numbers(run: Run, value: str) -> None:
+    stderr = run("add", "a.vecstore", "-", "--mrl", value, stdin="", status=2).stderr
+
+    assert f"{value!r} is not DIMS,DIMS,..." in stderr
+    assert not Path("a.vecstore").exists()
+
+
+@pytest.mark.parametrize("value", ["", "16", "16x", "16x2x3", "16x2,", "axb", "16*2"])
+def test_a_schedule_is_dims_and_bits(run: Run, value: str) -> None:
+    stderr = run("add", "a.vecstore", "-", "--tiers", value, stdin="", status=2).stderr
+
+    assert f"{value!r} is not DIMSxBITS, as 192x2" in stderr
+    assert not Path("a.vecstore").exists()
+
+
+@pytest.mark.parametrize(
+    "declared", [("--mrl", "64,16"), ("--mrl", "99"), ("--tiers", "99x1"), ("--tiers", "16x3")]
+)
+def test_what_cannot_be_declared_is_named(run: Run, declared: tuple[str, str]) -> None:
+    stderr = run("add", "a.vecstore", "-", "--dim", 64, *declared, stdin="", status=1).stderr
+
+    assert f"{declared[0].removeprefix('--')}=(" in stderr
+
+
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
 def test_dumped_vectors_come_back(run: Run, metric: str) -> None:
     vectors = np.random.default_rng(7).normal(size=(20, 5)).astype(np.float32)

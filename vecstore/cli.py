@@ -7,19 +7,17 @@ the command that needs it. Exit status: 0 done, 1 failed or problems found, 2 ca
 from __future__ import annotations
 
 import errno
-import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import vecstore
-from vecstore import formats
+from vecstore import formats, terminal
 from vecstore.ann.index import KINDS
 from vecstore.errors import (
     AlreadyExistsError,
@@ -33,23 +31,14 @@ from vecstore.hits import one_line
 from vecstore.spec import METRICS, PRECISIONS
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from vecstore.ann.index import Kind
     from vecstore.collection import Collection
     from vecstore.database import Database
-    from vecstore.hits import Hit
     from vecstore.spec import Include
 
 DEFAULT_COLLECTION = "default"
 # A batch ends at whichever comes first; together they bound the memory of `add`.
 BATCH_RECORDS, BATCH_BYTES = 200, 16 << 20
-# Pipes and log files have no width of their own.
-PIPE_WIDTH = 160
-MAX_SHOWN = 400
-# How columns share a line that is too short for them.
-SHARES = {"text": 3, "docstring": 4}
 
 
 class _Commands(click.Group):
@@ -78,6 +67,21 @@ def _parse_where(ctx: click.Context, param: click.Parameter, value: str | None) 
         raise click.BadParameter(f"{value!r} is not JSON: {error}", ctx, param) from None
 
 
+def _parse_mrl(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    try:
+        return None if value is None else [int(size) for size in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not DIMS,DIMS,...", ctx, param) from None
+
+
+def _parse_tiers(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    try:
+        pairs = [] if value is None else [pair.split("x") for pair in value.split(",")]
+        return [(int(dims), int(bits)) for dims, bits in pairs] or None
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not DIMSxBITS, as 192x2", ctx, param) from None
+
+
 _database = click.argument("database", type=click.Path(dir_okay=False))
 _name = click.option("--collection", "-c", "name", metavar="NAME", help="Which collection.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -103,14 +107,14 @@ def demo(path: str, limit: int | None) -> None:
     """
     from vecstore import demo
 
-    out = _console()
+    out = terminal.console()
     out.print(f"Reading the standard library of Python {platform.python_version()} ...")
     records = list(demo.stdlib_records(limit=limit or demo.MAX_RECORDS))
     with vecstore.open(path) as db:
         docs = demo.collection(db)
         fresh = demo.changed(docs, records)
         start = time.perf_counter()
-        with _bar("Indexing", len(fresh)) as advance:
+        with terminal.bar("Indexing", len(fresh)) as advance:
             items = (formats.Item(record, record["id"], 1) for record in fresh)
             _Loader(docs, upsert=True).load(items, advance)
         spent = time.perf_counter() - start
@@ -119,7 +123,7 @@ def demo(path: str, limit: int | None) -> None:
         for answer in demo.answers(docs):
             out.print(f"\n{answer.question.text}", style="bold")
             out.print(f"where {formats.dumps(answer.question.where)}", style="cyan")
-            out.print(_table(("score", "id", "lines", "docstring"), answer.rows, out.width))
+            out.print(terminal.table(("score", "id", "lines", "docstring"), answer.rows, out.width))
             out.print(f"{answer.milliseconds:.1f} ms", style="dim")
     out.print(f"\n{demo.farewell(path)}", soft_wrap=True)
 
@@ -137,7 +141,7 @@ def info(database: str, as_json: bool) -> None:
     size = stats["file_bytes"] / 1e6
     click.echo(one_line(f"{database}: format {stats['format']}, {size:,.1f} MB"))
     names = ("name", "records", "dim", "metric", "precision", "index", "codes", "encoder")
-    rows, sizes, out = [], [], _console()
+    rows, sizes, out = [], [], terminal.console()
     for one in stats["collections"].values():
         # Those that are stated, until there are some.
         pairs = one["codes"] or one["tiers"]
@@ -146,10 +150,10 @@ def info(database: str, as_json: bool) -> None:
         space = one["space"].values()
         unused = sum(tier["unused"] for tier in space)
         sizes.append([one["name"], *(tier["values"] for tier in space), unused])
-    out.print(_table(names, rows, out.width))
+    out.print(terminal.table(names, rows, out.width))
     if sizes:
         head = ("bytes", "vectors", "rounded", "lists", "tail", "unused")
-        out.print(_table(head, sizes, out.width))
+        out.print(terminal.table(head, sizes, out.width))
 
 
 @main.command()
@@ -179,6 +183,18 @@ def info(database: str, as_json: bool) -> None:
 @click.option("--metric", type=click.Choice(METRICS), help="Of a new collection.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of a new collection.")
 @click.option("--index", type=click.Choice(KINDS), help="Of a new collection.")
+@click.option(
+    "--mrl",
+    callback=_parse_mrl,
+    metavar="DIMS,...",
+    help="Prefixes that the vectors of a new collection were trained for, as 64,256,768.",
+)
+@click.option(
+    "--tiers",
+    callback=_parse_tiers,
+    metavar="DIMSxBITS",
+    help="Short codes of a new collection's index, as 192x2; by default chosen.",
+)
 @_encoder
 def add(
     database: str,
@@ -209,7 +225,7 @@ def add(
         name = _choose(db, name, new=DEFAULT_COLLECTION)
         loader = _Loader(db.collection(name, **declared), upsert=upsert)
         try:
-            with _bar("Adding", total) as advance:
+            with terminal.bar("Adding", total) as advance:
                 for file, of in zip(files, kinds, strict=True):
                     place = "stdin" if file == "-" else file
                     with click.open_file(file, "rb") as stream:
@@ -258,8 +274,8 @@ def search(
         click.echo(formats.dumps(answer, indent=2))
         return
     if hits:
-        out = _console()
-        out.print(_hit_table(hits, out.width))
+        out = terminal.console()
+        out.print(terminal.hit_table(hits, out.width))
     else:
         click.echo("no record qualifies", err=True)
     if explaining:
@@ -289,8 +305,8 @@ def get(
         click.echo(formats.dumps([record and record.to_dict() for record in found], indent=2))
     else:
         for record in filter(None, found):
-            values = record.to_dict().items()
-            click.echo("".join(f"{key}: {one_line(_shown(value))}\n" for key, value in values))
+            cells = {key: terminal.shown(value) for key, value in record.to_dict().items()}
+            click.echo("".join(f"{key}: {one_line(cell)}\n" for key, cell in cells.items()))
     missing = [value for value, record in zip(wanted, found, strict=True) if record is None]
     if missing:
         hint = "" if integers else "; ids are text unless --int is given"
@@ -442,7 +458,7 @@ def warm(as_json: bool) -> None:
 
     if compiled.folder() is None:
         raise VecstoreError("there is no cache folder that is writable, and by nobody else")
-    with _console(stderr=True).status("Compiling") as status:
+    with terminal.console(stderr=True).status("Compiling") as status:
         done = compiled.compile_now(status.update)
     if done.folder is None:
         raise VecstoreError(f"{compiled.folder()} has no room for the compiled search")
@@ -550,26 +566,6 @@ def _vector(query: str, collection: Collection) -> Any:
 # Output
 
 
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PIPE_WIDTH
-    return console
-
-
-@contextmanager
-def _bar(what: str, total: int | None) -> Iterator[Callable[[int], object]]:
-    """Show progress on stderr where that is a terminal; yield what advances it."""
-    from rich.progress import Progress
-
-    console = _console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
-
-
 def _message(error: BaseException) -> str:
     # The message itself names what a program passes.
     hint = "; on the command line: --encoder FOLDER"
@@ -585,34 +581,3 @@ def _report(reports: dict[str, dict[str, Any]], as_json: bool) -> None:
         words = [word for word in ("trained", "calibrated") if done[word]] or ["nothing to train"]
         what = f"{', '.join(words)}, {done['lists']:,} lists, {done['seconds']:.1f} s"
         click.echo(one_line(f"{name}: {what}"))
-
-
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) else "" if value is None else formats.dumps(value)
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[object]], width: int) -> Table:
-    """Lay out rows so that no column vanishes: only the widest are shortened."""
-    from rich.cells import cell_len
-    from rich.table import Table
-    from rich.text import Text
-
-    cells = [names, *([one_line(_shown(cell)[:MAX_SHOWN]) for cell in row] for row in rows)]
-    natural = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-    shares = [SHARES.get(name, 2) for name in names]
-    widths = natural
-    for unit in range(width, 0, -1):
-        widths = [min(need, unit * share) for need, share in zip(natural, shares, strict=True)]
-        if sum(widths) + 2 * len(names) <= width:
-            break
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name, size in zip(names, widths, strict=True):
-        table.add_column(name, width=size, overflow="ellipsis", no_wrap=True)
-    for row in cells[1:]:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _hit_table(hits: Iterable[Hit], width: int) -> Table:
-    rows = [(f"{hit.score:.3f}", hit.id, hit.text, hit.metadata) for hit in hits]
-    return _table(("score", "id", "text", "metadata"), rows, width)
