@@ -885,6 +885,7 @@ def test_a_query_too_long_for_its_metric_is_refused() -> None:
         ({"k": 2.0}, r"k=2\.0 must be"),
         ({"k": "2"}, "k='2' must be"),
         ({"k": None}, "k=None must be"),
+        ({"k": [1]}, r"k=\[1\] must be"),
         ({"k": -(10**5000)}, "k=<int too large to show>"),
         ({"offset": -1}, "offset=-1 must be"),
         ({"offset": False}, "offset=False must be"),
@@ -906,6 +907,7 @@ def test_a_query_too_long_for_its_metric_is_refused() -> None:
         ({"include": ("text", "texts")}, "include holds 'texts'"),
         ({"include": None}, "include=None"),
         ({"include": [["text"]]}, r"include holds \['text'\]"),
+        ({"include": (["text"],)}, r"include holds \['text'\]"),
         ({"after": "a"}, "after='a' must be a Hit"),
         ({"after": 3}, "after=3 must be a Hit"),
         ({"after": np.array([1, 2])}, "after=array.* must be a Hit"),
@@ -917,6 +919,18 @@ def test_an_impossible_option_is_refused_by_name(small: Any, options: Any, messa
     if "after" not in options:
         with pytest.raises(UsageError, match=message):
             small.search_many([[1, 2, 3]], **options)
+
+
+def test_what_equals_a_usual_option_is_still_checked(small: Any) -> None:
+    assert len(small.search([1, 2, 3], 1, recall=1.0, offset=0)) == 1
+    # All of these have the hash of what has just been checked, and equal it.
+    for options in ({"k": True}, {"k": 1.0}, {"k": 1, "offset": False}, {"k": 1, "recall": True}):
+        with pytest.raises(UsageError, match="must be"):
+            small.search([1, 2, 3], **{"recall": 1.0, **options})
+    included = iter(("text",))
+    assert small.search([1, 2, 3], 1, include=included)[0].metadata is None
+    assert small.search([1, 2, 3], 1, include=included)[0].text is None
+    assert small.search([1, 2, 3], np.int64(1))[0] == small.search([1, 2, 3], 1)[0]
 
 
 @pytest.mark.parametrize("where", [vecstore.F("x"), np.array([1, 2]), 3])

@@ -333,6 +333,21 @@ def test_nothing_but_lmdb_ever_opens_the_lock_file(run_python, path):
 # Address tables
 
 
+def test_what_is_kept_of_one_kind_does_not_push_out_another(store):
+    tables = store.tables
+    for number in range(5):
+        made = tables.keep("a", bytes([number]), 3, lambda number=number: [number])
+        assert made == [number]
+        assert tables.keep("a", bytes([number]), 3, list) is made
+    tables.keep("b", b"\0", 1, dict)
+
+    assert tables.kept("a") == [b"\2", b"\3", b"\4"]
+    assert tables.kept("b") == [b"\0"]
+    assert tables.kept("c") == []
+    # One that was pushed out is made anew.
+    assert tables.keep("a", b"\0", 3, lambda: "anew") == "anew"
+
+
 def test_a_table_is_filled_by_need(store):
     put(store, b0=1, b1=2, b2=3)
     with store.snapshot() as snapshot:

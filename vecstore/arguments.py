@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
@@ -71,7 +72,6 @@ def _number(value: object) -> float:
 
 
 # Requests of usual arguments, which most searches repeat.
-_USUAL: dict[tuple[object, ...], Request] = {}
 USUAL_KEPT = 256
 
 
@@ -87,35 +87,27 @@ def request(
     threads: int = 1,
 ) -> Request:
     """A checked request; arguments as in `Collection.search`."""
-    kinds = (type(k), type(offset), type(include), type(recall), type(threads))
     # Not by ==, which arrays and fields of a filter answer with neither true nor false.
     plain = where is None and after is None and min_score is None and dims is None
-    if kinds != (int, int, tuple, float, int) or not plain:
-        return _request(k, where, min_score, offset, after, include, recall, dims, threads)
-    key = (k, offset, include, recall, threads)
-    try:
-        found = _USUAL.get(key)
-    except TypeError:
-        # Something in `include` has no hash, and is no name.
-        found = None
-    if found is None:
-        found = _request(k, where, min_score, offset, after, include, recall, dims, threads)
-        if len(_USUAL) >= USUAL_KEPT:
-            _USUAL.clear()
-        _USUAL[key] = found
-    return found
+    if plain and type(include) is tuple:
+        try:
+            return _usual(k, offset, include, recall, threads)
+        except TypeError:
+            # Something has no hash, and is nothing that may be asked for.
+            pass
+    return _request(k, offset, include, recall, threads, where, min_score, after, dims)
 
 
 def _request(
     k: int,
-    where: Where,
-    min_score: float | None,
     offset: int,
-    after: Hit | None,
     include: Iterable[Include],
     recall: Recall,
-    dims: int | None,
     threads: int,
+    where: Where = None,
+    min_score: float | None = None,
+    after: Hit | None = None,
+    dims: int | None = None,
 ) -> Request:
     if after is not None and not isinstance(after, Hit):
         raise UsageError(f"after={show(after)} must be a Hit of an earlier page")
@@ -134,6 +126,10 @@ def _request(
         dims=dims,
         threads=threads,
     )
+
+
+# By types too: True is no 1.
+_usual = functools.lru_cache(USUAL_KEPT, typed=True)(_request)
 
 
 def check_recall(recall: Recall) -> None:

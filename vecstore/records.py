@@ -15,8 +15,8 @@ from vecstore.errors import CorruptionError
 from vecstore.spec import Id
 from vecstore.store import Reader, Snapshot
 
-# Ids of so many records of a collection are remembered.
-REMEMBERED = 32_768
+# Ids of so many records of a collection are remembered, and of so many collections.
+REMEMBERED, COLLECTIONS = 32_768, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def remembered(reader: Reader, uid: bytes) -> dict[int, Id]:
     """
     if not isinstance(reader, Snapshot):
         return {}
-    known: dict[int, Id] = reader.store.tables.kept.setdefault(b"ids" + uid, {})
+    known: dict[int, Id] = reader.store.tables.keep("ids", uid, COLLECTIONS, dict)
     return known
 
 

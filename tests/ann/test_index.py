@@ -72,9 +72,24 @@ def test_no_more_models_are_kept_than_that(memory) -> None:
         filled(memory, name, 100, index="hash")
         load(memory, name)
     with memory.reading() as reader:
-        kept = len(reader.store.tables.kept)
+        kept = reader.store.tables.kept("models")
 
-    assert kept == index.MODELS_KEPT
+    assert len(kept) == index.MODELS_KEPT
+
+
+def test_ids_that_are_remembered_push_out_no_model(memory) -> None:
+    names = [f"c{number}" for number in range(index.MODELS_KEPT)]
+    for name in names:
+        filled(memory, name, 300, index="hash")
+    models = [load(memory, name).model for name in names]
+    for name in names:
+        hits = memory.collection(name).search(clusters(1)[0], include=())
+        assert hits.plan.method == "index"
+    memory.collection(names[0]).add(vectors=clusters(1, 3))
+
+    assert all(load(memory, name).model is model for name, model in zip(names, models, strict=True))
+    with memory.reading() as reader:
+        assert len(reader.store.tables.kept("ids")) == index.MODELS_KEPT
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 300])

@@ -162,16 +162,11 @@ def _load(
 
 def _known_model(reader: Reader, entry: Entry, edition: bytes) -> Model:
     """As `_read_model`, but remembered from version to version."""
-    kept = reader.store.tables.kept
     # The number too: a plan under a wrong key must not lead to another collection's model.
     name = layout.collection_key(entry.number) + edition
-    found: Model | None = kept.get(name)
-    if found is None:
-        found = _read_model(reader, entry, edition)
-        for oldest in list(kept)[: max(0, len(kept) + 1 - MODELS_KEPT)]:
-            kept.pop(oldest, None)
-        kept[name] = found
-    return found
+    return reader.store.tables.keep(
+        "models", name, MODELS_KEPT, lambda: _read_model(reader, entry, edition)
+    )
 
 
 def _read_model(reader: Reader, entry: Entry, edition: bytes) -> Model:

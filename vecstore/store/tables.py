@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Addresses = dict[bytes, NDArray[np.uint64]]
+T = TypeVar("T")
 _Version = tuple[tuple[int, int], Addresses, dict[Any, Any]]
 
 
@@ -25,8 +27,7 @@ class Tables:
         self._lock = threading.Lock()
         # The version, its tables and its cache, replaced together: most reads need no lock.
         self._newest: _Version = ((-1, -1), {}, {})
-        # What the layers above keep from version to version, by names that never come again.
-        self.kept: dict[bytes, Any] = {}
+        self._kept: dict[str, dict[bytes, Any]] = {}
 
     def of(self, version: tuple[int, int]) -> _Version:
         """The version with the tables and the cache for its snapshots."""
@@ -38,6 +39,28 @@ class Tables:
                 self._newest = (version, {}, {})
             newest = self._newest
         return newest if newest[0] == version else (version, {}, {})
+
+    def keep(self, kind: str, name: bytes, most: int, make: Callable[[], T]) -> T:
+        """What the layers above keep from version to version; made if it is not there.
+
+        Args:
+            kind: What it is. The things of one kind do not push out those of another.
+            name: Which one; a name that never comes again for something else.
+            most: How many of the kind are kept; the oldest goes first.
+            make: Makes it. Other threads may do the same at the same time.
+        """
+        kept = self._kept.setdefault(kind, {})
+        found: T | None = kept.get(name)
+        if found is None:
+            found = make()
+            for oldest in list(kept)[: max(0, len(kept) + 1 - most)]:
+                kept.pop(oldest, None)
+            found = kept.setdefault(name, found)
+        return found
+
+    def kept(self, kind: str) -> list[bytes]:
+        """The names of what is kept of a kind, the oldest first."""
+        return list(self._kept.get(kind, ()))
 
     def advance(self, version: tuple[int, int], replaced: set[tuple[bytes, int]]) -> None:
         """Derive the tables of a commit: the former ones without the values that it replaced."""
