@@ -46,6 +46,21 @@ def test_principal_directions_diagonalise_the_second_moments(n, dim, seed):
     assert distance_from_orthogonal(basis) < 1e-5
 
 
+@pytest.mark.parametrize("centre", [False, True])
+def test_fewer_vectors_than_dims_have_the_directions_that_their_moments_have(rng, centre):
+    # The least of the variances is a millionth of the largest.
+    sample = (rng.standard_normal((30, 200)) * np.geomspace(1, 1e-3, 200) + 0.1).astype(np.float32)
+
+    basis = rotation.principal(sample, centre=centre)
+
+    wide = sample.astype(np.float64) - (sample.mean(axis=0, dtype=np.float64) if centre else 0)
+    moments = wide.T @ wide
+    expected = np.linalg.eigvalsh(moments)[::-1]
+    np.testing.assert_allclose(basis @ moments @ basis.T, np.diag(expected), atol=1e-5)
+    assert basis.shape == (200, 200)
+    assert distance_from_orthogonal(basis) < 1e-5
+
+
 def test_principal_takes_the_mean_for_a_direction_unless_centred(rng):
     offset = np.array([0.0, 30.0, 0.0], np.float32)
     sample = rng.standard_normal((500, 3)).astype(np.float32) * [3, 1, 2] + offset

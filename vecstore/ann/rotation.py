@@ -30,22 +30,37 @@ def principal(sample: Vectors, *, centre: bool = False) -> Vectors:
     Returns:
         float32 (dim, dim); the rows are the directions.
     """
-    _, directions = np.linalg.eigh(_moments(sample, centre))
-    basis = directions.T[::-1]
+    count, dim = sample.shape
+    middle = sample.mean(axis=0, dtype=np.float64) if centre and count else np.zeros(dim)
+    basis = _of_few(sample - middle) if count < dim else _of_many(sample, middle)
     largest = np.abs(basis).argmax(axis=1)
     signs = np.where(basis[np.arange(len(basis)), largest] < 0, -1.0, 1.0)
     return np.ascontiguousarray(basis * signs[:, None], np.float32)
 
 
-def _moments(sample: Vectors, centre: bool) -> NDArray[np.float64]:
-    """The second moments, float64 (dim, dim)."""
+def _of_many(sample: Vectors, middle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The directions as rows, float64 (dim, dim), by the second moments."""
     dim = sample.shape[1]
-    middle = sample.mean(axis=0, dtype=np.float64) if centre else np.zeros(dim)
     moments = np.zeros((dim, dim))
     for at in range(0, len(sample), SLICE_ROWS):
         wide = sample[at : at + SLICE_ROWS] - middle
         moments += wide.T @ wide
-    return moments
+    _, directions = np.linalg.eigh(moments)
+    basis: NDArray[np.float64] = directions.T[::-1]
+    return basis
+
+
+def _of_few(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same of fewer vectors than dims, whose products are a smaller matrix than the moments."""
+    dim = vectors.shape[1]
+    squares, shares = np.linalg.eigh(vectors @ vectors.T)
+    least = dim * np.finfo(np.float64).eps * squares.max(initial=0.0)
+    varying = np.flatnonzero(squares > least)[::-1]
+    if len(varying) == 0:
+        return np.eye(dim)
+    # Orthogonal but for rounding; and what completes a basis.
+    basis, _ = np.linalg.qr(vectors.T @ shares[:, varying], mode="complete")
+    return np.ascontiguousarray(basis.T)
 
 
 def signs(dim: int, seed: int) -> NDArray[np.int8]:
