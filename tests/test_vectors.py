@@ -18,6 +18,7 @@ from vecstore.vectors import (
     lengths,
     original,
     store_form,
+    unit,
     unit_slack,
     usual_query,
     widen,
@@ -121,6 +122,16 @@ def test_lengths_are_those_of_float64(values):
     np.testing.assert_allclose(lengths(values), np.sqrt((wide * wide).sum(axis=1)), rtol=1e-12)
 
 
+def test_vectors_are_scaled_to_unit_length_but_for_zeros():
+    values = np.array([[3, 4], [0, 0], [1e-30, 0], [3e38, 3e38]], np.float32)
+
+    found = unit(values)
+
+    assert found.dtype == np.float32
+    half = 0.5**0.5
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0], [1, 0], [half, half]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
 @pytest.mark.parametrize("dim", [2, 3, 64, 384, 8192])
 def test_a_query_is_compared_alone_as_among_others(metric, dim):
@@ -212,10 +223,10 @@ def test_under_cosine_the_largest_numbers_do_not_overflow():
 @given(MODERATE)
 def test_vectors_of_unit_length_come_back_bit_by_bit(values):
     values = values[lengths(values) > 0]
-    unit = (values / lengths(values)[:, None]).astype(np.float32)
-    stored = store_form(unit, "cosine")
+    scaled = unit(values)
+    stored = store_form(scaled, "cosine")
 
-    assert original(stored, "cosine").tobytes() == unit.tobytes()
+    assert original(stored, "cosine").tobytes() == scaled.tobytes()
 
 
 @given(MODERATE, st.sampled_from(["dot", "l2"]))

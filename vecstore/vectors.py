@@ -326,6 +326,12 @@ def lengths(vectors: Vectors | Bits) -> NDArray[np.float64]:
     return np.sqrt(squares)
 
 
+def unit(vectors: Vectors) -> Vectors:
+    """Vectors scaled to unit length, float32 (n, dim); those of zeros stay."""
+    sizes = lengths(vectors)[:, None]
+    return (vectors / np.where(sizes > 0, sizes, 1.0)).astype(np.float32)
+
+
 def _as_array(values: ArrayLike, what: str, *, booleans: bool = False) -> NDArray[Any]:
     try:
         array = np.asarray(values)

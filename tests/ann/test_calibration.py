@@ -251,8 +251,10 @@ def test_rows_mixed_with_others_are_queries_unlike_the_rows(rng) -> None:
     rows = rng.normal(size=(50, 16)).astype(np.float32)
     found = calibration.queries(rows, rows[::-1], "cosine")
 
-    assert np.array_equal(found[:50], rows)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(found[:50], rows / lengths, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found[50:], axis=1), 1, rtol=1e-5)
+    assert np.array_equal(calibration.queries(rows, rows[::-1], "dot")[:50], rows)
     opposite = calibration.queries(rows, -rows * 1.5, "cosine")
     assert np.isfinite(opposite).all()
 

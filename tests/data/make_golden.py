@@ -1,4 +1,4 @@
-"""Make golden files of the newest format: python tests/data/make_golden.py [NAME ...]
+"""Make golden files of the newest format: python tests/data/make_golden.py
 
 Of every format version files are kept that must keep opening (tests/system/test_formats.py). Run
 this when a format is new, or has come to hold something new; never make a file anew that has been
@@ -8,7 +8,6 @@ released.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -190,12 +189,13 @@ def make(name: str, recipe: Recipe) -> None:
     print(f"{target.name}: {target.stat().st_size} bytes")
 
 
-def main(wanted: list[str]) -> None:
-    """Make the files that are named, or all that are not there."""
-    files = {f"format_{layout.FORMAT}{suffix}.vecstore": RECIPES[suffix] for suffix in RECIPES}
-    for name in wanted or [name for name in files if not (FOLDER / name).exists()]:
-        make(name, files[name])
+def main() -> None:
+    """Make the files that are not there."""
+    for suffix, recipe in RECIPES.items():
+        name = f"format_{layout.FORMAT}{suffix}.vecstore"
+        if not (FOLDER / name).exists():
+            make(name, recipe)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

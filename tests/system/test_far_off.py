@@ -108,6 +108,17 @@ def test_recall_is_as_promised_by_numpy(memory, monkeypatch, metric: str, kind: 
     assert recall(collection, asked(far_off, collection, FEW)) >= 0.94
 
 
+@KINDS
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_what_is_stored_with_few_bits_is_coded_at_unit_length(memory, precision, kind) -> None:
+    compiled.compile_now()
+    collection = filled(far_off, 3000, memory, index=kind, precision=precision)
+
+    # Lengths are off by a thousand times what neighbours' cosines differ by.
+    assert recall(collection, asked(far_off, collection, QUERIES)) >= 0.94
+    assert memory.check() == []
+
+
 @METRICS
 def test_records_that_come_later_are_found_too(memory, metric: str) -> None:
     collection = filled(far_off, 2000, memory, metric=metric, index="ivf")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vecstore.ann import codes
 from vecstore.ann.codes import Codes
 from vecstore.ann.model import Model
-from vecstore.vectors import Vectors, lengths
+from vecstore.vectors import Vectors, lengths, unit
 
 Floats = NDArray[np.float64]
 
@@ -61,10 +61,8 @@ LEAST_REAL = 32
 def queries(vectors: Vectors, others: Vectors, metric: str) -> Vectors:
     """Queries to calibrate with: rows, float32 (n, dim), and as many mixtures with other rows."""
     mixed = MIXTURE * vectors + (1 - MIXTURE) * others
-    if metric == "cosine":
-        sizes = np.sqrt(np.vecdot(mixed, mixed))[:, None]
-        mixed = mixed / np.where(sizes > 0, sizes, 1.0)
-    return np.concatenate([vectors, mixed]).astype(np.float32)
+    both = np.concatenate([vectors, mixed]).astype(np.float32)
+    return unit(both) if metric == "cosine" else both
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +95,7 @@ class Asked:
         count = -(-len(vectors) // 2)
         made = queries(vectors[:count], others[:count], metric)
         if metric == "cosine":
-            real = (real / lengths(real)[:, None]).astype(np.float32)
+            real = unit(real)
         none = np.full(len(real), -1, np.int64)
         known = np.concatenate([np.tile(own[:count], 2), none])
         return cls(np.concatenate([made, real]), known, len(made))

@@ -19,7 +19,7 @@ from vecstore.ann.codes import Codes
 from vecstore.index_layout import CodeShape
 from vecstore.lazy import lazy
 from vecstore.spec import CODE_BITS, FINE_BITS, Metric, Tiers
-from vecstore.vectors import Vectors, lengths
+from vecstore.vectors import Vectors, lengths, unit
 
 Progress = Callable[[float], None]
 
@@ -203,6 +203,9 @@ class Model:
 
     def centred(self, vectors: Vectors) -> Vectors:
         """Vectors as they are coded."""
+        if self.metric == "cosine":
+            # Stored with few bits they are off unit length by more than neighbours may differ by.
+            vectors = unit(vectors)
         return vectors - self.mean
 
     def aimed(self, queries: Vectors) -> Vectors:
