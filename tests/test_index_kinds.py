@@ -9,7 +9,16 @@ import pytest
 from indexed import DIM, clusters, filled, small_indexes
 
 import vecstore
-from vecstore import Database, ReadOnlyError, SpecError, StoreError, UsageError, maintenance
+from vecstore import (
+    Database,
+    ReadOnlyError,
+    SpecError,
+    StoreError,
+    UsageError,
+    VectorError,
+    maintenance,
+)
+from vecstore.ann import compiled
 from vecstore.ann.index import KINDS
 
 KIND = pytest.mark.parametrize("kind", KINDS)
@@ -278,3 +287,51 @@ def test_many_queries_find_what_single_ones_do(memory: Database, kind: Any, thre
 def test_threads_are_a_whole_number(memory: Database, threads: Any) -> None:
     with pytest.raises(UsageError, match=r"threads=.* must be a whole number of at least 1"):
         memory.collection("c", dim=2).search_many([[1, 2]], threads=threads)
+
+
+# Queries that cannot be compared
+
+
+UNSOUND = {
+    "not a number": ("nan", [np.nan] + [1.0] * (DIM - 1), ("cosine", "dot", "l2")),
+    "infinite": ("inf", [1.0] * (DIM - 1) + [-np.inf], ("cosine", "dot", "l2")),
+    "zeros": ("is zero", [0.0] * DIM, ("cosine",)),
+    "too long": ("has length 1.2e\\+18", [3e17] * DIM, ("dot", "l2")),
+}
+
+
+@pytest.mark.parametrize("engine", ["compiled", "numpy"])
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+@pytest.mark.parametrize("kind", ["hash", "ivf"])
+def test_what_cannot_be_compared_is_refused_by_indexes_too(
+    memory: Database, monkeypatch: pytest.MonkeyPatch, kind: Any, metric: Any, engine: str
+) -> None:
+    points = filled(memory, index=kind, metric=metric)
+    compiled.compile_now()
+    if engine == "numpy":
+        monkeypatch.setattr(compiled, "ready", lambda name: None)
+    sound = np.ones(DIM, np.float32)
+    right = points.search(sound)
+    assert right.plan.method == "index"
+
+    for text, numbers, metrics in UNSOUND.values():
+        query = np.array(numbers, np.float32)
+        if metric in metrics:
+            for ask in (points.search, points.explain):
+                with pytest.raises(VectorError, match=text):
+                    ask(query)
+            with pytest.raises(VectorError, match=text):
+                points.search_many(np.array([sound, query]))
+        else:
+            assert len(points.search(query)) == 10
+    # Nor are they remembered, to calibrate with.
+    assert points.search(sound).ids == right.ids
+    assert points.optimize()["calibrated"]
+
+
+def test_queries_that_are_hardly_long_or_short_are_answered(memory: Database) -> None:
+    for metric, size in (("cosine", 1e-38), ("cosine", 3e38), ("dot", 2.4e17), ("l2", 2.4e17)):
+        points = filled(memory, f"{metric} {size}", index="ivf", metric=metric)
+        query = np.full(DIM, size, np.float32)
+        assert len(points.search(query)) == 10
+        assert len(points.search(query.tolist())) == 10

@@ -22,7 +22,6 @@ from vecstore.vectors import (
     as_query,
     check_lengths,
     prefixes,
-    usual_query,
 )
 
 T = TypeVar("T")
@@ -120,8 +119,6 @@ class Handle:
 
     def _query(self, query: str | ArrayLike, request: Request) -> Vectors | Bits:
         """One query as an array of one: the part of it that is compared."""
-        if request.dims is None and (mine := usual_query(query, self._declared)) is not None:
-            return mine
         if isinstance(query, str):
             return self._checked(self._embed([query]), request)
         return self._checked(as_query(query, self._declared, request.dims), request)

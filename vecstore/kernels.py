@@ -59,7 +59,9 @@ FLOAT32, FLOAT16, INT8 = 1, 3, 4
 (
     LISTS_SEEN, ROWS_SEEN, NARROWED, RESCORED, COARSE_TIME, SCAN_TIME, SETTLE_TIME, STAGES,
 ) = range(8)  # fmt: skip
-NOTHING, LIST, CODES, BLOCK = range(4)
+NOTHING, LIST, CODES, BLOCK, UNSOUND = range(5)
+# Squares of longer queries are not compared; `vectors.LONGEST` is a little less.
+LONGEST_SQUARED = 1e36 * (1 + 1e-9)
 # What a frame leads to, in the order of `frames.ARRAYS`; so many words each: address and shape.
 (
     QUERIES, PARAMETERS, FLOATS, MEAN, DIRECTION_VALUES, DIRECTION_SCALES, SIGNS, CENTROID_VALUES,
@@ -1529,14 +1531,22 @@ def _lay_out(at, integers, directions, centroids, groups, coded):
 
 @_exactly
 def _compared(query, dim, metric, wide, settling):
-    """Write a query as `vectors.as_compared`, to the bit."""
+    """Write a query as `vectors.as_compared`, to the bit; return whether the metric can compare it.
+
+    Not one with a number that is not finite; nor zeros, under cosine, nor one that is too long.
+    """
     _, _, leaves, sums = settling
     for j in range(dim):
         wide[j] = query[j]
-    if metric == COSINE:
-        size = np.sqrt(_sum_products(wide, wide, leaves, sums))
-        for j in range(dim):
-            wide[j] /= size
+    square = _sum_products(wide, wide, leaves, sums)
+    if metric != COSINE:
+        return square <= LONGEST_SQUARED
+    if not 0 < square < np.inf:
+        return False
+    size = np.sqrt(square)
+    for j in range(dim):
+        wide[j] /= size
+    return True
 
 
 # What every kernel takes and gives.
@@ -1547,7 +1557,8 @@ def search(frame, first):
     """Answer queries from `first` on; return the number of the first that is not answered.
 
     That is the number of queries, or a query that met entries missing in a table: `missing` then
-    holds their kind, how many they are and their numbers.
+    holds their kind, how many they are and their numbers. Or one that the metric cannot compare:
+    the kind is UNSOUND then.
 
     Args:
         frame: Where the words of a `frames.Frame` are; what they lead to is said there.
@@ -1582,7 +1593,10 @@ def search(frame, first):
         rotated[j] = 0
     done, answered = np.int64(0), queries.shape[0]
     for number in range(first, queries.shape[0]):
-        _compared(_behind(_point(queries), number * dim), dim, metric, wide, settling)
+        if not _compared(_behind(_point(queries), number * dim), dim, metric, wide, settling):
+            missing[0] = UNSOUND
+            answered = number
+            break
         done = _answer(
             wide, mean, integers, floats, directions, direction_scales, signs, centroids,
             centroid_scales, bias, patterns, lists, blocks, codes, tail, mask, tail_mask,

@@ -37,7 +37,9 @@ _METRICS: tuple[Metric, ...] = ("cosine", "dot", "l2")
 (
     LISTS_SEEN, ROWS_SEEN, NARROWED, RESCORED, COARSE_TIME, SCAN_TIME, SETTLE_TIME, STAGES,
 ) = range(8)  # fmt: skip
-NOTHING, LIST, CODES, BLOCK = range(4)
+NOTHING, LIST, CODES, BLOCK, UNSOUND = range(5)
+# Squares of longer queries are not compared.
+LONGEST_SQUARED = vectors.LONGEST**2 * (1 + 1e-9)
 
 HEADER, COLUMNS, SCALES = layout.HEADER.size, layout.COLUMNS_BYTES, layout.SCALES_BYTES
 # Where a header says how many rows its value has.
@@ -59,7 +61,7 @@ Wide = NDArray[np.float64]
 
 
 # Damaged codes may hold any numbers, which the kernel does not complain of either.
-@np.errstate(over="ignore", invalid="ignore")
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def search(
     queries: Floats,
     integers: Integers,
@@ -87,7 +89,8 @@ def search(
 ) -> int:
     """Answer queries from `first` on; return the number of the first that is not answered.
 
-    That is the number of queries, or a query that met entries missing in a table.
+    That is the number of queries, or a query that met entries missing in a table, or one that the
+    metric cannot compare: the kind of what is missing is UNSOUND then.
 
     Args:
         queries: float32 (m, dim), which the metric can compare.
@@ -130,6 +133,10 @@ def search(
     tables = _Tables(lists, blocks, codes, tail, mask, tail_mask, missing)
     wide = vectors.as_compared(queries, _METRICS[told.metric])
     for number in range(first, len(wide)):
+        # Of a query without a length nothing is left that is a number.
+        if not (wide[number] ** 2).sum() <= LONGEST_SQUARED:
+            missing[0] = UNSOUND
+            return number
         begun = time.perf_counter_ns()
         target = coarse.aim(wide[number], mean, told)
         routed = time.perf_counter_ns()

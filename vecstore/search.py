@@ -98,6 +98,18 @@ def run(
     return _exact(reader, made, queries, request, lap)
 
 
+def run_usual(reader: Reader, entry: Entry, query: Vectors, request: Request) -> Hits | None:
+    """Answer an array of one query whose numbers were not checked, if an index can.
+
+    None where it is no use, or where the metric cannot compare the query.
+    """
+    made = _remembered(reader, entry, request, None)
+    if not isinstance(reader, Snapshot) or not isinstance(made.job, engine.Job):
+        return None
+    found = made.job.search_one(reader, query)
+    return None if found is None else _answer(reader, made, found, 0, request, None)
+
+
 @dataclass(frozen=True, slots=True)
 class _Preparation:
     """All of a search that does not depend on its queries."""
@@ -207,17 +219,29 @@ def _approximate(
     found = job.search(reader, queries, request.threads)
     if lap is not None:
         lap("search", found.stats)
-    answers = []
-    for number, orders in enumerate(found.orders):
-        if len(set(orders)) < len(orders):
-            # Checksums of lists are not verified on each search.
-            raise CorruptionError(
-                f"lists: collection {made.entry.number} has a row in two lists, or two rows of"
-                " one record; db.check() says more, and reindex(kind) makes the lists anew"
-            )
-        scores, counts = found.scores[number], found.stats[number]
-        answers.append(_hits(reader, made, request, lap, scores, orders, None, counts))
-    return answers
+    numbers = range(len(found.orders))
+    return [_answer(reader, made, found, number, request, lap) for number in numbers]
+
+
+def _answer(
+    reader: Reader,
+    made: _Preparation,
+    found: engine.Found,
+    number: int,
+    request: Request,
+    lap: Lap | None,
+) -> Hits:
+    """The hits of one of the queries that an index has answered."""
+    orders = found.orders[number]
+    if len(set(orders)) < len(orders):
+        # Checksums of lists are not verified on each search.
+        raise CorruptionError(
+            f"lists: collection {made.entry.number} has a row in two lists, or two rows of one"
+            " record; db.check() says more, and reindex(kind) makes the lists anew"
+        )
+    return _hits(
+        reader, made, request, lap, found.scores[number], orders, None, found.stats[number]
+    )
 
 
 def _compared(

@@ -19,8 +19,6 @@ Bits = NDArray[np.uint8]
 
 # Beyond this length an inner product of two vectors could overflow float32.
 LONGEST = 1e18
-# Squared lengths between these are sound under every metric, and far from what float32 cannot hold.
-_USUAL_LEAST, _USUAL_MOST = 1e-30, 1e30
 # A vector this close to unit length is stored as it is: scores divide by its true length anyway.
 UNIT_SLACK = 1e-6
 _FLOAT32 = np.dtype(np.float32)
@@ -294,18 +292,15 @@ def as_compared(queries: Vectors | Bits, metric: Metric) -> NDArray[np.float64]:
 
 
 def usual_query(query: object, spec: CollectionSpec) -> Vectors | None:
-    """A copy of a query as an array of one, if it is float32 (dim,) and sound; None for any other.
+    """A view of a query as an array of one, if it is float32 (dim,); None for any other.
 
-    Most queries are usual. The others need dozens of steps, a large part of a search.
+    Most queries are usual. The others need dozens of steps, a large part of a search. Its numbers
+    are not checked.
     """
     # Subclasses may compute otherwise, as masked arrays do; the general way takes their numbers.
     if type(query) is not np.ndarray or query.dtype != _FLOAT32 or query.shape != (spec.dim,):
         return None
-    # What is checked is what is searched for, whatever other threads do to the caller's array.
-    mine: Vectors = query[None].copy()
-    # Nothing that is not finite has a length that is. Other products would warn of an overflow.
-    sound = spec.metric != "hamming" and _USUAL_LEAST < np.vdot(mine, mine) < _USUAL_MOST
-    return mine if sound else None
+    return None if spec.metric == "hamming" else query[None]
 
 
 def original(packed: Packed, metric: Metric) -> Vectors:

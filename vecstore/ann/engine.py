@@ -20,7 +20,7 @@ from vecstore import index_layout, layout, plain, rows
 from vecstore.ann import compiled, index
 from vecstore.ann.index import Index
 from vecstore.catalog import Entry
-from vecstore.errors import CorruptionError
+from vecstore.errors import CorruptionError, VectorError
 from vecstore.frames import Frame
 from vecstore.layout import CODE_BLOCK, CODE_TIER, LIST, State
 from vecstore.rows import Words
@@ -173,7 +173,7 @@ class Calls(ABC):
             threads: How many threads may share the queries.
         """
         if len(queries) == 1:
-            return self._search_one(snapshot, queries)
+            return self._sound(self.search_one(snapshot, queries))
         shares = min(threads, len(queries) // QUERIES_A_THREAD)
         if shares < 2:
             return self._search(snapshot, queries)
@@ -192,10 +192,19 @@ class Calls(ABC):
 
     def _search(self, snapshot: Snapshot, queries: Vectors) -> Found:
         call = Call(np.ascontiguousarray(queries), self.k)
-        self._run(snapshot, call)
-        return call.found()
+        return self._sound(call.found() if self._run(snapshot, call) else None)
 
-    def _search_one(self, snapshot: Snapshot, query: Vectors) -> Found:
+    def _sound(self, found: Found | None) -> Found:
+        """What was found of queries that were checked before."""
+        if found is None:
+            raise VectorError("a query changed after it was checked, to what cannot be compared")
+        return found
+
+    def search_one(self, snapshot: Snapshot, query: Vectors) -> Found | None:
+        """As `search`, for an array of one query; None if the metric cannot compare it.
+
+        What is searched for is a copy of it.
+        """
         try:
             call = self._idle.pop()
         except IndexError:
@@ -204,15 +213,18 @@ class Calls(ABC):
         search = compiled.ready(self.kernel)
         # Mostly there is nothing to fill, and all is done in one call.
         if search is None or call.shared is not self.shared:
-            self._run(snapshot, call)
-        elif search(call.frame.address, 0) != 1:
-            self._fill(snapshot, call.missing, int(call.missing[0]))
-            self._run(snapshot, call)
-        found = call.found()
+            sound = self._run(snapshot, call)
+        else:
+            sound = search(call.frame.address, 0) == 1
+            if not sound and call.missing[0] != plain.UNSOUND:
+                self._fill(snapshot, call.missing, int(call.missing[0]))
+                sound = self._run(snapshot, call)
+        found = call.found() if sound else None
         self._idle.append(call)
         return found
 
-    def _run(self, snapshot: Snapshot, call: Call) -> None:
+    def _run(self, snapshot: Snapshot, call: Call) -> bool:
+        """Answer all queries; return whether the metric could compare them."""
         search, first = compiled.ready(self.kernel), 0
         while True:
             shared = self.shared or self._fill(snapshot, call.missing, plain.NOTHING)
@@ -224,7 +236,9 @@ class Calls(ABC):
             else:
                 first = _plain(*frame.arrays, first)
             if first == len(call.queries):
-                return
+                return True
+            if call.missing[0] == plain.UNSOUND:
+                return False
             self._fill(snapshot, call.missing, int(call.missing[0]))
 
     def _fill(self, snapshot: Snapshot, missing: NDArray[np.int64], kind: int) -> Shared:
