@@ -18,7 +18,7 @@ from vecstore import (
     VectorError,
     maintenance,
 )
-from vecstore.ann import compiled
+from vecstore.ann import compiled, lookup
 from vecstore.ann.index import KINDS
 
 KIND = pytest.mark.parametrize("kind", KINDS)
@@ -75,16 +75,37 @@ def test_an_unknown_kind_is_refused(memory: Database, kind: Any) -> None:
         memory.collection("c", dim=2).reindex(kind)
 
 
-@pytest.mark.parametrize("kind", ["hash", "ivf"])
-def test_binary_vectors_have_no_index_yet(memory: Database, kind: Any) -> None:
-    with pytest.raises(SpecError, match=f"index='{kind}' is not there for metric 'hamming'"):
-        memory.collection("c", dim=8, metric="hamming", index=kind)
+def test_binary_vectors_have_no_lists_of_codes(memory: Database) -> None:
+    refused = "index='ivf' is not there for metric 'hamming', .*; use 'hash'"
+    with pytest.raises(SpecError, match=refused):
+        memory.collection("c", dim=8, metric="hamming", index="ivf")
     collection = memory.collection("c", dim=8, metric="hamming", index="flat")
-    with pytest.raises(SpecError, match="is not there for metric 'hamming'"):
-        collection.reindex(kind)
+    with pytest.raises(SpecError, match=refused):
+        collection.reindex("ivf")
     collection.add(vectors=np.eye(8, dtype=bool))
-    assert collection.reindex("auto")["lists"] == 0
-    assert collection.search(np.ones(8, bool), 3).plan.method == "scan"
+    for kind in ("auto", "hash", "flat"):
+        assert collection.reindex(kind)["lists"] == 0
+        assert collection.stats()["index"] == kind
+        assert collection.search(np.ones(8, bool), 3).plan.method == "scan"
+        assert memory.check() == []
+
+
+def test_binary_vectors_get_and_lose_buckets(
+    memory: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "START_COST", 0.0)
+    collection = memory.collection("c", dim=16, metric="hamming")
+    collection.add(vectors=np.arange(9600, dtype="<u2").view(np.uint8).reshape(-1, 2))
+    assert collection.search([0, 0], min_score=-1).plan.method == "scan"
+    assert collection.reindex("hash")["lists"] == 2
+    found = collection.search([0, 0], 100, min_score=-1)
+    assert found.plan.method == "buckets"
+    assert collection.stats()["tail_rows"] == 0
+    for kind in ("auto", "flat"):
+        assert collection.reindex(kind)["lists"] == 0
+        assert collection.search([0, 0], 100, min_score=-1) == found
+        assert collection.stats()["index_bytes"] == 0
+        assert memory.check() == []
 
 
 def test_a_kind_chosen_in_a_transaction_goes_with_it(memory: Database) -> None:

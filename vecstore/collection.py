@@ -74,7 +74,8 @@ class Collection(Handle):
         codes ("codes"), how many principal directions it keeps ("directions"; codes of more dims
         are of the vectors' own numbers), "lists", how many rows there were when it was trained
         ("trained_rows"), how many are in none of the lists ("tail_rows"), and the bytes of their
-        codes ("index_bytes"); zeros while there is none.
+        codes ("index_bytes"); zeros while there is none. Of binary vectors "lists" are the bands,
+        "trained_rows" the rows in buckets, "tail_rows" the others, "index_bytes" what buckets take.
 
         "space" is what the file gives to the vectors ("full"), to those that a flat index keeps as
         bytes ("rounded"), to the codes in lists ("lists") and to those in none ("tail"): the bytes

@@ -183,7 +183,8 @@ class Database:
             index: How searches find rows: "auto" (the default: lists of codes once that is faster
                 than comparing all), "flat" (comparing all, always), "hash" (codes of all rows in
                 one list, from the first record on) or "ivf" (lists of codes, once there are 256
-                rows). `collection.reindex` changes it. Under "hamming" "flat" or "auto".
+                rows). `collection.reindex` changes it. Under "hamming" "auto" and "flat" compare
+                all, "hash" sorts rows into buckets by their bits, and "ivf" is not there.
             timeout: Seconds to wait for the right to write.
 
         Raises:

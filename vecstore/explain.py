@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vecstore import catalog, plain, rows, search
-from vecstore.ann import compiled, index
+from vecstore.ann import buckets, compiled, index
 from vecstore.catalog import Entry
 from vecstore.hits import Explanation
 from vecstore.layout import TILE_ROWS, State
@@ -62,12 +62,13 @@ def run(
     (hits,) = search.run(reader, entry, query, request, watch)
     plan = hits.plan
     # Where numpy compares all rows, nothing is counted.
-    by_bytes = plan.method != "index" and plan.scanned > 0
-    by_numpy = plan.method in ("scan", "rows") and not by_bytes
+    compares = plan.method in ("scan", "rows")
+    by_kernel = compares and plan.scanned > 0
+    by_numpy = compares and not by_kernel
     state = catalog.state(reader, entry.number)
-    known = compiled.state("compare" if by_bytes else "search")
+    known = compiled.state(_kernel(entry, compares=by_kernel))
     answered: Literal["compiled", "numpy"] = "numpy"
-    if by_bytes or (plan.method == "index" and known == "compiled"):
+    if by_kernel or (plan.method == "index" and known == "compiled"):
         answered = "compiled"
     return Explanation(
         method=plan.method,
@@ -87,13 +88,22 @@ def run(
     )
 
 
+def _kernel(entry: Entry, *, compares: bool) -> compiled.Name:
+    """Which kernel answers, or would."""
+    if entry.spec.metric == "hamming":
+        return "compare_bits"
+    return "compare" if compares else "search"
+
+
 def _shape(reader: Reader, entry: Entry, state: State) -> dict[str, Any]:
     """Kind, schedule, lists and tail of an index."""
     wanted = index.kind(reader, entry.number)
-    found = index.load(reader, entry, state)
+    found, alive = index.load(reader, entry, state), rows.live(reader, entry.number, state)
     if found is None:
-        return {"index": wanted, "codes": [], "lists": 0, "tail": 0}
-    alive = rows.live(reader, entry.number, state)
+        bits = buckets.load(reader, entry, state)
+        bands = 0 if bits is None else bits.bands.count
+        tail = 0 if bits is None else rows.count(alive[~bits.listed])
+        return {"index": wanted, "codes": [], "lists": bands, "tail": tail}
     lists = int(np.count_nonzero(~found.model.closed))
     return {
         "index": wanted,
@@ -113,6 +123,9 @@ def stats(reader: Reader, entry: Entry, state: State) -> dict[str, Any]:
         # Rows in lists are named there; those of the tail stand in their order.
         size = state.records * (form.tile_bytes // TILE_ROWS + form.fine_bytes)
         size += 4 * (state.records - shape["tail"])
+    bits = buckets.load(reader, entry, state)
+    if bits is not None:
+        trained, size = bits.rows, sum(bits.bytes_of())
     return {
         "index": shape["index"],
         "codes": shape["codes"],

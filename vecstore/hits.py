@@ -23,6 +23,7 @@ WIDTH = 110
 MAX_SHOWN = 400
 
 Complete = Literal["exact", "approximate", "exhausted"]
+Method = Literal["scan", "rows", "index", "buckets", "none"]
 # Attributes of hits by their names, a list for each: hits cost more to make than to find.
 Columns = dict[str, list[Any]]
 
@@ -76,19 +77,19 @@ class Plan:
 
     Attributes:
         method: "scan" (every row of the collection), "rows" (the matching rows only), "index" (rows
-            whose codes are near) or "none".
+            whose codes are near), "buckets" (rows whose bits nearly agree in a band) or "none".
         rows: Living rows of the collection.
         allowed: Rows that the filter lets through; equals `rows` without a filter.
         expected_recall: The recall that the plan was chosen for; 1.0 for an exact method.
         reason: Why this method, in a sentence.
-        lists: Lists of the index that were scanned.
-        scanned: Rows whose codes, or bytes, were scanned.
+        lists: Lists of the index that were scanned, or buckets that were looked into.
+        scanned: Rows whose codes, or bytes, were scanned, or that stood in these buckets.
         narrowed: Rows whose fine codes were looked at after that, or that bytes did not rule out at
             once.
         compared: Rows whose vectors were compared in the end.
     """
 
-    method: Literal["scan", "rows", "index", "none"]
+    method: Method
     rows: int
     allowed: int
     expected_recall: float
@@ -268,13 +269,14 @@ class Explanation:
     """How one search was carried out, and what it took; prints as a table.
 
     Attributes:
-        method: "scan" (every row), "rows" (the matching rows only), "index" or "none".
+        method: "scan" (every row), "rows" (the matching rows only), "index", "buckets" or
+            "none".
         reason: Why this method, in a sentence.
         index: The kind of index that the collection is to have.
         codes: Its schedule: [dims, bits] of its short codes and of its fine codes; empty while
             there is none.
-        lists: Lists of the index in all.
-        lists_scanned: Lists whose codes were scanned.
+        lists: Lists of the index in all; of binary vectors bands.
+        lists_scanned: Lists whose codes were scanned, or buckets that were looked into.
         rows: Living rows of the collection.
         allowed: Rows that the filter lets through.
         tail: Living rows that are in no list; every search through the index scans them.
@@ -286,13 +288,13 @@ class Explanation:
         kernels: What is known of the compiled search in this process: "compiled", "compiling" or
             "numpy" (not there, or not asked for yet).
         milliseconds: What each stage took: "encode" (texts), "resolve" (the filter), "plan",
-            "coarse" (which lists), "scan", "settle" (float64 scores), "hydrate" (records). Stages
-            that did not run, or whose result was known from an earlier search of the same version
-            of the file, are left out.
+            "buckets" (of binary vectors, and their rows), "coarse" (which lists), "scan", "settle"
+            (float64 scores), "hydrate" (records). Stages that did not run, or whose result was
+            known from an earlier search of the same version of the file, are left out.
         hits: The answers.
     """
 
-    method: Literal["scan", "rows", "index", "none"]
+    method: Method
     reason: str
     index: str
     codes: list[list[int]]
@@ -370,7 +372,7 @@ class Audit:
     remembered_recall: float | None
     k: int
     holds: bool
-    method: Literal["scan", "rows", "index", "none"]
+    method: Method
     expected_recall: float
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What does every byte of an index mean? Its part of docs/layout.md, implemented here alone.
 
 An index is a value a list in `lists`, the codes of blocks in the tail under a tier of their own in
-`tiers`, and in `index` what was learned and which rows are in which list.
+`tiers`, and in `index` what was learned and which rows are in which list. An index of binary
+vectors is a value a band in `lists`, and in `index` which blocks' rows are in them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from vecstore.errors import CorruptionError
 from vecstore.layout import (
+    BAND,
     BITS,
     BLOCK_ROWS,
     BUNDLE,
@@ -286,6 +288,69 @@ def unpack_list_part(value: bytes | memoryview, collection: int, part: int) -> N
     ):
         raise CorruptionError(f"{where}: the header belongs to another value: {header}")
     return np.frombuffer(value, "<u4", PART_ROWS, HEADER.size)
+
+
+# Buckets of a band of binary vectors
+
+
+def pack_band(
+    collection: int,
+    band: int,
+    width: int,
+    offsets: NDArray[np.uint32],
+    rows: NDArray[np.uint32],
+    page: int,
+) -> bytearray:
+    """Make the value of a band.
+
+    Args:
+        collection: The collection's number.
+        band: Which one.
+        width: How many bits it has.
+        offsets: uint32 (2^width + 1,), where each bucket begins among the rows, and their end.
+        rows: uint32 (n,), bucket by bucket.
+        page: The file's page size.
+    """
+    payload = offsets.astype("<u4", copy=False).tobytes() + rows.astype("<u4", copy=False).tobytes()
+    return pack_bulk(Header(BAND, UINT32, len(rows), width, band, 0, 0, collection), payload, page)
+
+
+def band_bytes(width: int, count: int) -> int:
+    """Bytes of the buckets of a band of so many bits and rows."""
+    return 4 * ((1 << width) + 1 + count)
+
+
+def check_band(
+    value: bytes | memoryview, collection: int, band: int, width: int, count: int
+) -> None:
+    """Check the header of a band; what it says of rows is to be compared wherever it is used.
+
+    Raises:
+        CorruptionError: The header is not that of this band with so many bits and rows.
+    """
+    where = f"band {band} of collection {collection}"
+    header = unpack_header(value, where)
+    if (header.kind, header.dtype, header.width, header.first, header.collection) != (
+        BAND,
+        UINT32,
+        width,
+        band,
+        collection,
+    ):
+        raise CorruptionError(f"{where}: the header belongs to another value: {header}")
+    if (header.rows, header.length) != (count, band_bytes(width, count)):
+        raise CorruptionError(
+            f"{where}: {header.rows} rows in {header.length} bytes, {count} are expected"
+        )
+
+
+def split_band(
+    value: bytes | memoryview, width: int, count: int
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """View the offsets, uint32 (2^width + 1,), and rows, uint32 (n,), of a checked band."""
+    buckets = (1 << width) + 1
+    offsets = np.frombuffer(value, "<u4", buckets, HEADER.size)
+    return offsets, np.frombuffer(value, "<u4", count, HEADER.size + offsets.nbytes)
 
 
 # Named arrays

@@ -1837,3 +1837,184 @@ def compare(frame, first):
     # As in a search.
     memory[0] = 0
     return answered
+
+
+# Comparing all binary rows: how many bits differ, and a heap of the nearest
+
+# A row is ranked by one number: the differing bits above so many bits of its order, all flipped, so
+# that the best is the largest. No collection gets near so many orders.
+ORDER_BITS = 50
+# Bytes of the next block that are asked for while one is compared.
+AHEAD = 4096
+_ORDER_BITS, _ORDERS = np.uint64(ORDER_BITS), np.uint64((1 << ORDER_BITS) - 1)
+
+
+@intrinsic
+def _ones(context: Any, word: Any) -> Any:
+    """How many bits of a word are set."""
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+_FOUR = ir.VectorType(_I64, 4)
+
+
+def _count_ones(builder: Any, words: Any) -> Any:
+    """How many bits of each of four words are set."""
+    kind = ir.FunctionType(_FOUR, [_FOUR])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.ctpop.v4i64")
+    return builder.call(function, [words])
+
+
+def _add_neighbours(builder: Any, left: Any, right: Any) -> Any:
+    """The sums of the neighbours of two times four numbers."""
+    even, odd = (_pick(builder, left, right, range(first, 8, 2)) for first in (0, 1))
+    return builder.add(even, odd)
+
+
+@intrinsic
+def _count_differing(context: Any, rows: Any, query: Any, words: Any, fours: Any, out: Any) -> Any:
+    """Write in how many bits so many times four rows differ from a query, uint64; return the least.
+
+    All are addresses; rows and query have `words` words. The words are counted four at a time,
+    which are those of a row: so that nothing is left to how a compiler sees a loop.
+    """
+
+    def generate(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        rows, query, words, fours, out = arguments
+        zero, one, four = (ir.Constant(_I64, number) for number in (0, 1, 4))
+        whole = builder.and_(words, ir.Constant(_I64, -4))
+        least = cgutils.alloca_once_value(builder, _all(_FOUR, 2**62))
+        sums = [cgutils.alloca_once(builder, _FOUR) for _ in range(4)]
+        total = cgutils.alloca_once(builder, _FOUR)
+
+        def behind(address: Any, count: Any) -> Any:
+            return builder.add(address, builder.mul(count, ir.Constant(_I64, 8)))
+
+        with cgutils.for_range(builder, fours) as loop:
+            first = builder.mul(builder.mul(loop.index, four), words)
+            starts = [
+                behind(rows, builder.add(first, builder.mul(words, ir.Constant(_I64, i))))
+                for i in range(4)
+            ]
+            for place in sums:
+                builder.store(_all(_FOUR, 0), place)
+            with cgutils.for_range_slice(builder, zero, whole, four, _I64) as (at, _):
+                own = _load(builder, behind(query, at), _FOUR, 8)
+                for start, place in zip(starts, sums, strict=True):
+                    some = builder.xor(_load(builder, behind(start, at), _FOUR, 8), own)
+                    builder.store(
+                        builder.add(builder.load(place), _count_ones(builder, some)), place
+                    )
+            a, b, c, d = (builder.load(place) for place in sums)
+            pairs = _add_neighbours(builder, a, b), _add_neighbours(builder, c, d)
+            builder.store(_add_neighbours(builder, *pairs), total)
+            with cgutils.for_range_slice(builder, whole, words, one, _I64) as (at, _):
+                own, some = _load(builder, behind(query, at), _I64, 8), ir.Constant(_FOUR, None)
+                for i, start in enumerate(starts):
+                    word = builder.xor(_load(builder, behind(start, at), _I64, 8), own)
+                    some = builder.insert_element(some, word, ir.Constant(_I32, i))
+                builder.store(builder.add(builder.load(total), _count_ones(builder, some)), total)
+            found, known = builder.load(total), builder.load(least)
+            place = builder.inttoptr(behind(out, builder.mul(loop.index, four)), _FOUR.as_pointer())
+            builder.store(found, place).align = 8
+            less = builder.icmp_unsigned("<", found, known)
+            builder.store(builder.select(less, found, known), least)
+        found, smallest = builder.load(least), ir.Constant(_I64, 2**62)
+        for i in range(4):
+            one_of = builder.extract_element(found, ir.Constant(_I32, i))
+            less = builder.icmp_unsigned("<", one_of, smallest)
+            smallest = builder.select(less, one_of, smallest)
+        return smallest
+
+    word = types.uint64
+    return types.uint64(word, word, types.int64, types.int64, word), generate
+
+
+@_exactly
+def _compare_block(block, word, query, words, k, counted, best, size):
+    """Put the allowed rows of a block into the heap of the k best; return its new size."""
+    named, numbers = _u64(block + np.uint64(HEADER)), block + np.uint64(HEADER + COLUMNS)
+    held = _held(block)
+    whole = held & ~3
+    least = _count_differing(numbers, query, words, whole >> 2, _address(counted))
+    for i in range(whole, held):
+        row, total = _u64(numbers + np.uint64(8 * words * i)), np.uint64(0)
+        for at in range(words):
+            total += _ones(row[at] ^ _u64(query)[at])
+        counted[i], least = total, min(least, total)
+    bound = ~best[0] >> _ORDER_BITS if size == k else ~np.uint64(0)
+    if least > bound:
+        return size
+    for i in range(held):
+        if counted[i] <= bound and (word >> np.uint64(i)) & np.uint64(1):
+            rank = (counted[i] << _ORDER_BITS) | (named[i] & _ORDERS)
+            size = _keep_best(best, size, k, ~rank)
+            bound = ~best[0] >> _ORDER_BITS if size == k else ~np.uint64(0)
+    return size
+
+
+@_exactly
+def _rank(best, size, scores):
+    """Turn a heap into orders and scores, best first."""
+    for last in range(size - 1, 0, -1):
+        best[0], best[last] = best[last], best[0]
+        _sink(best, np.int64(0), np.int64(last))
+    for i in range(size):
+        rank = ~best[i]
+        scores[i] = 0.0 - np.float64(rank >> _ORDER_BITS)
+        best[i] = rank & _ORDERS
+
+
+def compare_bits(frame, first):
+    """Compare binary queries from `first` on with all rows; return as `search` does.
+
+    Of the frame it reads the queries (uint64, as float32 of the same bits), the parameters (DIM,
+    K), the table of blocks and the mask. The twin is `exact.ExactBits`, which finds the same hits.
+    """
+    integers = _point(_vector(_i64, frame, PARAMETERS))
+    words, k = (integers[DIM] + 63) // 64, integers[K]
+    asked = _matrix(_f32, frame, QUERIES)
+    queries, counted = _address(_point(asked)), np.empty(BLOCK_ROWS, np.uint64)
+    blocks, mask = _vector(_u64, frame, BLOCK_TABLE), _vector(_u64, frame, MASK)
+    orders, scores = _matrix(_u64, frame, ORDERS), _matrix(_f64, frame, SCORES)
+    counts, stats = _vector(_i64, frame, COUNTS), _matrix(_i64, frame, STATS)
+    missing = _vector(_i64, frame, LACKING)
+    missing[0] = NOTHING
+    missing[1] = 0
+    for start in range(first, asked.shape[0], QUERIES_AT_ONCE):
+        together, begun, seen = min(QUERIES_AT_ONCE, asked.shape[0] - start), _clock(), 0
+        for at in range(start, start + together):
+            counts[at] = 0
+        for number in range(mask.size):
+            if mask[number] == 0:
+                continue
+            block = blocks[number]
+            if block == 0:
+                _note(_point(missing), missing.size - 2, np.int64(BLOCK), number)
+                continue
+            seen += _held(block)
+            if number + 1 < mask.size and blocks[number + 1] != 0:
+                # Blocks lie on pages of their own, which no processor foresees.
+                ahead = blocks[number + 1] + np.uint64(HEADER + COLUMNS)
+                for offset in range(0, min(8 * words * BLOCK_ROWS, AHEAD), 64):
+                    _prefetch(ahead + np.uint64(offset))
+            for at in range(start, start + together):
+                counts[at] = _compare_block(
+                    block, mask[number], queries + np.uint64(8 * words * at), words, k,
+                    _point(counted), _point(orders[at]), counts[at],
+                )  # fmt: skip
+        if missing[1] > 0:
+            return start
+        for at in range(start, start + together):
+            _rank(_point(orders[at]), counts[at], _point(scores[at]))
+            for stage in range(STAGES):
+                stats[at, stage] = 0
+            stats[at, ROWS_SEEN] = stats[at, RESCORED] = seen
+            stats[at, SCAN_TIME] = (_clock() - begun) // together
+    # As in a search.
+    counted[0] = 0
+    return asked.shape[0]

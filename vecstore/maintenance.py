@@ -2,7 +2,8 @@
 
 A block is sparse when at most half of its rows live. Each write repacks the sparse blocks that it
 made, so a row that dies pays for moving at most one other; `repack` does all that are left. New
-rows are in the tail of the index; the write that lets it grow too long pays for moving it to lists.
+rows are in the tail of the index; the write that lets it grow too long pays for moving it to lists,
+or for making the buckets of binary vectors anew.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore import catalog, layout, rows
-from vecstore.ann import index, ivf, rounding, training
+from vecstore.ann import buckets, index, ivf, rounding, training
 from vecstore.ann.index import Index, IndexedRows, Kind
 from vecstore.ann.ivf import Draft
 from vecstore.ann.model import Model, Progress
@@ -114,6 +115,8 @@ AUTO_ROWS, AUTO_BYTES = 10_000, 8 << 20
 LEAST_ROWS = 256
 # The tail and the dead rows in lists may be so many, and so many for each list.
 BACKLOG, BACKLOG_EACH = 2048, 3
+# Buckets are made anew when the tail and the dead rows are such a share of the rows.
+BUCKETS_SHARE = 0.125
 # Lists are trained anew when there are so many times the rows, while that is quick.
 GROWTH, QUICK_ROWS = 4, 250_000
 # And when such a share of the rows came since, for they may be unlike those that it learned from.
@@ -160,7 +163,10 @@ def due(reader: Reader, entry: Entry, state: State) -> Step | None:
     if not may_be_due(state):
         return None
     wanted = index.kind(reader, entry.number)
-    if wanted == "flat" or entry.spec.metric == "hamming":
+    if entry.spec.metric == "hamming":
+        worth = state.backlog >= max(BACKLOG, BUCKETS_SHARE * state.records)
+        return "keep up" if wanted == "hash" and worth else None
+    if wanted == "flat":
         return None
     found = index.load(reader, entry, state)
     if wanted == "hash":
@@ -217,6 +223,10 @@ def _carry_out(source: Source, entry: Entry, draft: Draft | None, timeout: float
             return
         if draft is not None:
             ivf.write(txn, current, state, wanted, draft)
+        elif entry.spec.metric == "hamming":
+            if wanted != "hash":
+                return
+            buckets.make(txn, current, state, wanted)
         elif found is not None and found.model.lists:
             ivf.keep_up(txn, current, state, found)
         catalog.save_state(txn, entry.number, state)
@@ -288,7 +298,8 @@ def optimize(
         timeout: Seconds to wait for the right to write, each time.
 
     Returns:
-        "trained" and "calibrated" (whether), "lists" (how many there are now).
+        "trained" and "calibrated" (whether), "lists" (how many there are now; of binary vectors
+        bands).
     """
     tell = progress or (lambda share: None)
     with source.reading() as reader:
@@ -296,8 +307,10 @@ def optimize(
         wanted = index.kind(reader, number)
     while source.writing(lambda txn: repack(txn, catalog.read(txn, number, uid)), timeout):
         pass
+    if entry.spec.metric == "hamming":
+        return _optimize_buckets(source, entry, wanted, tell, timeout)
     draft = None
-    if entry.spec.metric != "hamming" and wanted != "flat":
+    if wanted != "flat":
         with source.reading() as reader:
             if isinstance(reader, Snapshot):
                 draft = _draft(reader, entry, wanted, train, real, tell)
@@ -310,6 +323,27 @@ def optimize(
     tell(1.0)
     lists = 0 if found is None else int((~found.model.closed).sum())
     return {"trained": draft is not None, "calibrated": calibrated, "lists": lists}
+
+
+def _optimize_buckets(
+    source: Source, entry: Entry, wanted: Kind, progress: Progress, timeout: float | None
+) -> dict[str, Any]:
+    """What `optimize` does for binary vectors once their blocks are repacked."""
+    with source.reading() as reader:
+        state = catalog.state(reader, entry.number)
+        due = wanted == "hash" and state.backlog > 0
+    if due:
+        _carry_out(source, entry, None, timeout)
+    progress(1.0)
+    bands = _bands(source, entry)
+    return {"trained": due and bands > 0, "calibrated": False, "lists": bands}
+
+
+def _bands(source: Source, entry: Entry) -> int:
+    """How many bands have buckets."""
+    with source.reading() as reader:
+        found = buckets.load(reader, entry, catalog.state(reader, entry.number))
+    return 0 if found is None else found.bands.count
 
 
 def _draft(
@@ -341,10 +375,10 @@ def check_kind(wanted: object, metric: object) -> None:
     """Raise SpecError if a collection of this metric cannot have this kind of index."""
     if not isinstance(wanted, str) or wanted not in index.KINDS:
         raise SpecError(f"index={show(wanted)} is unknown; use one of {', '.join(index.KINDS)}")
-    if metric == "hamming" and wanted not in ("auto", "flat"):
+    if metric == "hamming" and wanted == "ivf":
         raise SpecError(
-            f"index={wanted!r} is not there for metric 'hamming' yet, which compares all rows; use"
-            " 'flat' or 'auto'"
+            "index='ivf' is not there for metric 'hamming', whose vectors have no codes; use 'hash'"
+            " (buckets), or 'flat' or 'auto' (all rows are compared)"
         )
 
 
@@ -387,6 +421,9 @@ def reindex(
         lambda txn: set_kind(txn, catalog.read(txn, number, uid), wanted, draft), timeout
     )
     tell(1.0)
+    if entry.spec.metric == "hamming":
+        bands = _bands(source, entry)
+        return {"trained": bands > 0, "calibrated": False, "lists": bands}
     lists = 0 if draft is None else int((~draft.model.closed).sum())
     return {"trained": draft is not None, "calibrated": draft is not None, "lists": lists}
 
@@ -394,16 +431,19 @@ def reindex(
 def set_kind(txn: Transaction, entry: Entry, wanted: Kind, draft: Draft | None = None) -> None:
     """Write what kind of index a collection is to have, in place of whatever index it has.
 
-    Codes in row order, and the bytes of a flat index, are there at once, of all rows; lists if
-    there is a draft of them.
+    Codes in row order, buckets of binary vectors, and the bytes of a flat index, are there at once,
+    of all rows; lists if there is a draft of them.
     """
     state = catalog.state(txn, entry.number)
-    if draft is None and wanted == "hash":
+    binary = entry.spec.metric == "hamming"
+    if draft is None and wanted == "hash" and not binary:
         draft = training.untrained(entry)
     if draft is not None:
         ivf.write(txn, entry, state, wanted, draft)
+    elif binary and wanted == "hash":
+        buckets.make(txn, entry, state, wanted)
     else:
-        ivf.clear(txn, entry.number)
+        index.clear(txn, entry.number)
         with_bytes = wanted == "flat" and rounding.suits(entry.spec)
         if with_bytes:
             _round(txn, entry, state)

@@ -29,6 +29,7 @@ def plan(
     recall: Recall,
     wanted: int,
     budgets: dict[str, Any] | None,
+    buckets: bool = False,
 ) -> tuple[Plan, Budget | None]:
     """Choose how to search.
 
@@ -39,6 +40,7 @@ def plan(
         recall: The share of the true neighbours that the caller wants, or "exact".
         wanted: How many rows.
         budgets: What the calibration of the index found; None if there is none to use.
+        buckets: Whether there are buckets of binary vectors to use.
 
     Returns:
         The plan, and the budget of a search through the index.
@@ -46,6 +48,8 @@ def plan(
     if allowed == 0:
         reason = "no record satisfies the filter" if filtered else "the collection is empty"
         return Plan(method="none", rows=rows, allowed=0, expected_recall=1.0, reason=reason), None
+    if buckets and allowed > FEW:
+        return _looking(rows, allowed), None
     large = wanted > min(LARGE_SHARE * allowed, LARGEST)
     if budgets is None or recall == "exact" or recall >= 1 or allowed <= FEW or large:
         why = "so large an answer is not worth looking for in the index"
@@ -76,6 +80,19 @@ def plan(
     )
 
 
+def instead(planned: Plan, recall: Recall) -> Plan:
+    """The plan of a search that was to look into buckets, and found too much to look at there."""
+    why = "more would have to be looked at in buckets"
+    return _exact(planned.rows, planned.allowed, recall, why)
+
+
+def _looking(rows: int, allowed: int) -> Plan:
+    reason = "rows whose bits nearly agree with a part of the query's are looked up, which is exact"
+    if allowed < rows:
+        reason += f"; the filter allows {allowed} of {rows} rows"
+    return Plan(method="buckets", rows=rows, allowed=allowed, expected_recall=1.0, reason=reason)
+
+
 def _exact(rows: int, allowed: int, recall: Recall, why: str | None) -> Plan:
     if allowed < rows:
         return Plan(
@@ -83,7 +100,8 @@ def _exact(rows: int, allowed: int, recall: Recall, why: str | None) -> Plan:
             rows=rows,
             allowed=allowed,
             expected_recall=1.0,
-            reason=f"the filter allows {allowed} of {rows} rows: each of them is compared",
+            reason=f"the filter allows {allowed} of {rows} rows: each of them is compared"
+            + ("" if why is None else f" ({why})"),
         )
     wish = "asked for" if recall == "exact" else f"more than the recall of {recall} asked for"
     if why is not None:

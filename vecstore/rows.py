@@ -9,7 +9,6 @@ is not zero; only the open block may have fewer than 64 rows.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +60,17 @@ def _read_live(reader: Reader, collection: int, blocks: int) -> Words:
 
 def members(words: Words) -> Rows:
     """The rows whose bits are set, ascending."""
-    return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+    some = np.flatnonzero(words)
+    inside = np.flatnonzero(np.unpackbits(words[some].view(np.uint8), bitorder="little"))
+    return inside if len(some) == len(words) else some[inside >> 6] * BLOCK_ROWS + (inside & 63)
+
+
+def distinct(values: Rows) -> Rows:
+    """Each value once, ascending; as np.unique, which imports numpy.ma for 12 ms."""
+    ordered = np.sort(values)
+    first = np.ones(len(ordered), bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
 
 
 def count(words: Words) -> int:
@@ -124,6 +133,25 @@ def runs(reader: Reader, collection: int, state: State, form: Form, blocks: Rows
         )
 
 
+class _Span:
+    """Some bytes of the map, as numpy takes them; a type of ctypes for each length is slow."""
+
+    __slots__ = ("__array_interface__",)
+
+    def __init__(self, address: int, length: int) -> None:
+        self.__array_interface__ = {
+            "data": (address, True),
+            "shape": (length,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+
+def window(address: int, length: int) -> NDArray[np.uint8]:
+    """View some bytes of the map, read-only; the view lives no longer than its snapshot."""
+    return np.asarray(_Span(address, length))
+
+
 def table(
     snapshot: Snapshot, collection: int, state: State, form: Form, blocks: Rows
 ) -> NDArray[np.uint64]:
@@ -165,7 +193,7 @@ def _map_run(addresses: NDArray[np.int64], blocks: Rows, rows: int, form: Form) 
     stride = int(addresses[1] - addresses[0]) if len(addresses) > 1 else 0
     first = int(addresses[0])
     length = int(addresses[-1]) - first + layout.HEADER.size + form.block_bytes(rows)
-    memory = memoryview((ctypes.c_char * length).from_address(first))
+    memory = window(first, length)
     at, b = layout.HEADER.size, len(addresses)
 
     def column(dtype: Any, place: int, *shape: int) -> NDArray[Any]:
@@ -217,13 +245,13 @@ def gather(
 def gather_packed(reader: Reader, collection: int, state: State, form: Form, rows: Rows) -> Block:
     """Copy orders (n,) and stored forms of some rows."""
     if isinstance(reader, Snapshot) and len(rows):
-        return _gather_mapped(reader, collection, state, form, rows)
+        return _Gathering(reader, collection, state, form, rows).block()
     n, scales = len(rows), None
     if form.code == layout.INT8:
         scales = np.empty(n, np.float32)
     packed = Packed(np.empty(n), np.empty((n, form.width), form.dtype), scales)
     orders = np.empty(n, np.uint64)
-    for block in _distinct(rows >> 6).tolist():
+    for block in distinct(rows >> 6).tolist():
         places = np.flatnonzero(rows >> 6 == block)
         inside = rows[places] & 63
         found = _read_held(reader, collection, state, block, form)
@@ -235,45 +263,57 @@ def gather_packed(reader: Reader, collection: int, state: State, form: Form, row
     return Block(orders, packed)
 
 
-def _gather_mapped(
+def gather_numbers(
     snapshot: Snapshot, collection: int, state: State, form: Form, rows: Rows
-) -> Block:
-    """Copy rows out of one window over the map that spans all their blocks."""
-    blocks, inside = rows >> 6, rows & 63
-    if (inside[blocks == state.open_block] >= state.open_rows).any():
-        raise CorruptionError(f"live: collection {collection} has a row beyond its open block")
-    found = table(snapshot, collection, state, form, _distinct(blocks))
-    starts = found[blocks].astype(np.int64) + layout.HEADER.size
-    base = int(starts.min())
-    length = int(starts.max()) - base + form.block_bytes(BLOCK_ROWS)
-    if state.open_block in blocks:
-        # That block may be the last one, and it is short.
-        ends = starts + form.vectors_at + (inside + 1) * form.row_bytes
-        length = int(ends.max()) - base
-    window = memoryview((ctypes.c_char * length).from_address(base))
-    starts -= base
+) -> NDArray[Any]:
+    """Copy the numbers alone, (n, width) in their stored form, of some rows, at least one."""
+    return _Gathering(snapshot, collection, state, form, rows).numbers()
 
-    def column(dtype: Any, place: int) -> NDArray[Any]:
+
+class _Gathering:
+    """Copies rows out of one window over the map that spans all their blocks."""
+
+    def __init__(
+        self, snapshot: Snapshot, collection: int, state: State, form: Form, rows: Rows
+    ) -> None:
+        blocks, inside = rows >> 6, rows & 63
+        if (inside[blocks == state.open_block] >= state.open_rows).any():
+            raise CorruptionError(f"live: collection {collection} has a row beyond its open block")
+        found = table(snapshot, collection, state, form, distinct(blocks))
+        starts = found[blocks].astype(np.int64) + layout.HEADER.size
+        base = int(starts.min())
+        length = int(starts.max()) - base + form.block_bytes(BLOCK_ROWS)
+        if state.open_block in blocks:
+            # That block may be the last one, and it is short.
+            ends = starts + form.vectors_at + (inside + 1) * form.row_bytes
+            length = int(ends.max()) - base
+        self._form, self._length, self._window = form, length, window(base, length)
+        self._starts, self._inside = starts - base, inside
+
+    def block(self) -> Block:
+        """All that there is of the rows."""
+        scales = None
+        if self._form.code == layout.INT8:
+            scales = self._column("<f4", layout.COLUMNS_BYTES)
+        norms = self._column("<f8", layout.ORDERS_BYTES)
+        return Block(self._column("<u8", 0), Packed(norms, self.numbers(), scales))
+
+    def numbers(self) -> NDArray[Any]:
+        """Their vectors in the stored form."""
+        form = self._form
+        # Every position of the window as the beginning of a vector.
+        size = form.dtype.itemsize
+        shape = (self._length // size - form.width + 1, form.width)
+        positions: NDArray[Any] = np.ndarray(shape, form.dtype, self._window, strides=(size, size))
+        starts = (self._starts + form.vectors_at) // size + self._inside * form.width
+        vectors: NDArray[Any] = positions[starts]
+        return vectors
+
+    def _column(self, dtype: Any, place: int) -> NDArray[Any]:
         size = np.dtype(dtype).itemsize
-        whole = np.frombuffer(window, dtype, length // size)
-        picked: NDArray[Any] = whole[(starts + place) // size + inside]
+        whole = np.frombuffer(self._window, dtype, self._length // size)
+        picked: NDArray[Any] = whole[(self._starts + place) // size + self._inside]
         return picked
-
-    # Every position of the window as the beginning of a vector.
-    size = form.dtype.itemsize
-    shape = (length // size - form.width + 1, form.width)
-    positions: NDArray[Any] = np.ndarray(shape, form.dtype, window, strides=(size, size))
-    vectors = positions[(starts + form.vectors_at) // size + inside * form.width]
-    scales = column("<f4", layout.COLUMNS_BYTES) if form.code == layout.INT8 else None
-    return Block(column("<u8", 0), Packed(column("<f8", layout.ORDERS_BYTES), vectors, scales))
-
-
-def _distinct(values: Rows) -> Rows:
-    """Each value once, ascending; as np.unique, which imports numpy.ma for 12 ms."""
-    ordered = np.sort(values)
-    first = np.ones(len(ordered), bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return ordered[first]
 
 
 # Writing

@@ -1,19 +1,22 @@
 """How is a query answered? The read path: resolve, plan, find, hydrate.
 
 Rows are found by comparing all that are allowed (`exact.py`) or through the index (`ann/`); in both
-cases their scores are exact, in float64, and equal ones stand in the order of the records.
+cases their scores are exact, in float64, and equal ones stand in the order of the records. The
+index of binary vectors (`ann/lookup.py`) misses none; it may say that comparing all is faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from vecstore import catalog, fields, layout, plain, planner, records, rows
-from vecstore.ann import engine, flat, index
+from vecstore.ann import bits, buckets, engine, flat, index, lookup
+from vecstore.ann.bits import BitComparison
 from vecstore.ann.flat import Comparison
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
@@ -69,6 +72,11 @@ class Request:
         """Whether whole vectors are compared, from the best hit on: what an index can answer."""
         return self.after is None and self.dims is None
 
+    @property
+    def compares(self) -> bool:
+        """Whether all rows are to be compared, without an index."""
+        return self.recall == "exact" or self.recall >= 1 or not self.whole
+
 
 # Told each stage as it ends; after "search" too, how long each query's stages took.
 Lap = Callable[..., object]
@@ -86,16 +94,11 @@ def run(
     They are float32 (m, dim) that the metric can compare, or uint8 (m, dim / 8) under hamming; with
     `request.dims` as short as that says.
     """
-    made = _remembered(reader, entry, request, lap)
-    # An index is used by snapshots alone, and holds no bits.
-    if isinstance(made.job, Comparison):
-        if made.job.ready:
-            return _compared(reader, made, made.job, queries, request, lap)  # type: ignore[arg-type]
-    elif made.job is not None:
-        return _approximate(reader, made, made.job, queries, request, lap)  # type: ignore[arg-type]
-    if made.plan.method == "none":
-        return [Hits([], plan=made.plan, complete="exhausted") for _ in queries]
-    return _exact(reader, made, queries, request, lap)
+    return _find(reader, _remembered(reader, entry, request, lap), queries, request, lap)
+
+
+# How a snapshot searches otherwise than by numpy's comparison of all rows.
+Job = engine.Job | Comparison | BitComparison | lookup.Job
 
 
 def run_usual(reader: Reader, entry: Entry, query: Vectors, request: Request) -> Hits | None:
@@ -118,7 +121,7 @@ class _Preparation:
     state: State
     mask: Mask
     plan: Plan
-    job: engine.Job | Comparison | None
+    job: Job | None
     # The score of what has no distance, and ids by order.
     best: float
     known: dict[int, Id]
@@ -152,6 +155,7 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
     if lap is not None:
         lap("resolve")
     view = _view(reader, entry, request, state)
+    found = _buckets(reader, entry, request, state)
     plan, budget = planner.plan(
         rows=state.records,
         allowed=mask.count,
@@ -159,13 +163,17 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
         recall=request.recall,
         wanted=request.offset + request.k,
         budgets=None if view is None else view.index.budgets,
+        buckets=found is not None,
     )
-    job: engine.Job | Comparison | None = None
+    job: Job | None = None
     wanted = min(request.offset + request.k, mask.count)
     if view is not None and budget is not None:
         job = engine.Job(entry, state, view, mask.words, wanted, budget)
-    elif request.after is None and request.dims is None:
-        job = flat.comparison(reader, entry, state, mask.words, wanted)
+    elif found is not None and plan.method == "buckets":
+        job = lookup.Job(reader, entry, state, found, mask, wanted)
+    elif request.whole:
+        compare = bits.comparison if entry.spec.metric == "hamming" else flat.comparison
+        job = compare(reader, entry, state, mask.words, wanted)
     if lap is not None:
         lap("plan")
     best = 1.0 if entry.spec.metric == "cosine" else 0.0
@@ -175,11 +183,39 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
 
 def _view(reader: Reader, entry: Entry, request: Request, state: State) -> engine.View | None:
     """The index as this search may use it; it is not read for one that compares all."""
-    exact = request.recall == "exact" or request.recall >= 1
-    if exact or not request.whole or not isinstance(reader, Snapshot):
+    if request.compares or not isinstance(reader, Snapshot):
         return None
     found = index.load(reader, entry, state)
     return None if found is None else engine.view(reader, entry, state, found)
+
+
+def _buckets(
+    reader: Reader, entry: Entry, request: Request, state: State
+) -> buckets.Buckets | None:
+    """The buckets of binary vectors as this search may use them; read as the index is."""
+    if request.compares or not isinstance(reader, Snapshot):
+        return None
+    return buckets.load(reader, entry, state)
+
+
+def _find(
+    reader: Reader,
+    made: _Preparation,
+    queries: Vectors | Bits,
+    request: Request,
+    lap: Lap | None,
+) -> list[Hits]:
+    """Answer queries as was prepared; jobs are of snapshots alone, and each of its own vectors."""
+    match made.job:
+        case engine.Job() as job:
+            return _approximate(reader, made, job, queries, request, lap)  # type: ignore[arg-type]
+        case lookup.Job() as job:
+            return _looked_up(reader, made, job, queries, request, lap)  # type: ignore[arg-type]
+        case Comparison() | BitComparison() as job if job.ready:
+            return _compared(reader, made, job, queries, request, lap)  # type: ignore[arg-type]
+    if made.plan.method == "none":
+        return [Hits([], plan=made.plan, complete="exhausted") for _ in queries]
+    return _exact(reader, made, queries, request, lap)
 
 
 def _exact(
@@ -192,9 +228,7 @@ def _exact(
     """Compare every allowed row."""
     entry, state, found = made.entry, made.state, []
     kind = ExactBits if entry.spec.metric == "hamming" else Exact
-    step = max(1, SCORES_BYTES // (8 * BLOCK_ROWS * state.blocks))
-    for at in range(0, len(queries), step):
-        part = queries[at : at + step]
+    for part in _slices(queries, state):
         search = kind(reader, entry, state, made.mask, part, request.dims)
         if lap is not None:
             lap("scan")
@@ -205,6 +239,50 @@ def _exact(
                 lap("settle")
             found.append(_hits(reader, made, request, lap, scores, orders, places))
     return found
+
+
+def _slices(queries: Vectors | Bits, state: State) -> Iterator[Vectors | Bits]:
+    """Some queries at a time, whose scores do not take too much memory."""
+    step = max(1, SCORES_BYTES // (8 * BLOCK_ROWS * state.blocks))
+    for at in range(0, len(queries), step):
+        yield queries[at : at + step]
+
+
+def _looked_up(
+    reader: Snapshot,
+    made: _Preparation,
+    job: lookup.Job,
+    queries: Bits,
+    request: Request,
+    lap: Lap | None,
+) -> list[Hits]:
+    """Look into buckets, and compare all rows where that is faster."""
+    radius = made.entry.spec.dim
+    if request.min_score is not None:
+        # Within -1 bits there is nothing.
+        radius = max(-1, min(radius, math.floor(-request.min_score)))
+    found = [
+        one
+        for part in _slices(queries, made.state)
+        for one in job.search(reader, part, radius)  # type: ignore[arg-type]
+    ]
+    if lap is not None:
+        lap("buckets")
+    left = [number for number, one in enumerate(found) if one is None]
+    compared: Iterator[Hits] = iter(())
+    if left:
+        plan = planner.instead(made.plan, request.recall)
+        instead = replace(made, plan=plan, job=job.comparison)
+        compared = iter(_find(reader, instead, queries[left], request, lap))
+    answers = []
+    for one in found:
+        if one is None:
+            answers.append(next(compared))
+            continue
+        scores, orders = (0.0 - one.bits).tolist(), one.orders.tolist()
+        counts = [one.buckets, one.scanned, 0, one.compared]
+        answers.append(_hits(reader, made, request, lap, scores, orders, None, counts))
+    return answers
 
 
 def _approximate(
@@ -247,13 +325,13 @@ def _answer(
 def _compared(
     reader: Snapshot,
     made: _Preparation,
-    job: Comparison,
-    queries: Vectors,
+    job: Comparison | BitComparison,
+    queries: Vectors | Bits,
     request: Request,
     lap: Lap | None,
 ) -> list[Hits]:
-    """Compare every allowed row by its bytes, and what these cannot rule out by its vector."""
-    found = job.search(reader, queries, request.threads)
+    """Compare every allowed row with compiled code."""
+    found = job.compare(reader, queries, request.threads)  # type: ignore[arg-type]
     if lap is not None:
         lap("search", found.stats)
     answers = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vecstore import index_layout, rows
-from vecstore.ann import index
+from vecstore.ann import buckets, index
 from vecstore.catalog import Entry
 from vecstore.index_layout import NO_LIST
 from vecstore.layout import BLOCK_ROWS, CODE_BLOCK, HEADER, LIST, State
@@ -17,7 +17,7 @@ PAGE_HEAD = 16
 
 
 def tiers(reader: Reader, entry: Entry, state: State) -> dict[str, dict[str, int]]:
-    """Bytes of each tier: "full" (vectors), "rounded" (a flat index), "lists", "tail".
+    """Bytes of each tier: "full" (vectors), "rounded" (a flat index), "lists" (or bands), "tail".
 
     Of each how many its values take ("values"), and how many more the pages that these lie on
     ("unused"). All are known from how many rows each value is of.
@@ -39,6 +39,9 @@ def tiers(reader: Reader, entry: Entry, state: State) -> dict[str, dict[str, int
         tail = held[index.tail(found, alive)]
         sizes["lists"] = [shape.bytes_of(LIST, count) for count in lists.tolist()]
         sizes["tail"] = [shape.bytes_of(CODE_BLOCK, count) for count in tail.tolist()]
+    bits = buckets.load(reader, entry, state)
+    if bits is not None:
+        sizes["lists"] = bits.bytes_of()
     return {name: _tier(sizes.get(name, []), page) for name in TIERS}
 
 

@@ -100,7 +100,7 @@ def test_the_bits_of_listed_blocks_fit_any_number_of_blocks(memory, count: int, 
     memory.writing(lambda txn: index.save_listed(txn, entry.number, listed))
 
     with memory.reading() as reader:
-        more = index._read_listed(reader, entry.number, count + 20)
+        more = index.read_listed(reader, entry.number, count + 20)
     assert more[:count].tolist() == listed.tolist()
     assert not more[count:].any()
     memory.drop("points")
@@ -113,7 +113,7 @@ def test_fewer_blocks_than_there_are_listed_are_damage(memory) -> None:
         memory.reading() as reader,
         pytest.raises(vecstore.CorruptionError, match="beyond the last"),
     ):
-        index._read_listed(reader, entry.number, blocks - 8)
+        index.read_listed(reader, entry.number, blocks - 8)
 
 
 def test_the_tail_is_what_lives_and_is_not_listed(memory) -> None:

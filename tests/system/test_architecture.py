@@ -187,6 +187,7 @@ def test_kinds_and_dtypes_are_those_of_the_layout():
     text = {row[0]: row[3] for row in header}
 
     kinds = ["full block", "live part", "list", "code block", "list part", "bundle", "byte block"]
+    kinds.append("band")
     dtypes = ["float32", "bits", "float16", "int8", "uint32"]
     for field, names in (("kind", kinds), ("dtype", dtypes)):
         known = {getattr(layout, name.replace(" ", "_").upper()): name for name in names}

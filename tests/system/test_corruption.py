@@ -21,6 +21,7 @@ import pytest
 
 import vecstore
 from vecstore import CorruptionError, FormatError, layout
+from vecstore.ann import buckets
 from vecstore.store import Store
 
 PAGE = 4096
@@ -32,7 +33,10 @@ READER = """
     import json, sys
     import numpy as np
     import vecstore
-    from vecstore.ann import compiled
+    from vecstore.ann import compiled, lookup
+
+    # Binary vectors are looked up in their buckets, and not compared all.
+    lookup.START_COST, lookup.NUMPY_COSTS = 0.0, (1e9, 0.0)
 
     # Either of the two that search, and never the other one meanwhile.
     if sys.argv[1] == "compiled":
@@ -40,15 +44,19 @@ READER = """
     else:
         compiled.ready = lambda name: None
 
+    def search(c, query, **options):
+        query = query > 0 if c.spec.metric == "hamming" else query
+        return c.search(query, **options)
+
     def honest(c):
         # What is found is what an exact search finds, as far as it is found.
-        if c.name not in ("lists", "codes"):
+        if c.name not in ("lists", "codes", "bits"):
             return []
         queries = np.eye(8)[::2]
-        found = [c.search(query, k=9, include=()) for query in queries]
+        found = [search(c, query, k=9, include=()) for query in queries]
         assert all(len(set(hits.ids)) == len(hits) for hits in found), found
         # To compare all with all costs more than the rest of the reading together.
-        exact = c.search_many(queries[:2], k=1000, recall="exact", include=())
+        exact = [search(c, query, k=1000, recall="exact", include=()) for query in queries[:2]]
         for hits, right in zip(found, exact):
             scores = dict(zip(right.ids, right.scores))
             assert all(scores[hit.id] == hit.score for hit in hits), hits
@@ -65,12 +73,12 @@ READER = """
             db.close()
             return found
         content = []
-        for name in sorted({*db.collections()} & {"cosine", "l2", "lists", "codes"}):
+        for name in sorted({*db.collections()} & {"cosine", "l2", "lists", "codes", "bits"}):
             for work in (
                 lambda c: [repr((r.id, r.text, r.metadata, r.vector.tolist())) for r in
                            c.scan(include=("text", "metadata", "vector"))],
-                lambda c: [repr(hit.id) for hit in c.search(np.ones(8), k=5)],
-                lambda c: [repr(hit.id) for hit in c.search(np.ones(8), k=5, where={"n": 7})],
+                lambda c: [repr(hit.id) for hit in search(c, np.ones(8), k=5)],
+                lambda c: [repr(hit.id) for hit in search(c, np.ones(8), k=5, where={"n": 7})],
                 honest,
                 lambda c: [repr(record and record.id) for record in c.get(list(range(150)))],
                 lambda c: [repr(c.count()), repr(c.stats())],
@@ -110,7 +118,7 @@ def sound(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory):
-    """A file with lists, and with codes in row order."""
+    """A file with lists, with codes in row order, and with buckets of binary vectors."""
     path = tmp_path_factory.mktemp("indexed") / "indexed.vecstore"
     rng = np.random.default_rng(3)
     with vecstore.open(path) as db:
@@ -121,6 +129,13 @@ def indexed(tmp_path_factory):
             points.add(vectors=rng.normal(size=(90, 8)), ids=list(range(300, 390)))
             points.delete([*range(64, 100), *range(340, 350)])
             assert points.search(np.ones(8), k=5).plan.method == "index"
+        points = db.collection("bits", dim=8, metric="hamming", index="hash")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(buckets, "LEAST_ROWS", 1)
+            points.add(vectors=rng.integers(0, 256, (500, 1)), ids=list(range(500)))
+            points.optimize()
+        points.delete([*range(64, 100), *range(490, 495)])
+        assert points.stats()["lists"] == 1
         assert db.check() == []
     return path
 

@@ -28,7 +28,7 @@ from reference import Model, same_record
 
 import vecstore
 from vecstore import maintenance, planner
-from vecstore.ann import compiled
+from vecstore.ann import bits, buckets, compiled, lookup
 
 DIM = 8
 CENTRES = np.random.default_rng(5).normal(size=(12, DIM))
@@ -47,6 +47,11 @@ declared = st.fixed_dictionaries(
         "mrl": st.sampled_from([(), (4, DIM)]),
     }
 )
+# Binary vectors: on which sides of so many planes the others lie.
+PLANES = np.random.default_rng(6).normal(size=(DIM, 40))
+binary = st.fixed_dictionaries(
+    {"index": st.sampled_from(["auto", "flat", "hash"]), "metric": st.just("hamming")}
+)
 seeds = st.integers(0, 999)
 # First id and how many.
 spans = st.tuples(st.integers(0, IDS - 1), st.integers(1, 250))
@@ -63,6 +68,12 @@ def cloud(seed: int, count: int) -> np.ndarray:
     return (near + (0.3 if seed % 5 else 0.0) * rng.normal(size=near.shape)).astype(np.float32)
 
 
+def vectors_of(model: Model, seed: int, count: int) -> np.ndarray:
+    """Vectors as a collection takes them."""
+    found = cloud(seed, count)
+    return np.packbits(found @ PLANES > 0, axis=1) if model.metric == "hamming" else found
+
+
 class IndexMachine(RuleBasedStateMachine):
     """One file with two collections; models hold the truth."""
 
@@ -70,7 +81,7 @@ class IndexMachine(RuleBasedStateMachine):
     # To check a file costs more than most steps: not again where the last one changed nothing.
     only_read = False
 
-    @initialize(memory=st.booleans(), numpy=st.booleans(), first=declared, second=declared)
+    @initialize(memory=st.booleans(), numpy=st.booleans(), first=declared, second=declared | binary)
     def begin(self, memory: bool, numpy: bool, first: Any, second: Any) -> None:
         self.patch = pytest.MonkeyPatch()
         # So that lists come, grow and are trained anew among hundreds of records.
@@ -79,6 +90,12 @@ class IndexMachine(RuleBasedStateMachine):
         self.patch.setattr(maintenance, "BACKLOG", 60)
         self.patch.setattr(maintenance, "BACKLOG_EACH", 1)
         self.patch.setattr(planner, "FEW", 20)
+        self.patch.setattr(buckets, "LEAST_ROWS", 64)
+        # Of so few rows all would be compared, and by numpy.
+        self.patch.setattr(bits, "LEAST_ROWS", 200)
+        self.patch.setattr(lookup, "COMPILED_COSTS", (10_000.0, 0.0))
+        self.patch.setattr(lookup, "START_COST", 0.0)
+        self.patch.setattr(lookup, "NUMPY_COSTS", (10_000.0, 0.0))
         if numpy:
             self.patch.setattr(compiled, "ready", lambda name: None)
         else:
@@ -89,9 +106,13 @@ class IndexMachine(RuleBasedStateMachine):
         self.views: list[vecstore.View] = []
         self.models: dict[str, Model] = {}
         for name, spec in (("one", first), ("other", second)):
-            self.db.collection(name, dim=DIM, **spec)
-            self.models[name] = Model(DIM, spec["metric"], precision=spec["precision"])
+            self.make(name, spec)
             self.put(name, 0, START, 1)
+
+    def make(self, name: str, spec: dict[str, Any]) -> None:
+        dim = PLANES.shape[1] if spec["metric"] == "hamming" else DIM
+        precision = self.db.collection(name, dim=dim, **spec).spec.precision
+        self.models[name] = Model(dim, spec["metric"], precision=precision)
 
     def pick(self, name: str) -> tuple[vecstore.Collection, Model]:
         return self.db.collection(name), self.models[name]
@@ -100,7 +121,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     def put(self, name: str, first: int, count: int, seed: int) -> None:
         collection, model = self.pick(name)
-        keys, vectors = [*range(first, first + count)], cloud(seed, count)
+        keys, vectors = [*range(first, first + count)], vectors_of(model, seed, count)
         metadata = [{"n": key, "third": key % 3} for key in keys]
         assert collection.upsert(vectors=vectors, ids=keys, metadata=metadata) == keys
         for key, vector, values in zip(keys, vectors, metadata, strict=True):
@@ -118,7 +139,7 @@ class IndexMachine(RuleBasedStateMachine):
             return
         given: dict[str, Any] = {
             "metadata": [{"third": seed % 3}] * len(keys),
-            "vector": cloud(seed, len(keys)),
+            "vector": vectors_of(model, seed, len(keys)),
         }
         collection.update(keys, **{what: given[what]})
         for key, value in zip(keys, given[what], strict=True):
@@ -147,17 +168,20 @@ class IndexMachine(RuleBasedStateMachine):
         self, name: str, span: tuple[int, int], seed: int, kind: str | None, fails: bool
     ) -> None:
         before = {each: model.copy() for each, model in self.models.items()}
-        query = cloud(seed, 1)[0]
+        query = vectors_of(self.models[name], seed, 1)[0]
         try:
             with self.db.transaction():
                 self.put(name, *span, seed)
                 self.delete(name, (span[0] // 2, 40))
                 if kind is not None:
                     self.db.drop(name)
-                    spec = {"metric": self.models[name].metric, "index": kind}
-                    precision = self.models[name].precision
-                    self.db.collection(name, dim=DIM, precision=precision, **spec)
-                    self.models[name].rows.clear()
+                    former = self.models[name]
+                    spec = {"metric": former.metric, "index": kind}
+                    if former.metric == "hamming":
+                        spec["index"] = "hash"
+                    else:
+                        spec["precision"] = former.precision
+                    self.make(name, spec)
                     self.put(name, 0, START, seed)
                 self.check_search(*self.pick(name), query, 7)
                 if fails:
@@ -169,7 +193,11 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(name=names, kind=kinds)
     def reindex(self, name: str, kind: str) -> None:
-        collection, _ = self.pick(name)
+        collection, model = self.pick(name)
+        if model.metric == "hamming" and kind == "ivf":
+            with pytest.raises(vecstore.SpecError, match="use 'hash'"):
+                collection.reindex(kind)
+            return
         report = collection.reindex(kind)
         assert collection.stats()["index"] == kind
         assert collection.stats()["lists"] == report["lists"]
@@ -210,13 +238,19 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(name=names, seed=seeds, k=st.integers(1, 60), where=wheres)
     def search(self, name: str, seed: int, k: int, where: Any) -> None:
-        self.check_search(*self.pick(name), cloud(seed, 1)[0], k, where)
+        collection, model = self.pick(name)
+        query = vectors_of(model, seed, 1)[0]
+        self.check_search(collection, model, query, k, where)
+        if model.metric == "hamming":
+            radius = seed % (model.dim + 1)
+            hits = collection.search(query, k, where=where, min_score=-radius)
+            model.check(hits, query, k, where=where, min_score=-radius)
         self.only_read = True
 
     @rule(name=names, seed=seeds, k=st.integers(1, 20), where=wheres)
     def search_many(self, name: str, seed: int, k: int, where: Any) -> None:
         collection, model = self.pick(name)
-        queries = cloud(seed, 20)
+        queries = vectors_of(model, seed, 20)
         found = collection.search_many(queries, k, where=where, threads=2, recall=0.9)
         for query, hits in zip(queries, found, strict=True):
             model.check_near(hits, query, k, where=where)
@@ -234,7 +268,8 @@ class IndexMachine(RuleBasedStateMachine):
     def search_in_a_snapshot(self, pair: Any, name: str, seed: int) -> None:
         view, models = pair
         if view in self.views:
-            self.check_search(view.collection(name), models[name], cloud(seed, 1)[0], 9)
+            query = vectors_of(models[name], seed, 1)[0]
+            self.check_search(view.collection(name), models[name], query, 9)
         self.only_read = True
 
     @rule(pair=consumes(snapshots))

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from vecstore import index_layout, layout, plain, rows
 from vecstore.ann import compiled, index
-from vecstore.ann.engine import METRICS, Calls, Shared
+from vecstore.ann.engine import METRICS, Calls, Found, Shared
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.layout import BLOCK_ROWS, BYTE_TIER, State
 from vecstore.rows import Words
 from vecstore.store import Reader, Snapshot
+from vecstore.vectors import Vectors
 
 # Less is compared by numpy before numba is imported.
 LEAST_BYTES = 8 << 20
@@ -57,6 +58,10 @@ class Comparison(Calls):
     def ready(self) -> bool:
         """Whether the kernel is there."""
         return compiled.ready(self.kernel) is not None
+
+    def compare(self, snapshot: Snapshot, queries: Vectors, threads: int) -> Found:
+        """As `search`."""
+        return self.search(snapshot, queries, threads)
 
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
         """As `Calls.fill`; the bytes of all blocks are needed."""

@@ -7,6 +7,7 @@ their own transaction. A listed block that died keeps its number until no list n
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,18 +83,29 @@ def mendable() -> Iterator[None]:
 @mendable()
 def kind(reader: Reader, number: int) -> Kind:
     """The kind of index that was asked for."""
-    plan = _read_plan(reader, number)
+    plan = read_plan(reader, number)
     return "auto" if plan is None else plan["kind"]
 
 
 def keeps_bytes(reader: Reader, entry: Entry) -> bool:
     """Whether the vectors of a collection are there as bytes too, as flat indexes keep them."""
-    plan = _read_plan(reader, entry.number)
+    plan = read_plan(reader, entry.number)
     return plan is not None and plan["kind"] == "flat" and plan.get("bytes") is True
 
 
-def _read_plan(reader: Reader, number: int) -> dict[str, Any] | None:
-    """What an index was planned to be; None if nobody cared."""
+def read_plan(
+    reader: Reader, number: int, check: Callable[[dict[str, Any]], object] | None = None
+) -> dict[str, Any] | None:
+    """What an index was planned to be; None if nobody cared.
+
+    Args:
+        reader: Where to read.
+        number: The collection's number.
+        check: Called with the plan of an index that is there; raises an error if it is none.
+
+    Raises:
+        CorruptionError: It is damaged, or failed the check.
+    """
     where = f"index: plan of collection {number}"
     value = reader.get("index", index_layout.index_key(number, PLAN))
     if value is None:
@@ -101,9 +113,9 @@ def _read_plan(reader: Reader, number: int) -> dict[str, Any] | None:
     plan = layout.unpack_meta(value, where)
     if plan.get("kind") not in KINDS:
         raise CorruptionError(f"{where}: {plan.get('kind')!r} is no kind of index")
-    if plan.get("edition") is not None:
+    if plan.get("edition") is not None and check is not None:
         try:
-            _check_plan(plan)
+            check(plan)
         except (KeyError, ValueError, TypeError) as error:
             raise CorruptionError(f"{where}: cannot be read: {error!r}") from error
     return plan
@@ -128,7 +140,7 @@ def _check_plan(plan: dict[str, Any]) -> None:
 
 @mendable()
 def load(reader: Reader, entry: Entry, state: State) -> Index | None:
-    """The index of a collection, or None while it has none."""
+    """The index of a collection, or None while it has none; of binary vectors see `buckets`."""
     if not isinstance(reader, Snapshot):
         return _load(reader, entry, state, _known_model)
     key = ("index", entry.number)
@@ -146,7 +158,9 @@ def load_anew(reader: Reader, entry: Entry, state: State) -> Index | None:
 def _load(
     reader: Reader, entry: Entry, state: State, model: Callable[[Reader, Entry, bytes], Model]
 ) -> Index | None:
-    plan = _read_plan(reader, entry.number)
+    if entry.spec.metric == "hamming":
+        return None
+    plan = read_plan(reader, entry.number, _check_plan)
     if plan is None or plan.get("edition") is None:
         return None
     return Index(
@@ -156,7 +170,7 @@ def _load(
         plan["arrived"],
         plan["budgets"],
         model(reader, entry, plan["edition"]),
-        _read_listed(reader, entry.number, state.blocks),
+        read_listed(reader, entry.number, state.blocks),
     )
 
 
@@ -187,7 +201,8 @@ def _read_model(reader: Reader, entry: Entry, edition: bytes) -> Model:
     return found
 
 
-def _read_listed(reader: Reader, number: int, blocks: int) -> NDArray[np.bool_]:
+def read_listed(reader: Reader, number: int, blocks: int) -> NDArray[np.bool_]:
+    """Which blocks' rows are in lists, bool (blocks,)."""
     where = f"index: listed blocks of collection {number}"
     value = reader.get("index", index_layout.index_key(number, LISTED))
     data = b"" if value is None else layout.unpack_checked(value, where)
@@ -205,6 +220,19 @@ def tail(index: Index, alive: Words) -> NDArray[np.int64]:
 
 
 # Writing
+
+
+def edition() -> bytes:
+    """A new name for an index."""
+    return os.urandom(8)
+
+
+def clear(txn: Transaction, number: int) -> None:
+    """Delete the index of a collection and the wish for one, whatever state they are in."""
+    txn.delete_prefix("lists", layout.collection_key(number))
+    for tier in (CODE_TIER, BYTE_TIER):
+        txn.delete_prefix("tiers", layout.tier_prefix(number, tier))
+    txn.delete_prefix("index", layout.collection_key(number))
 
 
 def save_plan(txn: Transaction, number: int, index: Index) -> None:
@@ -389,8 +417,4 @@ class IndexedRows(RowWriter):
             save_block_codes(self._txn, self._collection, model, block, part)
 
     def _taken(self, words: Words) -> NDArray[np.bool_]:
-        taken = super()._taken(words)
-        if self._index is not None:
-            listed = self._index.listed
-            taken[: len(listed)] |= listed
-        return taken
+        return super()._taken(words) | read_listed(self._txn, self._collection, len(words))

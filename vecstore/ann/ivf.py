@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +23,7 @@ from vecstore.ann.model import Model
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.index_layout import NO_LIST
-from vecstore.layout import BLOCK_ROWS, BYTE_TIER, CODE_TIER, NO_BLOCK, PART_ROWS, State
+from vecstore.layout import BLOCK_ROWS, CODE_TIER, NO_BLOCK, PART_ROWS, State
 from vecstore.store import Snapshot, Transaction
 from vecstore.vectors import Vectors
 
@@ -39,11 +38,6 @@ GATHERED_AT_ONCE = 8192
 def lists_for(count: int) -> int:
     """How many lists suit so many rows."""
     return max(1, min(65_536, round(4.8 * math.sqrt(count)), count // 8))
-
-
-def edition() -> bytes:
-    """A new name for a model."""
-    return os.urandom(8)
 
 
 # Building
@@ -90,7 +84,7 @@ def write(txn: Transaction, entry: Entry, state: State, kind: index.Kind, draft:
     Blocks that have changed since the draft was made stay in the tail.
     """
     number, model = entry.number, draft.model
-    clear(txn, number)
+    index.clear(txn, number)
     alive = rows.live(txn, number, state)
     same = np.zeros(state.blocks, bool)
     kept = draft.blocks < state.blocks
@@ -106,7 +100,7 @@ def write(txn: Transaction, entry: Entry, state: State, kind: index.Kind, draft:
     column = np.full(state.blocks * BLOCK_ROWS, NO_LIST, np.uint32)
     _write_lists(txn, number, draft, np.flatnonzero(inside), column)
     listed = index.blocks_listed(column)
-    made = Index(kind, edition(), draft.count, 0, dict(draft.budgets), model, listed)
+    made = Index(kind, index.edition(), draft.count, 0, dict(draft.budgets), model, listed)
     # A part that names no list need not be there.
     parts = np.unique(np.flatnonzero(column != NO_LIST) // PART_ROWS)
     index.save_lists_of_rows(txn, number, column, parts)
@@ -142,14 +136,6 @@ def _code_tail(
         vectors = gather(txn, entry, state, numbers)
         found = made.model.encode(vectors, None, numbers.astype(np.uint32))
         index.save_block_codes(txn, entry.number, made.model, block, found)
-
-
-def clear(txn: Transaction, number: int) -> None:
-    """Delete the index of a collection and the wish for one, whatever state they are in."""
-    txn.delete_prefix("lists", layout.collection_key(number))
-    for tier in (CODE_TIER, BYTE_TIER):
-        txn.delete_prefix("tiers", layout.tier_prefix(number, tier))
-    txn.delete_prefix("index", layout.collection_key(number))
 
 
 def _bits(words: rows.Words) -> NDArray[np.bool_]:
@@ -348,7 +334,7 @@ class _Upkeep:
         arrived = self.index.arrived + self.arrived
         made = replace(self.index, model=model, listed=listed, arrived=arrived)
         if model is not self.index.model:
-            made = replace(made, edition=edition())
+            made = replace(made, edition=index.edition())
             index.save_model(self.txn, number, made)
         index.save_lists_of_rows(self.txn, number, self.column, np.array(sorted(self.parts), int))
         index.save_listed(self.txn, number, listed)

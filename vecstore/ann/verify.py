@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore import index_layout, layout, rows
-from vecstore.ann import codes, index, rounding
+from vecstore.ann import buckets, codes, index, rounding
+from vecstore.ann.buckets import Buckets
 from vecstore.ann.codes import Codes
 from vecstore.ann.index import Index
 from vecstore.ann.model import Model
@@ -61,8 +62,13 @@ def verify(reader: Reader, report: Report, entry: Entry, state: State, alive: Wo
     """
     where, found = f"index of collection {entry.spec.name!r}", None
     with report.guard(where):
+        bits = None
+        if entry.spec.metric == "hamming":
+            bits = buckets.load_anew(reader, entry, state)
         found = index.load_anew(reader, entry, state)
-        if found is None:
+        if bits is not None:
+            _BucketsCheck(reader, report, entry, state, alive, bits, where).run()
+        elif found is None:
             _check_absence(reader, report, entry.number, where)
         wanted = np.flatnonzero(alive) if index.keeps_bytes(reader, entry) else alive[:0]
         _check_bytes(reader, report, entry, state, set(wanted.tolist()))
@@ -260,6 +266,98 @@ class _IndexCheck:
             return found.take(slice(row & 63, (row & 63) + 1))
         found = index.read_list(self.reader, self.number, self.model, which)
         return found.take(np.flatnonzero(found.rows == row)[:1])
+
+
+class _BucketsCheck:
+    """The links between the buckets of binary vectors and the rows."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        report: Report,
+        entry: Entry,
+        state: State,
+        alive: Words,
+        found: Buckets,
+        where: str,
+    ) -> None:
+        self.reader, self.report, self.entry, self.state = reader, report, entry, state
+        self.number, self.found, self.alive, self.where = entry.number, found, alive, where
+        self.bands = found.bands
+        # The rows that the first band names, which all the others are to name.
+        self.named: NDArray[np.uint32] | None = None
+
+    def run(self) -> None:
+        """Check everything."""
+        open_block = self.state.open_block
+        if open_block != NO_BLOCK and self.found.listed[open_block]:
+            self._add(f"block {open_block} is open and in buckets (15)")
+        self._check_keys()
+        living = self.alive * self.found.listed
+        for band, numbers in buckets.columns(
+            self.reader, self.entry, self.state, living, self.bands
+        ):
+            with self.report.guard(self.where):
+                self._check_band(band, rows.members(living), numbers)
+
+    def _add(self, what: str) -> None:
+        self.report.add(self.where, what)
+
+    def _check_keys(self) -> None:
+        """There are the buckets of every band, and nothing else (9)."""
+        prefix = layout.collection_key(self.number)
+        expected = {
+            "index": {index_layout.index_key(self.number, name) for name in (PLAN, LISTED)},
+            "lists": {index_layout.list_key(self.number, band) for band in range(self.bands.count)},
+        }
+        for database, known in expected.items():
+            found = {key for key, _ in self.reader.items(database, prefix)}
+            for key in sorted(found ^ known):
+                state = "is missing" if key in known else "is not expected"
+                self._add(f"{database}: key {key.hex()} {state} (9)")
+        for key, _ in self.reader.items("tiers", layout.tier_prefix(self.number, CODE_TIER)):
+            self._add(f"tiers: key {key.hex()} is not expected (9)")
+
+    def _check_band(self, band: int, living: NDArray[np.intp], numbers: NDArray[np.uint16]) -> None:
+        """Buckets hold the rows of the listed blocks, once each, by their bits (15, 16)."""
+        value = self.reader.get("lists", index_layout.list_key(self.number, band))
+        if value is None:
+            return
+        width, where = int(self.bands.widths[band]), f"band {band}"
+        layout.verify_bulk(value, f"{where} of collection {self.number}")
+        index_layout.check_band(value, self.number, band, width, self.found.rows)
+        offsets, named = index_layout.split_band(value, width, self.found.rows)
+        edges = offsets.astype(np.int64)
+        if edges[0] != 0 or edges[-1] != len(named) or (np.diff(edges) < 0).any():
+            self._add(f"{where}: buckets do not lie one behind the other (16)")
+            return
+        ordered = np.sort(named)
+        if self.named is None:
+            self.named = ordered
+            self._check_named(where, ordered)
+        elif not np.array_equal(ordered, self.named):
+            self._add(f"{where} names other rows than the first band (15)")
+        # What each living row's bucket is by its bits, and by where it stands; -1 for nowhere.
+        stands = np.full(len(self.alive) * BLOCK_ROWS, -1)
+        inside = named < len(stands)
+        stands[named[inside]] = np.repeat(np.arange(1 << width), np.diff(edges))[inside]
+        wrong = living[stands[living] != numbers]
+        if len(wrong):
+            rows_ = f"{len(wrong)} rows, such as {wrong[0]}"
+            self._add(f"{where}: {rows_}, are not in their bucket (16)")
+
+    def _check_named(self, where: str, ordered: NDArray[np.uint32]) -> None:
+        """Rows that are named are of listed blocks, and named once; no such block has none (15)."""
+        if (ordered[1:] == ordered[:-1]).any():
+            self._add(f"{where} names a row twice (15)")
+        inside = ordered[ordered < len(self.alive) * BLOCK_ROWS]
+        if len(inside) < len(ordered):
+            self._add(f"{where} names row {ordered[-1]}, which is not (15)")
+        blocks = np.zeros(len(self.alive), bool)
+        blocks[inside >> 6] = True
+        for block in np.flatnonzero(blocks != self.found.listed)[:3].tolist():
+            state = "is listed and in no bucket" if self.found.listed[block] else "is not listed"
+            self._add(f"{where}: block {block} {state} (15)")
 
 
 def _differ(model: Model, vectors: Vectors, made: Codes, stored: Codes) -> NDArray[np.bool_]:

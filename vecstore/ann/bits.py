@@ -1,0 +1,78 @@
+"""How does a snapshot compare all binary rows at the machine's speed?
+
+The answers are those of `exact.ExactBits`, which answers while the kernel is not compiled.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore import plain, rows
+from vecstore.ann import compiled
+from vecstore.ann.engine import Calls, Found, Shared
+from vecstore.catalog import Entry
+from vecstore.layout import State
+from vecstore.rows import Words
+from vecstore.store import Reader, Snapshot
+from vecstore.vectors import Bits, as_words
+
+# Fewer are compared by numpy before numba is imported.
+LEAST_ROWS = 32_768
+# With fewer rows of each block on average, they are faster picked out.
+LEAST_A_BLOCK = 4
+# More are not held while rows are compared.
+MOST_WANTED = 2000
+
+
+class BitComparison(Calls):
+    """A way to compare all binary rows of one version of the file.
+
+    Args:
+        entry: The collection.
+        state: Its counters.
+        mask: uint64 (blocks,), the rows that may be found.
+        k: How many are wanted.
+    """
+
+    kernel: compiled.Name = "compare_bits"
+
+    def __init__(self, entry: Entry, state: State, mask: Words, k: int) -> None:
+        super().__init__(entry, state, k)
+        self._mask = mask
+        integers = np.zeros(plain.INTEGERS, np.int64)
+        integers[plain.DIM], integers[plain.K] = entry.spec.dim, k
+        self._integers = integers
+
+    @property
+    def ready(self) -> bool:
+        """Whether the kernel is there."""
+        return compiled.ready(self.kernel) is not None
+
+    def compare(self, snapshot: Snapshot, queries: Bits, threads: int) -> Found:
+        """Find the nearest rows; as `search`, with queries of uint8 (m, dim / 8)."""
+        return self.search(snapshot, as_words(queries).view(np.float32), threads)
+
+    def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
+        """As `Calls.fill`; all blocks with rows that may be found are needed."""
+        floats, table = np.zeros(0, np.float32), np.zeros(0, np.uint64)
+        matrix, signs = np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0), np.int8)
+        blocks = self.blocks(snapshot, np.flatnonzero(self._mask))
+        return (
+            *(self._integers, floats, floats, matrix, floats, signs, matrix, floats, floats),
+            *(np.zeros((0, 16), np.float32), table, blocks, table, np.zeros(0, np.int64)),
+            *(self._mask, table),
+        )
+
+
+def comparison(
+    reader: Reader, entry: Entry, state: State, mask: Words, wanted: int
+) -> BitComparison | None:
+    """How to compare the binary rows of a mask, if the kernel finds so many of them faster."""
+    binary = entry.spec.metric == "hamming" and isinstance(reader, Snapshot)
+    if not binary or not 0 < wanted <= MOST_WANTED:
+        return None
+    count = rows.count(mask)
+    if count < LEAST_ROWS or count < LEAST_A_BLOCK * np.count_nonzero(mask):
+        return None
+    return BitComparison(entry, state, mask, wanted)
