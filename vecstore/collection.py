@@ -23,7 +23,6 @@ from vecstore import (
     maintenance,
     records,
     rows,
-    search,
     space,
 )
 from vecstore.ann.index import Kind
@@ -35,7 +34,6 @@ from vecstore.handle import Handle
 from vecstore.hits import Audit, Explanation, Hit, Hits, Record
 from vecstore.planner import Recall
 from vecstore.records import Stored
-from vecstore.search import Request
 from vecstore.spec import Id, Include, check_id, is_id, show
 from vecstore.store import Reader, Transaction
 from vecstore.vectors import Bits, Vectors, as_queries, unpack, usual_query
@@ -579,25 +577,6 @@ class Collection(Handle):
         ready = ingest.encode(self._declared, batch, self._encoder)
         self._write(lambda txn, entry: write(txn, entry, ready), timeout)
         return ready.ids
-
-    def _search_usual(self, query: Vectors, request: Request) -> Hits | None:
-        """Search for a query whose numbers were not checked; None if it has to take the long way.
-
-        The index finds out what cannot be compared. To look for that before costs a tenth of a
-        search.
-        """
-        with self._source.reading() as reader:
-            found = search.run_usual(reader, self._entry(reader), query, request)
-        if found is not None:
-            self._remember(query, request)
-        return found
-
-    def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:
-        with self._source.reading() as reader:
-            found = search.run(reader, self._entry(reader), vectors, request)
-        # Not before: in a forked child a thread that is not there may hold the lock of the sample.
-        self._remember(vectors, request)
-        return found
 
     def _order_of(self, after: Id | Record | Hit | None) -> int:
         if after is None:

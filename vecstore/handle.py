@@ -8,10 +8,11 @@ from typing import Any, Protocol, TypeVar
 
 from numpy.typing import ArrayLike
 
-from vecstore import arguments, catalog, ingest
+from vecstore import arguments, catalog, ingest, search
 from vecstore.catalog import Entry
 from vecstore.encoders import Encoder
 from vecstore.errors import EncoderMismatchError, StoreError, UsageError, VecstoreError
+from vecstore.hits import Hits
 from vecstore.recent import Recent
 from vecstore.search import Request
 from vecstore.spec import CollectionSpec, show
@@ -129,6 +130,25 @@ class Handle:
         if self._declared.metric != "hamming":
             check_lengths(vectors, self._declared.metric, "query")
         return vectors
+
+    def _search_usual(self, query: Vectors, request: Request) -> Hits | None:
+        """Search for a query whose numbers were not checked; None if it has to take the long way.
+
+        The index finds out what cannot be compared. To look for that before costs a tenth of a
+        search.
+        """
+        with self._source.reading() as reader:
+            found = search.run_usual(reader, self._entry(reader), query, request)
+        if found is not None:
+            self._remember(query, request)
+        return found
+
+    def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:
+        with self._source.reading() as reader:
+            found = search.run(reader, self._entry(reader), vectors, request)
+        # Not before: in a forked child a thread that is not there may hold the lock of the sample.
+        self._remember(vectors, request)
+        return found
 
     def _remember(self, vectors: Vectors | Bits, request: Request) -> None:
         """Take queries into the sample; no index answers with parts of vectors, nor with bits."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vecstore import plain, rows
 from vecstore.ann import compiled
-from vecstore.ann.engine import Calls, Found, Shared
+from vecstore.ann.engine import Calls, Found, Shared, compared
 from vecstore.catalog import Entry
 from vecstore.layout import State
 from vecstore.rows import Words
@@ -55,14 +55,8 @@ class BitComparison(Calls):
 
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
         """As `Calls.fill`; all blocks with rows that may be found are needed."""
-        floats, table = np.zeros(0, np.float32), np.zeros(0, np.uint64)
-        matrix, signs = np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0), np.int8)
         blocks = self.blocks(snapshot, np.flatnonzero(self._mask))
-        return (
-            *(self._integers, floats, floats, matrix, floats, signs, matrix, floats, floats),
-            *(np.zeros((0, 16), np.float32), table, blocks, table, np.zeros(0, np.int64)),
-            *(self._mask, table),
-        )
+        return compared(self._integers, blocks, np.zeros(0, np.uint64), self._mask)
 
 
 def comparison(

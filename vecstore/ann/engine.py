@@ -254,6 +254,17 @@ class Calls(ABC):
         return rows.table(snapshot, self.entry.number, self.state, self.entry.form, wanted)
 
 
+def compared(
+    integers: NDArray[np.int64], blocks: NDArray[np.uint64], coded: NDArray[np.uint64], mask: Words
+) -> Shared:
+    """What calls that compare all rows share: few of the arrays of a frame, the others empty."""
+    floats, table = np.zeros(0, np.float32), np.zeros(0, np.uint64)
+    matrix, signs = np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0), np.int8)
+    patterns, tail = np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
+    learnt = integers, floats, floats, matrix, floats, signs, matrix, floats, floats, patterns
+    return (*learnt, table, blocks, coded, tail, mask, table)
+
+
 class Job(Calls):
     """A way to search one version of the file through its index.
 

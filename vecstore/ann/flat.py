@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vecstore import index_layout, layout, plain, rows
 from vecstore.ann import compiled, index
-from vecstore.ann.engine import METRICS, Calls, Found, Shared
+from vecstore.ann.engine import METRICS, Calls, Found, Shared, compared
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.layout import BLOCK_ROWS, BYTE_TIER, State
@@ -66,17 +66,7 @@ class Comparison(Calls):
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
         """As `Calls.fill`; the bytes of all blocks are needed."""
         blocks = self.blocks(snapshot, wanted if kind == plain.BLOCK else wanted[:0])
-        return self._shared(blocks, self._bytes(snapshot))
-
-    def _shared(self, blocks: NDArray[np.uint64], coded: NDArray[np.uint64]) -> Shared:
-        """The arrays of a frame; a comparison reads a few of them."""
-        floats, table = np.zeros(0, np.float32), np.zeros(0, np.uint64)
-        matrix, signs = np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0), np.int8)
-        return (
-            *(self._integers, floats, floats, matrix, floats, signs, matrix, floats, floats),
-            *(np.zeros((0, 16), np.float32), table, blocks, coded, np.zeros(0, np.int64)),
-            *(self._mask, table),
-        )
+        return compared(self._integers, blocks, self._bytes(snapshot), self._mask)
 
     @index.mendable()
     def _bytes(self, snapshot: Snapshot) -> NDArray[np.uint64]:
