@@ -119,6 +119,26 @@ def test_what_is_stored_with_few_bits_is_coded_at_unit_length(memory, precision,
     assert memory.check() == []
 
 
+def two_places(rng: np.random.Generator, count: int) -> np.ndarray:
+    return rng.normal(size=(count, DIM)) + 1000 * rng.integers(0, 2, (count, 1))
+
+
+@KINDS
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@METRICS
+def test_what_float32_cannot_tell_apart_is_not_promised(memory, precision, metric, kind) -> None:
+    compiled.compile_now()
+    collection = filled(two_places, 1500, memory, metric=metric, index=kind, precision=precision)
+    queries = asked(two_places, collection, QUERIES)
+    exact = collection.search_many(queries, recall="exact", include=())
+    found = collection.search_many(queries, include=())
+
+    shares = [
+        np.mean(hits.scores >= right.scores[-1]) for hits, right in zip(found, exact, strict=True)
+    ]
+    assert np.mean(shares) >= 0.94
+
+
 @METRICS
 def test_records_that_come_later_are_found_too(memory, metric: str) -> None:
     collection = filled(far_off, 2000, memory, metric=metric, index="ivf")

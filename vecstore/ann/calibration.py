@@ -42,6 +42,9 @@ REACH_ROUNDING, SLACK_ROUNDING = 0.0005, 0.03
 # Squares of lengths below this are lost in float32: nothing is expected then, so that searches do
 # without the index.
 SHORT = 1e-15
+# The same where the nearest rows differ by hardly more than what float32 rounds off, for so many
+# queries: as in clusters that lie far from each other.
+BLUR, BLURRED = 16 * np.finfo(np.float32).eps, 0.2
 GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 # Shares of the neighbours for which it is noted what they need: denser where few need much.
 GRID = np.concatenate([np.linspace(0, 0.98, 393), 1 - np.geomspace(0.0198, 0.0002, 64), [1.0]])
@@ -182,12 +185,23 @@ class _Truth:
         needed = np.divide(off, units, out=np.full_like(off, LOST), where=units > 0)
         needed[needed > FARTHEST] = LOST
         # A code with hardly a scale is right but for rounding, unless it is one of a prefix.
-        largest = np.abs(near.scores[:, :k]).max(axis=1)
-        if self.model.distances:
-            largest += self.whole**2
-        rounded = off <= ROUNDING * largest[:, None]
+        rounded = off <= ROUNDING * self.largest(k)[:, None]
         clipped: Floats = np.clip(needed, 0.0, np.where(rounded, MOST_SLACK, LOST))
         return clipped
+
+    def largest(self, k: int) -> Vectors:
+        """The largest number that the scores of the k nearest are made of, (queries,)."""
+        found: Vectors = np.abs(self.near.scores[:, :k]).max(axis=1)
+        return found + self.whole**2 if self.model.distances else found
+
+    def blurred(self, k: int) -> bool:
+        """Whether float32 rounds off what tells the k nearest of many queries apart."""
+        if k < 1:
+            return False
+        # Equal ones need not be told apart.
+        spread = self.near.scores[:, 0] - self.near.scores[:, k - 1]
+        lost = (spread > 0) & (spread < BLUR * self.largest(k))
+        return float(lost.mean()) > BLURRED
 
     def fine(self) -> float:
         """By how much fine codes are off at most, but for a few."""
@@ -291,6 +305,7 @@ def calibrate(
     truth.finish()
     short = bool(np.median(lengths(asked.queries - model.mean)) < SHORT)
     there = int(np.isfinite(truth.near.scores).sum(axis=1).min())
+    unknown = short or truth.blurred(min(10, there))
     ranks, far = _order(model, truth)
     gap = _choose_gap(truth, ranks, far, sizes, min(10, there))
     budgets: dict[str, Any] = {
@@ -306,7 +321,7 @@ def calibrate(
         rank = np.take_along_axis(ranks, near, 1)
         needed = np.log1p(rank) + gap * np.take_along_axis(far, near, 1)
         curve = _levels(needed, truth.slack(k), asked.first)
-        if short:
+        if unknown:
             curve = [[reach, slack, 0.0] for reach, slack, _ in curve]
         budgets["sizes"][str(k)] = curve
     return budgets
