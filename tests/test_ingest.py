@@ -302,6 +302,7 @@ def test_an_update_of_nothing_is_refused(points: Collection) -> None:
         ({"n": 1}, "dict {'n': 1}.*where="),
         (vecstore.F("n") == 1, "where="),
         (1.5, r"float 1\.5"),
+        (np.array(5), r"ndarray array\(5\)"),
         (True, "bool True"),
         (["a", None], "NoneType None"),
         (["a", 1.0], r"float 1\.0"),

@@ -906,6 +906,7 @@ def test_a_query_too_long_for_its_metric_is_refused() -> None:
         ({"include": "text"}, r"include='text' is a str"),
         ({"include": ("text", "texts")}, "include holds 'texts'"),
         ({"include": None}, "include=None"),
+        ({"include": np.array("text")}, r"include=array\('text', dtype='<U4'\) must be a tuple"),
         ({"include": [["text"]]}, r"include holds \['text'\]"),
         ({"include": (["text"],)}, r"include holds \['text'\]"),
         ({"after": "a"}, "after='a' must be a Hit"),

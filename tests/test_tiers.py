@@ -184,6 +184,9 @@ def test_a_schedule_may_come_as_any_pairs_of_whole_numbers(memory: Database, tie
     [
         (5, "tiers=5 is not a sequence of pairs"),
         ("42", "tiers='42' is not"),
+        ("", "tiers='' is not"),
+        ({}, "tiers={} is not"),
+        ({(4, 2)}, r"tiers={\(4, 2\)} is not"),
         (["42"], r"tiers=\['42'\] is not"),
         ((4, 2), r"tiers=\(4, 2\) is not .* as \(\(192, 2\),\)"),
         ({4: 2}, "tiers={4: 2} is not"),
@@ -232,3 +235,11 @@ def test_a_model_with_other_codes_than_stated_is_damage(path: Path) -> None:
         stated = replace(found, spec=replace(found.spec, tiers=((3, 1),)))
         db.writing(lambda txn: catalog._put(txn, stated))
         assert any("not (3, 1)" in problem.what for problem in db.check())
+
+
+@pytest.mark.parametrize("mrl", ["", "48", b"\4", {}, {4: 8}, {4, 8}, 4, [4.0], [[4]], np.array(4)])
+def test_prefix_lengths_are_a_sequence_of_whole_numbers(memory: Database, mrl: Any) -> None:
+    with pytest.raises(SpecError, match=r"mrl=.* is not a sequence of whole numbers"):
+        memory.collection("c", dim=8, mrl=mrl)
+    assert memory.collections() == []
+    assert memory.collection("c", dim=8, mrl=np.array([4, 8])).spec.mrl == (4, 8)

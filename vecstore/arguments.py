@@ -8,7 +8,7 @@ import numbers
 import operator
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from vecstore import filters
 from vecstore.errors import UsageError
@@ -29,10 +29,19 @@ def listed(ids: Id | Iterable[Id]) -> list[Any]:
     if is_id(ids):
         return [ids]
     # Bytes would be read as int ids, and a filter in the place of ids as the id of its field.
-    if isinstance(ids, bytes | bytearray | Mapping | Filter) or not isinstance(ids, Iterable):
+    if isinstance(ids, bytes | bytearray | Mapping | Filter) or not _has_items(ids):
         hint = "; a filter is given as where=" if isinstance(ids, Mapping | Filter) else ""
         raise UsageError(f"ids is {type(ids).__name__} {show(ids)}, not an id or a list{hint}")
     return list(ids)
+
+
+def _has_items(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether a value can be gone through; an array of no dimensions only looks as if it could."""
+    try:
+        iter(value)  # type: ignore[call-overload]  # refusing others is the point
+    except TypeError:
+        return False
+    return True
 
 
 def check_include(include: Iterable[Include]) -> frozenset[Include]:
@@ -40,7 +49,7 @@ def check_include(include: Iterable[Include]) -> frozenset[Include]:
     if not isinstance(include, tuple):
         if isinstance(include, str):
             raise UsageError(f"include={include!r} is a str; give a tuple such as ({include!r},)")
-        if not isinstance(include, Iterable):
+        if not _has_items(include):
             raise UsageError(f"include={show(include)} must be a tuple of {_INCLUDE_NAMES}")
         include = tuple(include)
     for name in include:

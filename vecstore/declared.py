@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from vecstore import encoders
 from vecstore.encoders import Encoder
 from vecstore.errors import EncoderMismatchError, SpecError
 from vecstore.spec import CollectionSpec, Metric, Precision, Tiers, show
+
+# They can be gone through too, but are no list of numbers.
+_NO_LISTS = (str, bytes, bytearray, Mapping, Set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ def _check_mrl(mrl: Sequence[int] | None) -> tuple[int, ...] | None:
         return None
     try:
         listed = list(mrl)
-        if not any(isinstance(size, bool) for size in listed):
+        if not isinstance(mrl, _NO_LISTS) and not any(isinstance(size, bool) for size in listed):
             return tuple(operator.index(size) for size in listed)
     except TypeError:
         pass
@@ -122,7 +125,8 @@ def _check_tiers(tiers: Iterable[Iterable[int]] | None) -> Tiers | None:
         return None
     try:
         listed = [tuple(pair) for pair in tiers]
-        if not any(isinstance(number, bool) for pair in listed for number in pair):
+        bools = any(isinstance(number, bool) for pair in listed for number in pair)
+        if not bools and not isinstance(tiers, _NO_LISTS):
             pairs = [tuple(operator.index(number) for number in pair) for pair in listed]
             return tuple((dims, bits) for dims, bits in pairs)
     except (TypeError, ValueError):
