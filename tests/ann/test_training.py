@@ -42,9 +42,47 @@ def test_a_draft_covers_the_living_rows(memory, metric: str) -> None:
     vectors = clusters(500)[draft.codes.rows]
     if metric == "cosine":
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert (draft.model.assign(vectors) == draft.lists).mean() > 0.99
+    # Rows of the open block are in no list, as they will be.
+    assert ((draft.lists == draft.model.lists) == (draft.codes.rows >= 448)).all()
+    listed = draft.codes.rows < 448
+    assert (draft.model.assign(vectors) == draft.lists)[listed].mean() > 0.99
     again = draft.model.encode(vectors, draft.lists, draft.codes.rows)
     assert (again.groups == draft.codes.groups).mean() > 0.999
+
+
+@pytest.mark.parametrize("count", [447, 448, 449])
+@pytest.mark.parametrize("more", [0, 1, 64])
+def test_a_block_that_was_open_in_training_stays_in_the_tail(memory, count, more) -> None:
+    filled(memory, count)
+    draft = train(memory)
+    points = memory.collection("points")
+    if more:
+        points.add(vectors=clusters(more, 5))
+    with memory.reading() as reader:
+        entry = catalog.find(reader, "points")
+    memory.writing(lambda txn: maintenance.set_kind(txn, entry, "ivf", draft))
+
+    assert memory.check() == []
+    assert points.stats()["lists"] == draft.model.lists
+    queries = clusters(20, 7)
+    near, true = (points.search_many(queries, recall=recall) for recall in (0.95, "exact"))
+    shares = [len({*a.ids} & {*b.ids}) / 10 for a, b in zip(near, true, strict=True)]
+    assert np.mean(shares) > 0.9
+
+
+def test_what_is_found_is_also_in_the_tail_under_dot(memory) -> None:
+    # Little of the queries tells rows apart; codes are off by the rest, those in the tail most.
+    vectors = np.ones((600, 16), np.float32)
+    vectors[:, 0] = np.arange(600) / 600
+    points = memory.collection("points", dim=16, metric="dot", index="flat")
+    points.add(vectors=vectors, ids=range(600))
+    points.reindex("ivf")
+    assert points.stats()["tail_rows"] == 24
+
+    for query in vectors[7::50]:
+        hits = points.search(query)
+        assert hits.plan.method == "index"
+        assert len({*hits.ids} & set(range(590, 600))) >= 9
 
 
 def test_training_again_gives_the_same_draft(memory) -> None:

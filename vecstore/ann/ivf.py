@@ -52,7 +52,7 @@ class Draft:
         budgets: Its calibration.
         blocks: Blocks whose rows it covers, ascending, and the checksums that they had.
         checksums: uint32, as many.
-        lists: The list of every living row of these blocks, (n,).
+        lists: The list of every living row of these blocks, (n,); the number of lists for none.
         codes: Their codes.
         count: Rows of the collection.
     """
@@ -95,7 +95,7 @@ def write(txn: Transaction, entry: Entry, state: State, kind: index.Kind, draft:
         same[state.open_block] = False
     living = _bits(alive)
     places = draft.codes.rows >> 6
-    inside = places < state.blocks
+    inside = (places < state.blocks) & (draft.lists < model.lists)
     inside[inside] = same[places[inside]] & living[draft.codes.rows[inside]]
     column = np.full(state.blocks * BLOCK_ROWS, NO_LIST, np.uint32)
     _write_lists(txn, number, draft, np.flatnonzero(inside), column)

@@ -266,11 +266,12 @@ def _code(
     blocks: NDArray[np.intp],
     progress: Progress,
 ) -> tuple[Codes, NDArray[np.intp]]:
-    """Codes and lists of all rows."""
+    """Codes and lists of all rows; those of the open block are in none, as they will be."""
     found, placed = [codes.empty(model.groups, model.dim)], [np.zeros(0, np.intp)]
     done = 0
     for numbers, vectors in _slices(snapshot, entry, state, blocks):
         lists = model.assign(vectors) if model.lists else np.zeros(len(vectors), np.intp)
+        lists[numbers >> 6 == state.open_block] = model.lists
         found.append(model.encode(vectors, lists, numbers.astype(np.uint32)))
         placed.append(lists)
         done += BLOCKS_AT_ONCE
