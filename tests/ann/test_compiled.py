@@ -128,6 +128,26 @@ def test_compiling_again_only_loads(finder, kept):
     assert finder.ready() is finder.kernel is not None
 
 
+def test_what_old_versions_compiled_is_removed(home, finder, kept, tmp_path):
+    place(finder, kept)
+    now, caches = time.time(), compiled.cache_folder().parent
+    ages = {"kernels-old": 100, "kernels-new": 80, "others-old": 100}
+    for name, days in ages.items():
+        (caches / name).mkdir()
+        (caches / name / "search").write_bytes(b"")
+        os.utime(caches / name, (now - days * 86_400,) * 2)
+    (tmp_path / "elsewhere").mkdir()
+    (caches / "kernels-link").symlink_to(tmp_path / "elsewhere")
+    os.utime(caches / "kernels-link", (0, 0), follow_symlinks=False)
+    os.utime(compiled.cache_folder(), (0, 0))
+
+    compiled._remove_old(compiled.cache_folder())
+
+    left = {path.name for path in caches.iterdir()}
+    assert left == {compiled.cache_folder().name, "kernels-new", "others-old", "kernels-link"}
+    assert (tmp_path / "elsewhere").exists()
+
+
 # Whom to trust
 
 

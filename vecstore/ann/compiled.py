@@ -37,6 +37,8 @@ SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_FORK, SECONDS_TO_START = 5.0, 20.0
 # An attempt that left nothing is not repeated sooner, in whatever process.
 SECONDS_TO_RETRY = 600.0
+# What other versions compiled is removed when it is so old; where it is still used it is made anew.
+SECONDS_TO_KEEP = 90 * 24 * 3600.0
 
 KERNELS: tuple[Name, ...] = get_args(Name)
 _LOCK = "lock"
@@ -75,6 +77,8 @@ def compile_now(progress: Progress | None = None) -> Compiled:
         say("Compiling")
         stores = {name: finder.compile(found) for name, finder in _finders.items()}
     kept = all(store.kept for store in stores.values())
+    if where is not None and kept:
+        _remove_old(where)
     fresh = not all(store.hit for store in stores.values())
     kernels = {name: finder.kernel for name, finder in _finders.items() if finder.kernel}
     return Compiled(kernels, where if kept else None, fresh, time.perf_counter() - begun)
@@ -114,6 +118,17 @@ def cache_folder() -> Path | None:
     """The folder of what was compiled here from this version; None if there is no home for it."""
     home, version = cache_home(), _version()
     return home / "vecstore" / f"kernels-{version}" if home and version else None
+
+
+def _remove_old(current: Path) -> None:
+    """Remove what other versions compiled long ago."""
+    import shutil
+
+    for path in current.parent.glob("kernels-*"):
+        with contextlib.suppress(OSError):
+            old = time.time() - path.lstat().st_mtime > SECONDS_TO_KEEP
+            if old and path != current and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @functools.cache
