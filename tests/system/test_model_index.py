@@ -28,7 +28,7 @@ from reference import Model, same_record
 
 import vecstore
 from vecstore import maintenance, planner
-from vecstore.ann import bits, buckets, compiled, lookup
+from vecstore.ann import bits, buckets, compiled, flat, lookup
 
 DIM = 8
 CENTRES = np.random.default_rng(5).normal(size=(12, DIM))
@@ -93,6 +93,8 @@ class IndexMachine(RuleBasedStateMachine):
         self.patch.setattr(buckets, "LEAST_ROWS", 64)
         # Of so few rows all would be compared, and by numpy.
         self.patch.setattr(bits, "LEAST_ROWS", 200)
+        self.patch.setattr(flat, "LEAST_BYTES", 0)
+        self.patch.setattr(flat, "LEAST_A_BLOCK", 1)
         self.patch.setattr(lookup, "COMPILED_COSTS", (10_000.0, 0.0))
         self.patch.setattr(lookup, "START_COST", 0.0)
         self.patch.setattr(lookup, "NUMPY_COSTS", (10_000.0, 0.0))
