@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import msgpack
 import numpy as np
 from data import DIM, Data, exact
 from measure import Report, alternate, child, disk_bytes, paired, percentile, scratch, written
-from rivals import Lance, LanceSynced, Numpy, Store, Vecstore, VecstoreUnsynced
+from rivals import Lance, LanceSynced, Numpy, Store, Vecstore, VecstoreFlat, VecstoreUnsynced
 
 BATCH = 1000
 K = 10
@@ -334,7 +335,7 @@ def _search(bench: Bench, count: int) -> None:
     report.title(f"search: the {K} nearest of {count:,} x {DIM}, one query at a time, in turns")
     data = bench.data(count, asked)
     want = exact(data.vectors, data.queries, K)
-    kinds = [Vecstore, Numpy, *bench.rivals]
+    kinds = [Vecstore, VecstoreFlat, Numpy, *bench.rivals]
     if count > 20_000:
         kinds = [kind for kind in kinds if kind.name != "Chroma"]
         report.line("Chroma is left out here: its index takes minutes to build")
@@ -384,14 +385,16 @@ def _search(bench: Bench, count: int) -> None:
 
 def _search_many(bench: Bench, data: Data, want: Any, stores: dict[str, Store]) -> None:
     report, asked = bench.report, len(data.queries)
-    ours, theirs = stores[Vecstore.name], stores[Numpy.name]
-    assert isinstance(ours, Vecstore)
+    theirs = stores[Numpy.name]
     assert isinstance(theirs, Numpy)
     found: dict[str, Any] = {}
 
-    def vecstore_many() -> float:
+    def vecstore_many(name: str) -> float:
+        ours = stores[name]
+        assert isinstance(ours, Vecstore)
         start = time.perf_counter()
-        found["vecstore"] = ours.collection.search_many(data.queries, K, recall="exact")
+        hits = ours.collection.search_many(data.queries, K, recall="exact")
+        found[name] = [{hit.id for hit in one} for one in hits]
         return time.perf_counter() - start
 
     def numpy_many() -> float:
@@ -399,17 +402,17 @@ def _search_many(bench: Bench, data: Data, want: Any, stores: dict[str, Store]) 
         scores = data.queries @ theirs.matrix.T
         best = np.argpartition(-scores, K, axis=1)[:, :K]
         order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1)
-        found["numpy"] = np.take_along_axis(best, order, 1)
+        rows = np.take_along_axis(best, order, 1)
+        found["numpy"] = [{data.ids[i] for i in row} for row in rows]
         return time.perf_counter() - start
 
-    taken = alternate(5, {"vecstore": vecstore_many, "numpy": numpy_many}, discard=1)
-    got = {
-        "vecstore": [{hit.id for hit in hits} for hits in found["vecstore"]],
-        "numpy": [{data.ids[i] for i in row} for row in found["numpy"]],
-    }
+    names = Vecstore.name, VecstoreFlat.name
+    ours = {name: partial(vecstore_many, name) for name in names}
+    taken = alternate(5, {**ours, "numpy": numpy_many}, discard=1)
     for name, values in taken.items():
         same = sum(
-            len({data.ids[i] for i in row} & ids) for row, ids in zip(want, got[name], strict=True)
+            len({data.ids[i] for i in row} & ids)
+            for row, ids in zip(want, found[name], strict=True)
         )
         rate, recall = asked / statistics.median(values), same / (K * asked)
         report.line(

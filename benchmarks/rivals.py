@@ -60,12 +60,13 @@ class Vecstore(Store):
     name, package = "vecstore", "vecstore"
     durability = "nothing: every batch is synced"
     durable = True
+    index = "auto"
 
     def open(self, path: Path) -> None:
         import vecstore
 
         self.db = vecstore.open(path, durable=self.durable)
-        self.collection = self.db.collection(NAME, dim=DIM)
+        self.collection = self.db.collection(NAME, dim=DIM, index=self.index)
 
     def add(self, ids: list[str], vectors: Vectors, metadata: list[dict[str, Any]]) -> None:
         self.collection.add(vectors=vectors, ids=ids, metadata=metadata)
@@ -83,6 +84,13 @@ class VecstoreUnsynced(Vecstore):
     name = "vecstore durable=False"
     durability = "what was written since the last sync"
     durable = False
+
+
+class VecstoreFlat(Vecstore):
+    """vecstore that keeps the vectors as bytes too, for exact search."""
+
+    name = "vecstore flat"
+    index = "flat"
 
 
 class Lance(Store):
