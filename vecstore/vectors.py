@@ -322,9 +322,15 @@ def lengths(vectors: Vectors | Bits) -> NDArray[np.float64]:
 
 
 def unit(vectors: Vectors) -> Vectors:
-    """Vectors scaled to unit length, float32 (n, dim); those of zeros stay."""
-    sizes = lengths(vectors)[:, None]
-    return (vectors / np.where(sizes > 0, sizes, 1.0)).astype(np.float32)
+    """Vectors scaled to unit length, float32 (n, dim), but for zeros and what is as good as so long."""
+    with np.errstate(over="ignore"):
+        near = np.abs(np.sqrt(np.vecdot(vectors, vectors)) - 1) <= 2 * UNIT_SLACK
+    far = np.flatnonzero(~near)
+    if not len(far):
+        return vectors
+    scaled, sizes = vectors.copy(), lengths(vectors[far])[:, None]
+    scaled[far] = vectors[far] / np.where(sizes > 0, sizes, 1.0)
+    return scaled
 
 
 def _as_array(values: ArrayLike, what: str, *, booleans: bool = False) -> NDArray[Any]:
