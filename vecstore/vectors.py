@@ -322,7 +322,7 @@ def lengths(vectors: Vectors | Bits) -> NDArray[np.float64]:
 
 
 def unit(vectors: Vectors) -> Vectors:
-    """Vectors scaled to unit length, float32 (n, dim), but for zeros and what is as good as so long."""
+    """Vectors scaled to unit length, float32 (n, dim), but for zeros and those close to it."""
     with np.errstate(over="ignore"):
         near = np.abs(np.sqrt(np.vecdot(vectors, vectors)) - 1) <= 2 * UNIT_SLACK
     far = np.flatnonzero(~near)
