@@ -57,6 +57,7 @@ FARTHEST, LOST = 100.0, 200.0
 ROUNDING = 1e-5
 # Fine codes are taken to be off by as much as all but so few of some rows of each part are.
 FINE_ROWS, FINE_MISSES, FINE_SAFETY = 64, 0.0005, 1.1
+PAIRS_AT_ONCE = 8192
 # Fewer real queries say too little.
 LEAST_REAL = 32
 
@@ -142,20 +143,44 @@ class _Truth:
         scores: Vectors = self.asked @ vectors.T
         if model.distances:
             scores -= (0.5 * np.vecdot(vectors, vectors)).astype(np.float32)
-        likely = self.estimate(part)
         self._note_errors(part, scores)
         # A row that is a query is not its own neighbour.
-        own = self.own[:, None] == part.codes.rows[None, :]
-        scores[own] = likely[own] = -np.inf
-        self.near = self.near.joined(_picked(scores, likely, part, SIZES[-1]))
+        scores[self.own[:, None] == part.codes.rows[None, :]] = -np.inf
+        best = _largest(scores, SIZES[-1])
+        found = np.take_along_axis(scores, best, 1)
+        # Of the others no code has to be looked at.
+        better = found > self.near.scores.min(axis=1, keepdims=True)
+        likely = np.full_like(found, -np.inf)
+        likely[better] = self._estimate_pairs(part, np.nonzero(better)[0], best[better])
+        found[~better] = -np.inf
+        self.near = self.near.joined(
+            _Rows(found, likely, part.codes.scales[best], part.lists[best])
+        )
+
+    def _estimate_pairs(
+        self, part: Part, asked: NDArray[np.intp], rows: NDArray[np.intp]
+    ) -> Vectors:
+        """What codes say of the scores of some rows for a query each, float32 (n,)."""
+        used, places = np.unique(rows, return_inverse=True)
+        stands_for = self._decode(part.codes.take(used))
+        products = np.empty(len(rows), np.float32)
+        for at in range(0, len(rows), PAIRS_AT_ONCE):
+            some = slice(at, at + PAIRS_AT_ONCE)
+            np.vecdot(self.rotated[asked[some]], stands_for[places[some]], out=products[some])
+        estimates = products * part.codes.scales[rows] + part.codes.offsets[rows]
+        estimates += self.bases[asked, part.lists[rows]]
+        found: Vectors = estimates.astype(np.float32, copy=False)
+        return found
+
+    def _decode(self, found: Codes) -> Vectors:
+        """What codes stand for, but for their scales, float32 (n, coded)."""
+        patterns = np.ascontiguousarray(self.model.patterns.T)
+        numbers = patterns.take(found.groups, axis=0).reshape(len(found.rows), -1)
+        return numbers[:, : self.model.coded]
 
     def estimate(self, part: Part) -> Vectors:
         """What the codes say of the scores, float32 (queries, rows)."""
-        model = self.model
-        shape = (len(part.codes.rows), -1)
-        patterns = np.ascontiguousarray(model.patterns.T)
-        stands_for = patterns.take(part.codes.groups, axis=0).reshape(shape)
-        products = self.rotated @ stands_for[:, : model.coded].T
+        products = self.rotated @ self._decode(part.codes).T
         estimates = products * part.codes.scales + part.codes.offsets
         estimates += self.bases[:, part.lists]
         found: Vectors = estimates.astype(np.float32, copy=False)
@@ -253,13 +278,6 @@ def _largest(values: Vectors, count: int) -> NDArray[np.intp]:
     """Places of the largest numbers of each row."""
     count = min(count, values.shape[1])
     return np.argpartition(-values, count - 1, axis=1)[:, :count]
-
-
-def _picked(scores: Vectors, likely: Vectors, part: Part, count: int) -> _Rows:
-    """The rows of a part with the largest scores."""
-    best, pick = _largest(scores, count), np.take_along_axis
-    scales, lists = part.codes.scales[best], part.lists[best]
-    return _Rows(pick(scores, best, 1), pick(likely, best, 1), scales, lists)
 
 
 def costs(model: Model, asked: Vectors, own: NDArray[np.int64], part: Part) -> tuple[float, float]:
