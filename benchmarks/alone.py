@@ -64,7 +64,7 @@ def contract(report: Report, sets: Path, names: Sequence[str]) -> None:
     short = 0.0
     for name in names:
         kinds = sorted(path.name.split(".")[0] for path in (sets / name).glob("*.queries.npy"))
-        rows = min(SMALL, 10_000 if report.quick else SMALL)
+        rows = 10_000 if report.quick else SMALL
         with scratch(None) as folder:
             store = Vecstore()
             for kind in kinds:

@@ -393,7 +393,7 @@ def _search_many(bench: Bench, data: Data, want: Any, stores: dict[str, Store]) 
         ours = stores[name]
         assert isinstance(ours, Vecstore)
         start = time.perf_counter()
-        hits = ours.collection.search_many(data.queries, K, recall="exact")
+        hits = ours.collection.search_many(data.queries, K, recall=ours.recall)
         found[name] = [{hit.id for hit in one} for one in hits]
         return time.perf_counter() - start
 

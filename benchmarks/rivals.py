@@ -60,7 +60,7 @@ class Vecstore(Store):
     name, package = "vecstore", "vecstore"
     durability = "nothing: every batch is synced"
     durable = True
-    index = "auto"
+    index, recall = "auto", "exact"
 
     def open(self, path: Path) -> None:
         import vecstore
@@ -72,7 +72,7 @@ class Vecstore(Store):
         self.collection.add(vectors=vectors, ids=ids, metadata=metadata)
 
     def search(self, query: Vectors, k: int) -> list[str]:
-        return [str(hit.id) for hit in self.collection.search(query, k, recall="exact")]
+        return [str(hit.id) for hit in self.collection.search(query, k, recall=self.recall)]
 
     def close(self) -> None:
         self.db.close()
@@ -90,7 +90,8 @@ class VecstoreFlat(Vecstore):
     """vecstore that keeps the vectors as bytes too, for exact search."""
 
     name = "vecstore flat"
-    index = "flat"
+    # Whatever recall is asked for, bytes give all; "exact" would pass them over.
+    index, recall = "flat", 0.95
 
 
 class Lance(Store):

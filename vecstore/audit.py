@@ -105,7 +105,8 @@ def _recalls(
     wanted = request.k + int(own[0] != NONE)
     near = search.run(reader, entry, queries, replace(request, k=wanted))
     plan = near[0].plan
-    if plan.method != "index":
+    if plan.method in ("none", "scan", "rows") and not plan.scanned:
+        # Vectors were compared, and neither codes, buckets nor bytes.
         return [1.0] * len(near), plan
     exact = search.run(reader, entry, queries, replace(request, k=wanted, recall="exact"))
     triples = zip(near, exact, own.tolist(), strict=True)

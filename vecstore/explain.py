@@ -9,6 +9,7 @@ import numpy as np
 
 from vecstore import catalog, plain, rows, search
 from vecstore.ann import buckets, compiled, index
+from vecstore.ann.index import Kind
 from vecstore.catalog import Entry
 from vecstore.hits import Explanation
 from vecstore.layout import TILE_ROWS, State
@@ -66,7 +67,7 @@ def run(
     by_kernel = compares and plan.scanned > 0
     by_numpy = compares and not by_kernel
     state = catalog.state(reader, entry.number)
-    known = compiled.state(_kernel(entry, compares=by_kernel))
+    known = compiled.state(_kernel(entry, index.kind(reader, entry.number)))
     answered: Literal["compiled", "numpy"] = "numpy"
     if by_kernel or (plan.method == "index" and known == "compiled"):
         answered = "compiled"
@@ -88,11 +89,11 @@ def run(
     )
 
 
-def _kernel(entry: Entry, *, compares: bool) -> compiled.Name:
+def _kernel(entry: Entry, kind: Kind) -> compiled.Name:
     """Which kernel answers, or would."""
     if entry.spec.metric == "hamming":
         return "compare_bits"
-    return "compare" if compares else "search"
+    return "compare" if kind == "flat" else "search"
 
 
 def _shape(reader: Reader, entry: Entry, state: State) -> dict[str, Any]:

@@ -329,13 +329,21 @@ class Explanation:
         waiting = " (the kernels are being compiled)" if self.kernels == "compiling" else ""
         spent = ", ".join(f"{stage} {took:.3f}" for stage, took in self.milliseconds.items())
         shapes = " and ".join(f"{dims:,} dims of {bits} bits" for dims, bits in self.codes)
+        if self.method == "index":
+            scanned = f"{self.lists_scanned:,} lists, the codes of {self.scanned:,} rows"
+            narrowed = f"the fine codes of {self.narrowed:,} rows"
+        elif self.method == "buckets":
+            scanned, narrowed = f"{self.lists_scanned:,} buckets, {self.scanned:,} rows", "none"
+        else:
+            scanned = f"{self.scanned:,} rows with compiled code"
+            narrowed = f"{self.narrowed:,} rows that their bytes did not rule out"
         lines = {
             "method": f"{self.method}: {self.reason}",
             "index": f"{self.index}, {self.lists:,} lists, {self.tail:,} rows in none of them",
             "codes": shapes or "none",
             "rows": f"{self.rows:,}, of which the filter allows {self.allowed:,}",
-            "scanned": f"{self.lists_scanned:,} lists, the codes of {self.scanned:,} rows",
-            "narrowed": f"the fine codes of {self.narrowed:,} rows",
+            "scanned": scanned,
+            "narrowed": narrowed,
             "compared": f"the vectors of {self.compared:,} rows",
             "recall": f"{self.expected_recall:.3f} expected",
             "answered by": f"{self.answered_by}{waiting}",

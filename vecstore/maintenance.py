@@ -315,6 +315,8 @@ def optimize(
             if isinstance(reader, Snapshot):
                 draft = _draft(reader, entry, wanted, train, real, tell)
         _carry_out(source, entry, draft, timeout)
+        # Blocks that no list names any more.
+        source.writing(lambda txn: repack(txn, catalog.read(txn, number, uid)), timeout)
     calibrated = draft is not None
     if draft is None:
         calibrated = calibrate(source, entry, real=real, progress=progress, timeout=timeout)

@@ -106,8 +106,10 @@ def run_usual(reader: Reader, entry: Entry, query: Vectors, request: Request) ->
 
     None where it is no use, or where the metric cannot compare the query.
     """
+    if not isinstance(reader, Snapshot):
+        return None
     made = _remembered(reader, entry, request, None)
-    if not isinstance(reader, Snapshot) or not isinstance(made.job, engine.Job):
+    if not isinstance(made.job, engine.Job):
         return None
     found = made.job.search_one(reader, query)
     return None if found is None else _answer(reader, made, found, 0, request, None)
@@ -171,9 +173,11 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
         job = engine.Job(entry, state, view, mask.words, wanted, budget)
     elif found is not None and plan.method == "buckets":
         job = lookup.Job(reader, entry, state, found, mask, wanted)
-    elif request.whole:
-        compare = bits.comparison if entry.spec.metric == "hamming" else flat.comparison
-        job = compare(reader, entry, state, mask.words, wanted)
+    elif request.whole and entry.spec.metric == "hamming":
+        job = bits.comparison(reader, entry, state, mask.words, wanted)
+    elif not request.compares:
+        # Bytes are not verified on each search; who wants to be sure has the vectors compared.
+        job = flat.comparison(reader, entry, state, mask.words, wanted)
     if lap is not None:
         lap("plan")
     best = 1.0 if entry.spec.metric == "cosine" else 0.0
@@ -211,7 +215,7 @@ def _find(
             return _approximate(reader, made, job, queries, request, lap)  # type: ignore[arg-type]
         case lookup.Job() as job:
             return _looked_up(reader, made, job, queries, request, lap)  # type: ignore[arg-type]
-        case Comparison() | BitComparison() as job if job.ready:
+        case Comparison() | BitComparison() as job if job.ready(len(queries)):
             return _compared(reader, made, job, queries, request, lap)  # type: ignore[arg-type]
     if made.plan.method == "none":
         return [Hits([], plan=made.plan, complete="exhausted") for _ in queries]
@@ -334,11 +338,15 @@ def _compared(
     found = job.compare(reader, queries, request.threads)  # type: ignore[arg-type]
     if lap is not None:
         lap("search", found.stats)
+    # Bytes do not tell the rows apart that are near these.
+    left = [number for number, counts in enumerate(found.stats) if counts[plain.RESCORED] < 0]
+    if 2 * len(left) > len(queries):
+        job.useless = True
+    compared = iter(_exact(reader, made, queries[left], request, lap) if left else ())
     answers = []
     for number, counts in enumerate(found.stats):
         if counts[plain.RESCORED] < 0:
-            # Bytes do not tell these rows apart.
-            answers += _exact(reader, made, queries[number : number + 1], request, None)
+            answers.append(next(compared))
             continue
         orders, scores = found.orders[number], found.scores[number]
         answers.append(_hits(reader, made, request, lap, scores, orders, None, counts))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import vecstore
 from vecstore import CorruptionError, catalog, index_layout, layout, maintenance, planner
-from vecstore.ann import buckets, lookup
+from vecstore.ann import bits, buckets, lookup
 from vecstore.index_layout import LISTED, PLAN
 
 NUMBER = 1
@@ -32,6 +32,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "FEW", 0)
     monkeypatch.setattr(lookup, "NUMPY_COSTS", (1e12, 0.0))
     monkeypatch.setattr(lookup, "START_COST", 0.0)
+    # Whether other tests have loaded the kernel must not matter.
+    monkeypatch.setattr(bits, "LEAST_LOADED", bits.LEAST_ROWS)
 
 
 def draw(rng: np.random.Generator, shape: str, count: int, dim: int) -> np.ndarray:
@@ -283,9 +285,9 @@ def test_bands_are_the_bits_of_a_vector_in_turn(seed: int, dim: int, count: int)
 @pytest.mark.parametrize("width", [1, 2, 7, 16])
 def test_numbers_are_flipped_in_so_many_bits(width: int) -> None:
     seen: set[int] = set()
-    for bits in range(width + 2):
-        found = lookup._flips_of(width, bits).tolist()
-        assert all(number.bit_count() == bits for number in found)
+    for count in range(width + 2):
+        found = lookup._flips_of(width, count).tolist()
+        assert all(number.bit_count() == count for number in found)
         seen |= set(found)
     assert seen == set(range(1 << width))
 

@@ -115,6 +115,18 @@ def test_bytes_answer_most_searches(rng):
         assert explained.hits.complete == "exact"
 
 
+def test_the_kernel_is_loaded_only_where_that_pays(monkeypatch):
+    finder = compiled.Finder("compare")
+    monkeypatch.setitem(compiled._finders, "compare", finder)
+    monkeypatch.setattr(compiled, "ready", lambda name: len)
+    monkeypatch.setattr(compiled, "ENOUGH", 1000)
+
+    assert [compiled.ready_after("compare", 400) for _ in range(4)] == [None, None, len, len]
+    assert not compiled.loaded("compare")
+    finder.kernel = len
+    assert compiled.ready_after("compare", 0) is len
+
+
 def test_where_bytes_do_not_help_numpy_answers(rng):
     with vecstore.open(":memory:") as db:
         points = db.collection("p", dim=8, metric="l2", index="flat")
@@ -122,6 +134,9 @@ def test_where_bytes_do_not_help_numpy_answers(rng):
         points.add(vectors=rng.normal(size=(count, 8)).astype(np.float32) + 1000, ids=range(count))
 
         assert assert_same(points, np.full((9, 8), 1000, np.float32), k=10) == 0
+        explained = points.explain(np.full(8, 1000, np.float32))
+        assert "hydrate" in explained.milliseconds
+        assert explained.compared == count
 
 
 def test_other_searches_are_as_before(rng):
@@ -232,8 +247,24 @@ def test_bytes_that_are_missing_are_found(broken, damaged, rng):
 
     (problem,) = broken.check()
     assert "block 1 has none (14)" in str(problem)
-    with pytest.raises(CorruptionError, match="block 1 is missing"):
-        damaged.search(rng.normal(size=32))
+    query = rng.normal(size=32)
+    with pytest.raises(CorruptionError, match="block 1 is missing; records are not affected"):
+        damaged.search(query)
+    # What is compared with vectors alone needs no bytes.
+    assert len(damaged.search(query, recall="exact")) == 10
+    damaged.reindex("flat")
+    assert len(damaged.search(query)) == 10
+    assert broken.check() == []
+
+
+def test_audits_see_what_damaged_bytes_miss(broken, damaged):
+    assert damaged.audit(sample=50).recall == 1.0
+    # Every row of the block is said to be nowhere near anything.
+    _change(broken, lambda value: value.__setitem__(slice(48, 48 + 768), bytes(768)))
+
+    found = damaged.audit(sample=200)
+    assert found.recall < 0.95
+    assert not found.holds
 
 
 def test_bytes_of_nothing_are_found(broken, damaged):

@@ -70,6 +70,12 @@ def of_any_length(rng, count: int, dim: int) -> np.ndarray:
     return unit(flat(rng, count, dim)) * 10 ** rng.uniform(-1, 1, (count, 1))
 
 
+def shifted(rng, count: int, dim: int) -> np.ndarray:
+    """Norms that differ, and a mean that is not zero: as products are recommended."""
+    found = rng.normal(size=(count, dim)) + rng.normal(size=dim)
+    return found * rng.lognormal(0, 0.5, (count, 1))
+
+
 def far_off(rng, count: int, dim: int) -> np.ndarray:
     return 1000 + flat(rng, count, dim) / 3
 
@@ -194,6 +200,11 @@ def test_recall_is_as_promised_for_queries_of_any_length() -> None:
     for data in make(flat, 4000, 48, "dot"):
         for factor in (1e-3, 1e3):
             data.check(10, 0.95, (data.queries * factor).astype(np.float32))
+
+
+def test_products_may_be_asked_for_in_directions_that_records_lack(rng) -> None:
+    for data in make(shifted, 5000, 48, "dot"):
+        data.check(10, 0.95, rng.normal(size=(QUERIES, 48)).astype(np.float32))
 
 
 def test_recall_is_as_promised_for_queries_that_lie_between_the_records(rng) -> None:

@@ -17,8 +17,8 @@ from vecstore.rows import Words
 from vecstore.store import Reader, Snapshot
 from vecstore.vectors import Bits, as_words
 
-# Fewer are compared by numpy before numba is imported.
-LEAST_ROWS = 32_768
+# Fewer are compared by numpy; and if the kernel is not loaded.
+LEAST_ROWS, LEAST_LOADED = 32_768, 1024
 # With fewer rows of each block on average, they are faster picked out.
 LEAST_A_BLOCK = 4
 # More are not held while rows are compared.
@@ -43,11 +43,14 @@ class BitComparison(Calls):
         integers = np.zeros(plain.INTEGERS, np.int64)
         integers[plain.DIM], integers[plain.K] = entry.spec.dim, k
         self._integers = integers
+        # Bits always tell rows apart.
+        self.useless = False
 
-    @property
-    def ready(self) -> bool:
-        """Whether the kernel is there."""
-        return compiled.ready(self.kernel) is not None
+    def ready(self, queries: int) -> bool:
+        """Whether so many queries are to be answered by the kernel."""
+        # numpy counts bits about half as fast as it compares numbers.
+        size = 2 * self.entry.form.row_bytes * rows.count(self._mask) * queries
+        return compiled.ready_after(self.kernel, size) is not None
 
     def compare(self, snapshot: Snapshot, queries: Bits, threads: int) -> Found:
         """Find the nearest rows; as `search`, with queries of uint8 (m, dim / 8)."""
@@ -66,7 +69,9 @@ def comparison(
     binary = entry.spec.metric == "hamming" and isinstance(reader, Snapshot)
     if not binary or not 0 < wanted <= MOST_WANTED:
         return None
-    count = rows.count(mask)
-    if count < LEAST_ROWS or count < LEAST_A_BLOCK * np.count_nonzero(mask):
+    count, loaded = rows.count(mask), compiled.loaded(BitComparison.kernel)
+    if count < (
+        min(LEAST_LOADED, LEAST_ROWS) if loaded else LEAST_ROWS
+    ) or count < LEAST_A_BLOCK * np.count_nonzero(mask):
         return None
     return BitComparison(entry, state, mask, wanted)

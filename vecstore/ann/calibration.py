@@ -6,9 +6,10 @@ of neighbours found with less are the curves from which a budget is read: the sm
 one-sided 95 % lower bound of the mean recall reaches the target.
 
 Half of the queries are rows that no list was trained on. The others are mixtures of two rows, which
-stand for queries that are unlike the rows: farther from all of them, and between lists. The harder
-half decides. Where enough real queries are known, they are one half, and rows and mixtures together
-are the other one.
+stand for queries that are unlike the rows: farther from all of them, and between lists. Of inner
+products as many are rows less their mean, with either sign: queries need not lie where rows do. The
+hardest kind decides. Where enough real queries are known, they are one kind, and rows and mixtures
+together are the other one.
 """
 
 from __future__ import annotations
@@ -76,12 +77,12 @@ class Asked:
     Attributes:
         queries: float32 (m, dim).
         own: int64 (m,), the row that each is, or -1.
-        first: How many of them are the first of the two halves, of which the harder one decides.
+        edges: Where each kind of queries ends, but for the last; the hardest kind decides.
     """
 
     queries: Vectors
     own: NDArray[np.int64]
-    first: int
+    edges: list[int]
 
     @classmethod
     def of(
@@ -94,7 +95,14 @@ class Asked:
     ) -> Asked:
         """Rows, mixtures with other rows, and real queries, if there are enough of them."""
         if real is None or len(real) < LEAST_REAL:
-            return cls(queries(vectors, others, metric), np.tile(own, 2), len(vectors))
+            made, count, known = queries(vectors, others, metric), len(vectors), np.tile(own, 2)
+            if metric != "dot":
+                return cls(made, known, [count])
+            # Whoever asks for products may ask in any direction, also in one that all rows lack.
+            centred = others - others.mean(axis=0)
+            centred[::2] *= -1
+            known = np.concatenate([known, np.full(count, -1, np.int64)])
+            return cls(np.concatenate([made, centred]), known, [count, 2 * count])
         # Rows and mixtures are one half now: as many as before would cost more, and not tell more.
         count = -(-len(vectors) // 2)
         made = queries(vectors[:count], others[:count], metric)
@@ -102,7 +110,7 @@ class Asked:
             real = unit(real)
         none = np.full(len(real), -1, np.int64)
         known = np.concatenate([np.tile(own[:count], 2), none])
-        return cls(np.concatenate([made, real]), known, len(made))
+        return cls(np.concatenate([made, real]), known, [len(made)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +346,7 @@ def calibrate(
         near = truth.near.lists[:, :k]
         rank = np.take_along_axis(ranks, near, 1)
         needed = np.log1p(rank) + gap * np.take_along_axis(far, near, 1)
-        curve = _levels(needed, truth.slack(k), asked.first)
+        curve = _levels(needed, truth.slack(k), asked.edges)
         if unknown:
             curve = [[reach, slack, 0.0] for reach, slack, _ in curve]
         budgets["sizes"][str(k)] = curve
@@ -397,11 +405,11 @@ def _choose_gap(
     return best[1]
 
 
-def _levels(needed: Floats, slack: Floats, first: int) -> list[list[float]]:
+def _levels(needed: Floats, slack: Floats, edges: list[int]) -> list[list[float]]:
     """For each level of recall reach, slack and expected recall."""
     grid, steps = (np.unique(np.quantile(part, GRID)) for part in (needed, slack))
     steps = np.unique(np.minimum(steps, FARTHEST))
-    reaches, slacks = _bounds(needed, grid, first), _bounds(slack, steps, first)
+    reaches, slacks = _bounds(needed, grid, edges), _bounds(slack, steps, edges)
     found = []
     for level in LEVELS:
         for excess in EXCESSES:
@@ -409,9 +417,10 @@ def _levels(needed: Floats, slack: Floats, first: int) -> list[list[float]]:
             reach = _least(grid, reaches, 1 - LISTS_SHARE * missed) * (1 + REACH_ROUNDING)
             most = _least(steps, slacks, 1 - (1 - LISTS_SHARE) * missed) + SLACK_ROUNDING
             both = ((needed <= reach) & (slack <= most)).mean(axis=1)
-            if min(_bound(both[:first]), _bound(both[first:])) >= level:
+            kinds = np.split(both, edges)
+            if min(map(_bound, kinds)) >= level:
                 break
-        expected = min(float(half.mean()) for half in (both[:first], both[first:]))
+        expected = min(float(kind.mean()) for kind in kinds)
         found.append([reach, most, expected])
     return found
 
@@ -421,17 +430,17 @@ def _bound(recalls: Floats) -> float:
     return float(recalls.mean() - Z_95 * recalls.std() / max(1, len(recalls)) ** 0.5)
 
 
-def _bounds(needed: Floats, grid: Floats, first: int) -> Floats:
-    """Lower bounds of the mean recall at each value of a grid, of the harder half of queries."""
+def _bounds(needed: Floats, grid: Floats, edges: list[int]) -> Floats:
+    """Lower bounds of the mean recall at each value of a grid, of the hardest kind of queries."""
     bounds = []
-    for half in (needed[:first], needed[first:]):
+    for kind in np.split(needed, edges):
         # How many neighbours of each query need at most each value.
-        place = np.searchsorted(grid, half, side="left")
-        queries = np.arange(len(half))[:, None] * (len(grid) + 1)
-        counts = np.bincount((queries + place).ravel(), minlength=len(half) * (len(grid) + 1))
-        table = counts.reshape(len(half), -1)[:, :-1].cumsum(axis=1) / half.shape[1]
-        bounds.append(table.mean(axis=0) - Z_95 * table.std(axis=0) / max(1, len(half)) ** 0.5)
-    lowest: Floats = np.minimum(*bounds)
+        place = np.searchsorted(grid, kind, side="left")
+        queries = np.arange(len(kind))[:, None] * (len(grid) + 1)
+        counts = np.bincount((queries + place).ravel(), minlength=len(kind) * (len(grid) + 1))
+        table = counts.reshape(len(kind), -1)[:, :-1].cumsum(axis=1) / kind.shape[1]
+        bounds.append(table.mean(axis=0) - Z_95 * table.std(axis=0) / max(1, len(kind)) ** 0.5)
+    lowest: Floats = np.min(bounds, axis=0)
     return lowest
 
 

@@ -37,6 +37,8 @@ SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_FORK, SECONDS_TO_START = 5.0, 20.0
 # An attempt that left nothing is not repeated sooner, in whatever process.
 SECONDS_TO_RETRY = 600.0
+# What numpy compares in the time that it takes to import numba.
+ENOUGH = 4 << 30
 # What other versions compiled is removed when it is so old; where it is still used it is made anew.
 SECONDS_TO_KEEP = 90 * 24 * 3600.0
 
@@ -87,6 +89,20 @@ def compile_now(progress: Progress | None = None) -> Compiled:
 def ready(name: Name = "search") -> Kernel | None:
     """A compiled kernel, or None as long as numpy has to answer; compiling has begun then."""
     return _finders[name].ready()
+
+
+def ready_after(name: Name, size: int) -> Kernel | None:
+    """As `ready`, but a kernel that is not loaded is so only where that pays.
+
+    For those with a twin that is hardly slower than importing numba: not before it has dealt with
+    ENOUGH bytes. `size` is how many it would deal with now.
+    """
+    return ready(name) if _finders[name].pays(size) else None
+
+
+def loaded(name: Name) -> bool:
+    """Whether a kernel is here already."""
+    return _finders[name].kernel is not None
 
 
 def state(name: Name = "search") -> State:
@@ -407,6 +423,8 @@ class Finder:
         self._next_look = 0.0
         self._started: float | None = None
         self._hopeless = False
+        # Bytes that its twin has dealt with meanwhile.
+        self._passed = 0
 
     def ready(self) -> Kernel | None:
         """As the function of that name."""
@@ -422,6 +440,12 @@ class Finder:
         finally:
             self._lock.release()
         return self.kernel
+
+    def pays(self, size: int) -> bool:
+        """Whether the kernel is here, or its twin has dealt with enough bytes without it."""
+        if self.kernel is None:
+            self._passed += size
+        return self.kernel is not None or self._passed >= ENOUGH
 
     def compile(self, folder: _Folder | None) -> _Store:
         """Compile the kernel, unless that was done before; return where it was looked for.

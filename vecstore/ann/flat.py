@@ -53,11 +53,13 @@ class Comparison(Calls):
         integers[plain.METRIC] = METRICS[entry.spec.metric]
         integers[plain.PRECISION] = entry.form.code
         self._integers = integers
+        # Whether bytes did not tell the rows apart for most queries.
+        self.useless = False
 
-    @property
-    def ready(self) -> bool:
-        """Whether the kernel is there."""
-        return compiled.ready(self.kernel) is not None
+    def ready(self, queries: int) -> bool:
+        """Whether so many queries are to be answered by the kernel."""
+        size = 4 * self.entry.spec.dim * rows.count(self._mask) * queries
+        return not self.useless and compiled.ready_after(self.kernel, size) is not None
 
     def compare(self, snapshot: Snapshot, queries: Vectors, threads: int) -> Found:
         """As `search`."""

@@ -394,7 +394,8 @@ class IndexedRows(RowWriter):
         words = {block: self.word(block) for block in np.unique(rows >> 6).tolist()}
         there = np.array([words[block] != 0 for block in (rows >> 6).tolist()])
         if self._index is None:
-            rounding.save(self._txn, self._entry, rows[there], vectors[there])
+            with mendable():
+                rounding.save(self._txn, self._entry, rows[there], vectors[there])
         else:
             self._code(self._index.model, rows[there], vectors[there])
 

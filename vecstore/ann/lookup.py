@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore import index_layout, layout, rows
-from vecstore.ann import bits, index
+from vecstore.ann import bits, compiled, index
 from vecstore.ann.buckets import Buckets
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
@@ -125,11 +125,10 @@ class Job:
 
     def limit(self) -> float:
         """What comparing all rows of the buckets would cost."""
-        compiled = self.comparison is not None and self.comparison.ready
-        row, word = COMPILED_COSTS if compiled else NUMPY_COSTS
+        known = self.comparison is not None and compiled.loaded(self.comparison.kernel)
+        row, word = COMPILED_COSTS if known else NUMPY_COSTS
         return (row + word * self.entry.form.width) * rows.count(self.listed)
 
-    @index.mendable()
     def search(self, snapshot: Snapshot, queries: Bits, radius: int) -> list[Found | None]:
         """Find the rows nearest to each query.
 
@@ -160,7 +159,7 @@ class Job:
         count, comparison = self.tail.count, self.tail_comparison
         if not count:
             return [Found(np.zeros(0, np.int64), np.zeros(0, np.uint64)) for _ in queries]
-        if comparison is not None and comparison.ready:
+        if comparison is not None and comparison.ready(len(queries)):
             orders, scores, _ = comparison.compare(snapshot, queries, 1)
             best = [
                 (np.array(scores[number]), np.array(orders[number], np.uint64))
@@ -227,10 +226,11 @@ class _Look:
         """Compare rows of buckets with the query: allowed ones, each once."""
         job, words = self.job, self.job.listed
         if len(found) and int(found.max()) >= len(words) * BLOCK_ROWS:
-            raise CorruptionError(
-                f"lists: buckets of collection {job.entry.number} name row {found.max()}, which is"
-                " not"
-            )
+            with index.mendable():
+                raise CorruptionError(
+                    f"lists: buckets of collection {job.entry.number} name row {found.max()},"
+                    " which is not"
+                )
         inside = words[found >> 6] >> (found & 63).astype(np.uint64) & np.uint64(1)
         fresh = rows.distinct(found[inside != 0])
         if len(self.known):
@@ -256,6 +256,7 @@ class _Look:
 class _Tables:
     """The buckets of all bands, through one window over the map that spans them all."""
 
+    @index.mendable()
     def __init__(self, snapshot: Snapshot, entry: Entry, found: Buckets) -> None:
         self.number, self.found, self.bands = entry.number, found, found.bands
         widths = self.bands.widths
@@ -274,6 +275,7 @@ class _Tables:
         self.offsets = (addresses - first + HEADER.size) // 4
         self.named = self.offsets + (1 << widths) + 1
 
+    @index.mendable()
     def buckets(
         self, numbers: NDArray[np.int64], bands: int, level: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
