@@ -1,13 +1,15 @@
 """Collections small enough for tests, and yet with an index."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vecstore import Collection, Database, catalog, maintenance
-from vecstore.ann import index
+from vecstore import Collection, Database, Hits, catalog, maintenance
+from vecstore.ann import compiled, index
 
 DIM = 16
 
@@ -40,6 +42,19 @@ def honest(points: Any, queries: np.ndarray, k: int = 10) -> bool:
         assert [scores[hit.id] for hit in hits] == [hit.score for hit in hits]
         assert hits.scores.tolist() == sorted(hits.scores.tolist(), reverse=True)
     return bool(found[0].plan.method == "index")
+
+
+@contextlib.contextmanager
+def by_numpy() -> Iterator[None]:
+    """Without any kernel."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "ready", lambda name: None)
+        yield
+
+
+def found(hits: Hits) -> tuple[list[Any], list[float], str]:
+    """What two ways to answer a query must have in common."""
+    return hits.ids, hits.scores.tolist(), hits.complete
 
 
 def clusters(count: int, seed: int = 0) -> np.ndarray:

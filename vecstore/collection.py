@@ -362,8 +362,8 @@ class Collection(Handle):
             k, where, min_score, offset, after, include, recall, self._prefix(dims)
         )
         usual = None if request.dims else usual_query(query, self._declared)
-        if usual is not None and (found := self._search_usual(usual, request)) is not None:
-            return found
+        if usual is not None:
+            return self._search_usual(query, usual, request)
         return self._search(self._query(query, request), request)[0]
 
     def search_many(

@@ -131,16 +131,21 @@ class Handle:
             check_lengths(vectors, self._declared.metric, "query")
         return vectors
 
-    def _search_usual(self, query: Vectors, request: Request) -> Hits | None:
-        """Search for a query whose numbers were not checked; None if it has to take the long way.
+    def _search_usual(self, query: str | ArrayLike, usual: Vectors, request: Request) -> Hits:
+        """Search for a query whose numbers were not checked, of which `usual` is a view.
 
-        The index finds out what cannot be compared. To look for that before costs a tenth of a
-        search.
+        The index finds out what cannot be compared: to look for that before costs a tenth of a
+        search. Where it cannot answer, the query takes the long way, which may refuse it.
         """
         with self._source.reading() as reader:
-            found = search.run_usual(reader, self._entry(reader), query, request)
-        if found is not None:
-            self._remember(query, request)
+            entry = self._entry(reader)
+            asked: Vectors | Bits = usual
+            found = search.run_usual(reader, entry, usual, request)
+            if found is None:
+                asked = self._query(query, request)
+                (found,) = search.run(reader, entry, asked, request)
+        # As in `_search`.
+        self._remember(asked, request)
         return found
 
     def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:

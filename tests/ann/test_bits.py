@@ -1,12 +1,12 @@
 """Comparing all binary rows with compiled code: the hits are those of numpy's comparison."""
 
-import contextlib
 import shutil
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from indexed import by_numpy, found
 
 import vecstore
 from vecstore import CorruptionError, catalog, layout, plain, planner, rows
@@ -31,14 +31,6 @@ def _kernels():
     patch.undo()
 
 
-@contextlib.contextmanager
-def by_numpy():
-    """Without any kernel."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "ready", lambda name: None)
-        yield
-
-
 def drawn(rng, count, dim):
     """Packed bits of which many are equal, or equally far."""
     vectors = rng.integers(0, 256, (count, dim // 8)).astype(np.uint8)
@@ -46,10 +38,6 @@ def drawn(rng, count, dim):
         vectors[rng.random(count) < 0.3] = vectors[0]
         vectors[rng.random(count) < 0.1] = 255
     return vectors
-
-
-def found(hits):
-    return hits.ids, hits.scores.tolist(), hits.complete
 
 
 def assert_same(collection, queries, **asked):

@@ -1,11 +1,10 @@
 """Comparing all rows by their bytes: the hits are those of numpy's comparison, to the bit."""
 
-import contextlib
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from indexed import by_numpy, found
 
 import vecstore
 from vecstore import Database, catalog, layout
@@ -24,18 +23,6 @@ def _kernels():
     compiled.compile_now()
     yield
     patch.undo()
-
-
-@contextlib.contextmanager
-def by_numpy():
-    """Without any kernel."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "ready", lambda name: None)
-        yield
-
-
-def found(hits):
-    return hits.ids, hits.scores.tolist(), hits.complete
 
 
 def assert_same(collection, queries, **asked):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore import plain, rows
+from vecstore import rows
 from vecstore.ann import compiled
-from vecstore.ann.engine import Calls, Found, Shared, compared
+from vecstore.ann.engine import Comparing, Found, Shared
 from vecstore.catalog import Entry
 from vecstore.layout import State
 from vecstore.rows import Words
@@ -25,7 +25,7 @@ LEAST_A_BLOCK = 4
 MOST_WANTED = 2000
 
 
-class BitComparison(Calls):
+class BitComparison(Comparing):
     """A way to compare all binary rows of one version of the file.
 
     Args:
@@ -38,19 +38,8 @@ class BitComparison(Calls):
     kernel: compiled.Name = "compare_bits"
 
     def __init__(self, entry: Entry, state: State, mask: Words, k: int) -> None:
-        super().__init__(entry, state, k)
-        self._mask = mask
-        integers = np.zeros(plain.INTEGERS, np.int64)
-        integers[plain.DIM], integers[plain.K] = entry.spec.dim, k
-        self._integers = integers
-        # Bits always tell rows apart.
-        self.useless = False
-
-    def ready(self, queries: int) -> bool:
-        """Whether so many queries are to be answered by the kernel."""
         # numpy counts bits about half as fast as it compares numbers.
-        size = 2 * self.entry.form.row_bytes * rows.count(self._mask) * queries
-        return compiled.ready_after(self.kernel, size) is not None
+        super().__init__(entry, state, mask, k, 2 * entry.form.row_bytes)
 
     def compare(self, snapshot: Snapshot, queries: Bits, threads: int) -> Found:
         """Find the nearest rows; as `search`, with queries of uint8 (m, dim / 8)."""
@@ -58,8 +47,8 @@ class BitComparison(Calls):
 
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
         """As `Calls.fill`; all blocks with rows that may be found are needed."""
-        blocks = self.blocks(snapshot, np.flatnonzero(self._mask))
-        return compared(self._integers, blocks, np.zeros(0, np.uint64), self._mask)
+        blocks = self.blocks(snapshot, np.flatnonzero(self.mask))
+        return self.frame(blocks, np.zeros(0, np.uint64))
 
 
 def comparison(

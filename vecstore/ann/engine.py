@@ -254,15 +254,41 @@ class Calls(ABC):
         return rows.table(snapshot, self.entry.number, self.state, self.entry.form, wanted)
 
 
-def compared(
-    integers: NDArray[np.int64], blocks: NDArray[np.uint64], coded: NDArray[np.uint64], mask: Words
-) -> Shared:
-    """What calls that compare all rows share: few of the arrays of a frame, the others empty."""
-    floats, table = np.zeros(0, np.float32), np.zeros(0, np.uint64)
-    matrix, signs = np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0), np.int8)
-    patterns, tail = np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
-    learnt = integers, floats, floats, matrix, floats, signs, matrix, floats, floats, patterns
-    return (*learnt, table, blocks, coded, tail, mask, table)
+class Comparing(Calls):
+    """Calls that compare all rows of a mask; numpy's comparison has the same answers.
+
+    Args:
+        entry: The collection.
+        state: Its counters.
+        mask: uint64 (blocks,), the rows that may be found.
+        k: How many are wanted.
+        row_bytes: How many bytes numpy would compare for each row, in bytes of float32.
+
+    Attributes:
+        mask: As given.
+        integers: int64 (INTEGERS,), the parameters; DIM and K are set.
+        useless: Whether most queries had to be left to numpy.
+    """
+
+    def __init__(self, entry: Entry, state: State, mask: Words, k: int, row_bytes: int) -> None:
+        super().__init__(entry, state, k)
+        self.mask, self.useless = mask, False
+        self.integers = np.zeros(plain.INTEGERS, np.int64)
+        self.integers[plain.DIM], self.integers[plain.K] = entry.spec.dim, k
+        self._size = row_bytes * rows.count(mask)
+
+    def ready(self, queries: int) -> bool:
+        """Whether so many queries are to be answered by the kernel."""
+        size = self._size * queries
+        return not self.useless and compiled.ready_after(self.kernel, size) is not None
+
+    def frame(self, blocks: NDArray[np.uint64], coded: NDArray[np.uint64]) -> Shared:
+        """What calls share: few of the arrays of a frame, the others empty."""
+        floats, table = np.zeros(0, np.float32), np.zeros(0, np.uint64)
+        matrix, signs = np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0), np.int8)
+        patterns, tail = np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
+        learnt = floats, floats, matrix, floats, signs, matrix, floats, floats, patterns
+        return (self.integers, *learnt, table, blocks, coded, tail, self.mask, table)
 
 
 class Job(Calls):

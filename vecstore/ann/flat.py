@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vecstore import index_layout, layout, plain, rows
 from vecstore.ann import compiled, index
-from vecstore.ann.engine import METRICS, Calls, Found, Shared, compared
+from vecstore.ann.engine import METRICS, Comparing, Found, Shared
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.layout import BLOCK_ROWS, BYTE_TIER, State
@@ -31,7 +31,7 @@ MOST_WANTED = 2000
 ROOM, ROOM_EACH = 1 << 13, 8
 
 
-class Comparison(Calls):
+class Comparison(Comparing):
     """A way to compare all rows of one version of the file.
 
     Args:
@@ -44,22 +44,10 @@ class Comparison(Calls):
     kernel: compiled.Name = "compare"
 
     def __init__(self, entry: Entry, state: State, mask: Words, k: int) -> None:
-        super().__init__(entry, state, k)
-        self._mask = mask
-        integers = np.zeros(plain.INTEGERS, np.int64)
-        integers[plain.DIM] = entry.spec.dim
-        integers[plain.K] = k
-        integers[plain.ROOM] = min(state.records, ROOM) + ROOM_EACH * k
-        integers[plain.METRIC] = METRICS[entry.spec.metric]
-        integers[plain.PRECISION] = entry.form.code
-        self._integers = integers
-        # Whether bytes did not tell the rows apart for most queries.
-        self.useless = False
-
-    def ready(self, queries: int) -> bool:
-        """Whether so many queries are to be answered by the kernel."""
-        size = 4 * self.entry.spec.dim * rows.count(self._mask) * queries
-        return not self.useless and compiled.ready_after(self.kernel, size) is not None
+        super().__init__(entry, state, mask, k, 4 * entry.spec.dim)
+        self.integers[plain.ROOM] = min(state.records, ROOM) + ROOM_EACH * k
+        self.integers[plain.METRIC] = METRICS[entry.spec.metric]
+        self.integers[plain.PRECISION] = entry.form.code
 
     def compare(self, snapshot: Snapshot, queries: Vectors, threads: int) -> Found:
         """As `search`."""
@@ -68,7 +56,7 @@ class Comparison(Calls):
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
         """As `Calls.fill`; the bytes of all blocks are needed."""
         blocks = self.blocks(snapshot, wanted if kind == plain.BLOCK else wanted[:0])
-        return compared(self._integers, blocks, self._bytes(snapshot), self._mask)
+        return self.frame(blocks, self._bytes(snapshot))
 
     @index.mendable()
     def _bytes(self, snapshot: Snapshot) -> NDArray[np.uint64]:
@@ -83,7 +71,7 @@ class Comparison(Calls):
                 )
 
         prefix = layout.tier_prefix(number, BYTE_TIER)
-        return snapshot.addresses("tiers", prefix, np.flatnonzero(self._mask), state.blocks, check)
+        return snapshot.addresses("tiers", prefix, np.flatnonzero(self.mask), state.blocks, check)
 
 
 def comparison(

@@ -391,8 +391,8 @@ class IndexedRows(RowWriter):
         rows = np.concatenate([part for part, _ in self._fresh])
         vectors = np.concatenate([part for _, part in self._fresh])
         # Rows may have died again in the same transaction, and their block with them.
-        words = {block: self.word(block) for block in np.unique(rows >> 6).tolist()}
-        there = np.array([words[block] != 0 for block in (rows >> 6).tolist()])
+        blocks, places = np.unique(rows >> 6, return_inverse=True)
+        there = np.array([self.word(block) != 0 for block in blocks.tolist()])[places]
         if self._index is None:
             with mendable():
                 rounding.save(self._txn, self._entry, rows[there], vectors[there])

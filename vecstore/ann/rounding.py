@@ -124,8 +124,3 @@ def read(reader: Reader, entry: Entry, block: int) -> Rounded:
     held = index_layout.check_bytes(value, number, block, dim)
     columns, numbers = index_layout.unpack_bytes(value, dim)
     return Rounded(columns[:, :held].copy(), numbers[:held])
-
-
-def clear(txn: Transaction, number: int) -> None:
-    """Delete all bytes of a collection."""
-    txn.delete_prefix("tiers", layout.tier_prefix(number, BYTE_TIER))
