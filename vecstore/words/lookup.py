@@ -1,0 +1,427 @@
+"""What is asked of word vectors? Vectors, similar words, analogies, the odd one out.
+
+Words are looked up in their collection, straight from the map: opening reads one record, whatever
+the number of words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vecstore import arguments
+from vecstore.arguments import Where
+from vecstore.collection import DEFAULT_RECALL, Collection
+from vecstore.database import Database, View
+from vecstore.encoders import check_texts
+from vecstore.errors import CorruptionError, NotFoundError, ReadOnlyError, UsageError
+from vecstore.filters import F
+from vecstore.hits import Hit, Hits, Record
+from vecstore.planner import Recall
+from vecstore.spec import MAX_ID_BYTES, encode_utf8, show
+from vecstore.vectors import Vectors, as_vector, unit
+from vecstore.words import subwords
+from vecstore.words.conversion import ABOUT, extra_name
+from vecstore.words.tokens import parts, spellings, tokens
+
+if TYPE_CHECKING:
+    from vecstore.words.encoder import Pooling, WordEncoder
+
+Method = Literal["add", "mul"]
+METHODS: tuple[Method, ...] = get_args(Method)
+# So many of the best answers by sums are compared by products.
+MULTIPLIED = 1000
+# What keeps a product from division by zero (Levy and Goldberg).
+_EPSILON = 0.001
+# Texts that are cut into words together, and records that are changed by one call.
+TEXTS, RECORDS = 1024, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What stands for a word of a text.
+
+    Attributes:
+        vector: float32 (dim,).
+        word: The word as it is stored; None for a vector made of n-grams.
+        metadata: That of the word: rank, and where known count and documents.
+    """
+
+    vector: NDArray[np.float32]
+    word: str | None
+    metadata: dict[str, Any]
+
+
+class WordVectors:
+    """Word vectors that `convert` stored; threads may share them.
+
+    Args:
+        db: The database that they are in, or a view of it.
+        name: The name of their collection.
+
+    Raises:
+        NotFoundError: There are no such word vectors.
+    """
+
+    def __init__(self, db: Database | View, name: str = "words") -> None:
+        there = db.collections()
+        if name not in there or extra_name(name) not in there:
+            raise NotFoundError(
+                f"there are no word vectors {name!r}; vecstore.words.convert(file, db, {name!r})"
+                " makes them of a file"
+            )
+        self._db = db
+        self._words, self._extra = db.collection(name), db.collection(extra_name(name))
+        about = self.about
+        # Characters of the shortest and of the longest n-grams, and how many buckets there are.
+        self._subwords: tuple[int, int, int] | None = None
+        if about["subwords"] is not None:
+            self._subwords = tuple(about["subwords"])
+        self._capitals = bool(about["capitals"])
+
+    @property
+    def collection(self) -> Collection:
+        """The collection with a record for each word: the word is its id."""
+        return self._words
+
+    @property
+    def dim(self) -> int:
+        """Numbers per vector."""
+        return self._words.spec.dim
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is known of the words: file, kind, digest, subwords, idf; as it is stored now."""
+        record = self._extra.get(ABOUT)
+        if record is None or record.metadata is None:
+            raise CorruptionError(f"collection {self._extra.name!r} has no record {ABOUT!r}")
+        return record.metadata
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, word: object) -> bool:
+        return isinstance(word, str) and _fits(word) and word in self._words
+
+    def __repr__(self) -> str:
+        return f"<WordVectors {self._words.name!r} dim={self.dim} words={len(self):,}>"
+
+    # Vectors
+
+    def __getitem__(self, word: str) -> NDArray[np.float32]:
+        vector: NDArray[np.float32] = self.vectors([word])[0]
+        return vector
+
+    def vectors(self, words: Iterable[str]) -> Vectors:
+        """Return the vectors of words, float32 (n, dim), as the file has them.
+
+        A word that is not stored gets the mean of its n-grams' vectors, where the file had some.
+
+        Raises:
+            NotFoundError: Words are not stored, and there are no n-grams for them.
+        """
+        wanted = _check_words(words)
+        records = self._words.get([word for word in wanted if _fits(word)], include=("vector",))
+        stored = {record.id: _numbers(record) for record in records if record is not None}
+        made = self._from_subwords([word for word in wanted if word not in stored])
+        missing = [word for word in wanted if word not in stored and word not in made]
+        if missing:
+            shown = ", ".join(map(show, missing[:3])) + (", ..." if len(missing) > 3 else "")
+            raise NotFoundError(f"{self._words.name!r} has no vector for {shown}")
+        found = [stored[word] if word in stored else made[word] for word in wanted]
+        return np.array(found, np.float32).reshape(-1, self.dim)
+
+    def _from_subwords(self, words: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Means of n-grams' vectors; without the words that have none, or none but zeros."""
+        if self._subwords is None or not words:
+            return {}
+        ngrams = {
+            word: subwords.buckets(word, *self._subwords) for word in words if word and _fits(word)
+        }
+        asked = list(dict.fromkeys(bucket for found in ngrams.values() for bucket in found))
+        records = self._extra.get(asked, include=("vector",))
+        held = {record.id: _numbers(record) for record in records if record is not None}
+        made = {}
+        for word, found in ngrams.items():
+            rows = [held[bucket] for bucket in found if bucket in held]
+            if rows:
+                mean: NDArray[np.float32] = np.array(rows).mean(axis=0)
+                if mean.any():
+                    made[word] = mean
+        return made
+
+    def find(self, wanted: Iterable[str]) -> dict[str, list[Found]]:
+        """Return what stands for each token of texts: nothing, a word, or the words it joins.
+
+        A token is looked up as it is written, then in lower case. If neither is stored, it is split
+        at its hyphens, apostrophes, full stops and underscores, and so are its parts looked up.
+        What is still unknown gets a vector of its n-grams, where the file had some.
+        """
+        pieces = {token: [token, *parts(token)] for token in wanted}
+        asked = dict.fromkeys(
+            spelling
+            for found in pieces.values()
+            for piece in found
+            for spelling in spellings(piece)
+            if _fits(spelling)
+        )
+        records = self._words.get(list(asked), include=("vector", "metadata"))
+        stored = {
+            record.id: Found(_numbers(record), str(record.id), record.metadata or {})
+            for record in records
+            if record is not None
+        }
+        return self._choose(pieces, stored)
+
+    def _choose(
+        self, pieces: dict[str, list[str]], stored: dict[Any, Found]
+    ) -> dict[str, list[Found]]:
+        def known(piece: str) -> Found | None:
+            return next((stored[one] for one in spellings(piece) if one in stored), None)
+
+        chosen: dict[str, list[Found]] = {}
+        left: dict[str, list[str]] = {}
+        for token, (whole, *split) in pieces.items():
+            found = known(whole)
+            if found is not None:
+                chosen[token] = [found]
+            elif self._subwords is not None and not any(map(known, split)):
+                # A name with a hyphen, say: its n-grams tell more together.
+                left[token] = [whole]
+            else:
+                left[token] = split
+        unknown = {one for split in left.values() for one in split if known(one) is None}
+        made = self._from_subwords([self._cased(one) for one in unknown])
+        for token, split in left.items():
+            vectors = ((known(one), made.get(self._cased(one))) for one in split)
+            chosen[token] = [
+                word or Found(vector, None, {})
+                for word, vector in vectors
+                if word is not None or vector is not None
+            ]
+        return chosen
+
+    def _cased(self, word: str) -> str:
+        """The word as the vocabulary would write it; n-grams that it never had mean nothing."""
+        return word if self._capitals else word.lower()
+
+    # Questions
+
+    def similarity(self, a: str, b: str) -> float:
+        """Return the cosine of the vectors of two words."""
+        first, second = unit(self.vectors([a, b]))
+        return float(first @ second)
+
+    def most_similar(
+        self,
+        positive: str | Sequence[str | ArrayLike],
+        negative: str | Sequence[str | ArrayLike] = (),
+        k: int = 10,
+        *,
+        where: Where = None,
+        recall: Recall = DEFAULT_RECALL,
+    ) -> Hits:
+        """Return the k words nearest to the sum of some words less that of others.
+
+        Each word, or vector, counts by its direction alone. The words asked with are left out.
+
+        Args:
+            positive: A word, or several words or vectors of shape (dim,).
+            negative: The same.
+            k: How many words.
+            where: A filter, such as `{"rank": {"$lte": 50_000}}` for the commonest words.
+            recall: The share of the true neighbours wanted, or "exact".
+
+        Raises:
+            NotFoundError: There is no vector for a word.
+        """
+        return self._near(positive, negative, k, where, recall, vectors=False)
+
+    def _near(
+        self, positive: Any, negative: Any, k: int, where: Where, recall: Recall, *, vectors: bool
+    ) -> Hits:
+        most = arguments.whole(k, "k", 1)
+        added, taken = _items(positive, "positive"), _items(negative, "negative")
+        if not added and not taken:
+            raise UsageError("give a word, at least")
+        target = self._units(added).sum(axis=0) - self._units(taken).sum(axis=0)
+        given = {item for item in [*added, *taken] if isinstance(item, str)}
+        hits = self._words.search(
+            target,
+            most + len(given),
+            where=where,
+            recall=recall,
+            include=("metadata", "vector") if vectors else ("metadata",),
+        )
+        kept = [hit for hit in hits if hit.id not in given][:most]
+        enough = hits.complete == "exhausted" and len(kept) == most
+        return Hits(kept, plan=hits.plan, complete="exact" if enough else hits.complete)
+
+    def _units(self, items: list[Any]) -> NDArray[np.float64]:
+        """Directions of words and vectors, (n, dim)."""
+        words = [item for item in items if isinstance(item, str)]
+        found = dict(zip(words, self.vectors(words), strict=True))
+        rows = [
+            found[item] if isinstance(item, str) else as_vector(item, self.dim, "a vector")
+            for item in items
+        ]
+        return unit(np.array(rows, np.float32).reshape(-1, self.dim)).astype(np.float64)
+
+    def analogy(
+        self,
+        a: str,
+        b: str,
+        c: str,
+        k: int = 10,
+        *,
+        method: Method = "add",
+        where: Where = None,
+        recall: Recall = DEFAULT_RECALL,
+    ) -> Hits:
+        """Return the words that are to `c` as `b` is to `a`, best first.
+
+        Args:
+            a: "man", in the usual example.
+            b: "king".
+            c: "woman".
+            k: How many words.
+            method: "add": the words nearest to b - a + c. "mul": of the 1,000 best of these, the
+                ones of the largest cos(b) cos(c) / cos(a), each cosine put between 0 and 1
+                (3CosMul: Levy and Goldberg, Linguistic Regularities in Sparse and Explicit Word
+                Representations, 2014); that is the score.
+            where: A filter.
+            recall: The share of the true neighbours wanted, or "exact".
+        """
+        if method not in METHODS:
+            raise UsageError(f"method={show(method)} is unknown; use one of {', '.join(METHODS)}")
+        if method == "add":
+            return self._near([b, c], [a], k, where, recall, vectors=False)
+        most = arguments.whole(k, "k", 1)
+        near = self._near([b, c], [a], max(most, MULTIPLIED), where, recall, vectors=True)
+        if not near:
+            return near
+        directions = unit(np.array([hit.vector for hit in near], np.float32))
+        cosines = (directions @ self._units([a, b, c]).T + 1) / 2
+        scores = cosines[:, 1] * cosines[:, 2] / (cosines[:, 0] + _EPSILON)
+        best = np.argsort(-scores, kind="stable")[:most].tolist()
+        hits = [_scored(near[place], float(scores[place])) for place in best]
+        return Hits(hits, plan=near.plan, complete="approximate")
+
+    def doesnt_match(self, words: Iterable[str]) -> str:
+        """Return the word that is least like the others: farthest from the mean of all.
+
+        Raises:
+            UsageError: There are fewer than two words.
+            NotFoundError: There is no vector for a word.
+        """
+        listed = _check_words(words)
+        if len(listed) < 2:
+            raise UsageError(f"words={show(listed)}: one among several is looked for")
+        directions = self._units(list(listed))
+        return listed[int(np.argmin(directions @ directions.sum(axis=0)))]
+
+    # Texts
+
+    def fit_idf(self, texts: Iterable[str]) -> int:
+        """Count in how many texts each word is, for `encoder("idf")`, and store that.
+
+        The count becomes the `documents` of the words' metadata. What was fitted before is
+        forgotten, and encoders made before then have another fingerprint than those made after.
+
+        Returns:
+            How many texts there were.
+
+        Raises:
+            UsageError: There are no texts, or one is no text.
+        """
+        if isinstance(self._db, View):
+            raise ReadOnlyError("a view only reads; fit_idf needs the database")
+        counts: Counter[str] = Counter()
+        total = 0
+        for group in _groups(texts):
+            split = [set(tokens(text)) for text in group]
+            found = self.find(set().union(*split))
+            for wanted in split:
+                counts.update({one.word for token in wanted for one in found[token] if one.word})
+            total += len(group)
+        if not total:
+            raise UsageError("there are no texts to count words in")
+        listed = sorted(counts.items())
+        digest = hashlib.sha256(repr((total, listed)).encode()).hexdigest()
+        with self._db.transaction():
+            former = F("documents").exists() if "idf" in self.about else None
+            if former is not None:
+                known = [record.id for record in self._words.scan(former, include=())]
+                self._count([(str(word), None) for word in known])
+            self._count(listed)
+            self._extra.update(ABOUT, metadata={"idf": {"texts": total, "digest": digest}})
+        return total
+
+    def _count(self, documents: Sequence[tuple[str, int | None]]) -> None:
+        for at in range(0, len(documents), RECORDS):
+            part = documents[at : at + RECORDS]
+            self._words.update(
+                [word for word, _ in part], metadata=[{"documents": n} for _, n in part]
+            )
+
+    def encoder(self, pooling: Pooling = "sif") -> WordEncoder:
+        """Return an encoder of texts, for `db.collection(name, encoder=...)`; see `WordEncoder`."""
+        from vecstore.words.encoder import WordEncoder
+
+        return WordEncoder(self, pooling)
+
+
+def _numbers(record: Record) -> NDArray[np.float32]:
+    """The vector of a record that was read with it."""
+    vector: NDArray[np.float32] = np.asarray(record.vector, np.float32)
+    return vector
+
+
+def _fits(word: str) -> bool:
+    """Whether a word may be one of a vocabulary."""
+    return len(word) <= MAX_ID_BYTES and len(encode_utf8(word, "a word")) <= MAX_ID_BYTES
+
+
+def _check_words(words: Iterable[str]) -> list[str]:
+    if isinstance(words, str):
+        raise UsageError(f"words is one str, {show(words)}; give a list of them")
+    try:
+        listed = list(words)
+    except TypeError:
+        raise UsageError(f"words is {type(words).__name__} {show(words)}, not a list") from None
+    for word in listed:
+        if not isinstance(word, str):
+            raise UsageError(f"a word is a str, got {type(word).__name__} {show(word)}")
+    return listed
+
+
+def _items(given: Any, what: str) -> list[Any]:
+    """Words and vectors as a list."""
+    if isinstance(given, str):
+        return [given]
+    try:
+        return list(given)
+    except TypeError:
+        raise UsageError(f"{what} is {show(given)}; give a word, or a list") from None
+
+
+def _scored(hit: Hit, score: float) -> Hit:
+    return replace(hit, score=score, distance=-score, vector=None)
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    if isinstance(texts, str):
+        raise UsageError("texts is one str; give a list of them")
+    left = iter(texts)
+    while group := list(islice(left, TEXTS)):
+        yield check_texts(group)

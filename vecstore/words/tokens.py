@@ -1,0 +1,33 @@
+"""What are the words of a text? And under which spellings may a vocabulary have one?
+
+A token is a run of letters, digits, marks and underscores; hyphens, apostrophes and full stops
+inside it belong to it. Nothing is known of languages that are written without spaces.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Marks are no \w: those of Latin, Cyrillic, Hebrew, Arabic, the scripts of India, Thai.
+_LETTER = (
+    r"[\w\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u064b-\u065f\u0670"
+    r"\u0900-\u0903\u093a-\u094f\u0951-\u0963\u0981-\u0dff\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
+)
+_TOKEN = re.compile(rf"{_LETTER}+(?:[-'.]{_LETTER}+)*")
+_JOINS = re.compile(r"[-'._]+")
+
+
+def tokens(text: str) -> list[str]:
+    """The tokens of a text, in their order; a typographic apostrophe becomes a plain one."""
+    return _TOKEN.findall(text.replace("\u2019", "'"))
+
+
+def spellings(token: str) -> list[str]:
+    """How a vocabulary may spell a token: as it is, or in lower case."""
+    lower = token.lower()
+    return [token] if lower == token else [token, lower]
+
+
+def parts(token: str) -> list[str]:
+    """What a token is joined of; itself where it has no joins."""
+    return [part for part in _JOINS.split(token) if part]
