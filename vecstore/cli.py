@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vecstore
-from vecstore import formats, terminal
+from vecstore import formats, terminal, word_commands
 from vecstore.ann.index import KINDS
 from vecstore.errors import (
     AlreadyExistsError,
@@ -58,6 +58,9 @@ class _Commands(click.Group):
 @click.version_option(vecstore.__version__, prog_name="vecstore")
 def main() -> None:
     """Search text by meaning: one file, no server, nothing leaves the machine."""
+
+
+main.add_command(word_commands.words)
 
 
 def _parse_where(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:

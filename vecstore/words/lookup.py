@@ -202,13 +202,13 @@ class WordVectors:
                 left[token] = split
         unknown = {one for split in left.values() for one in split if known(one) is None}
         made = self._from_subwords([self._cased(one) for one in unknown])
+
+        def either(piece: str) -> Found | None:
+            vector = made.get(self._cased(piece))
+            return known(piece) or (None if vector is None else Found(vector, None, {}))
+
         for token, split in left.items():
-            vectors = ((known(one), made.get(self._cased(one))) for one in split)
-            chosen[token] = [
-                word or Found(vector, None, {})
-                for word, vector in vectors
-                if word is not None or vector is not None
-            ]
+            chosen[token] = [found for found in map(either, split) if found is not None]
         return chosen
 
     def _cased(self, word: str) -> str:
