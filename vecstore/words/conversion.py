@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore import arguments, bars, catalog, database, ingest, layout
+from vecstore.catalog import Entry
 from vecstore.collection import Collection
 from vecstore.database import Database
 from vecstore.errors import AlreadyExistsError, EncoderError, StoreError, UsageError
@@ -169,6 +170,28 @@ def _total(source: WordFile, limit: int | None, subwords: Subwords) -> int | Non
     return words + source.buckets if subwords == "all" else None
 
 
+def _write(db: Database, name: str, change: Callable[[Transaction, Entry], None]) -> None:
+    """Change a collection without the care for its index that its own methods take.
+
+    That of words is made once, at the end; n-grams are never searched for, and have none.
+    """
+
+    def work(txn: Transaction) -> None:
+        entry = catalog.find(txn, name)
+        if entry is None:
+            raise catalog.missing(txn, name)
+        change(txn, entry)
+
+    db.writing(work)
+
+
+def write_about(db: Database, name: str, values: dict[str, Any]) -> None:
+    """Change what is known of word vectors: values are merged into what there is."""
+    extra = db.collection(extra_name(name))
+    batch = ingest.prepare_update(extra.spec, ABOUT, None, None, values)
+    _write(db, extra.name, lambda txn, entry: ingest.update(txn, entry, batch))
+
+
 class _Writer:
     """Stores what a file holds, and keeps count and digest of it."""
 
@@ -280,16 +303,9 @@ class _Writer:
         vectors: NDArray[np.float32],
         metadata: list[Any] | None = None,
     ) -> None:
-        """Store records without the care for an index that `Collection.add` takes."""
-        spec = collection.spec
-        batch = ingest.prepare(spec, None, vectors, ids, metadata)
-
-        def work(txn: Transaction) -> None:
-            entry = catalog.find(txn, spec.name)
-            assert entry is not None
-            ingest.add(txn, entry, batch)
-
-        self._db.writing(work)
+        """Store records; digests are kept of them."""
+        batch = ingest.prepare(collection.spec, None, vectors, ids, metadata)
+        _write(self._db, collection.name, lambda txn, entry: ingest.add(txn, entry, batch))
         self._names.update("".join(f"{value}\0" for value in ids).encode())
         self._numbers.update(vectors.astype("<f4", copy=False).tobytes())
 

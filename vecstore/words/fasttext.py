@@ -87,8 +87,8 @@ class FastTextFile:
         self.dim, self.words, self._entries_said = sizes.dim, sizes.words, sizes.entries
         self.minn, self.maxn = sizes.minn, sizes.maxn
         self.buckets = sizes.buckets if sizes.maxn else 0
-        self.used = np.zeros(self.buckets, np.bool_)
         self._matrix = self._map(rows)
+        self.used = np.zeros(self.buckets, np.bool_)
 
     def _damaged(self, what: str) -> EncoderError:
         return EncoderError(f"{self._path} is no model of fastText that can be read: {what}")

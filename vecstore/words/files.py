@@ -108,7 +108,8 @@ def detect(path: str | os.PathLike[str], kind: Kind | None = None) -> Kind:
             " and its numbers, nor how many words and numbers there are, nor fastText's mark"
             " (fastText writes one since 2016; let its own print-word-vectors write an older file)"
         )
-    return "text" if _is_text(rest.partition(b"\n")[0]) or not rest.strip() else "word2vec"
+    second = rest.lstrip().partition(b"\n")[0]
+    return "text" if _is_text(second) or not second else "word2vec"
 
 
 def _header(line: bytes) -> tuple[int, int] | None:

@@ -28,7 +28,7 @@ from vecstore.planner import Recall
 from vecstore.spec import MAX_ID_BYTES, encode_utf8, show
 from vecstore.vectors import Vectors, as_vector, unit
 from vecstore.words import subwords
-from vecstore.words.conversion import ABOUT, extra_name
+from vecstore.words.conversion import ABOUT, extra_name, write_about
 from vecstore.words.tokens import parts, spellings, tokens
 
 if TYPE_CHECKING:
@@ -364,7 +364,8 @@ class WordVectors:
                 known = [record.id for record in self._words.scan(former, include=())]
                 self._count([(str(word), None) for word in known])
             self._count(listed)
-            self._extra.update(ABOUT, metadata={"idf": {"texts": total, "digest": digest}})
+            idf = {"texts": total, "digest": digest}
+            write_about(self._db, self._words.name, {"idf": idf})
         return total
 
     def _count(self, documents: Sequence[tuple[str, int | None]]) -> None:

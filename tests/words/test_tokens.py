@@ -1,0 +1,30 @@
+import pytest
+
+from vecstore.words.tokens import parts, spellings, tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The cat sat.", ["The", "cat", "sat"]),
+        ("state-of-the-art, isn't it?", ["state-of-the-art", "isn't", "it"]),
+        ("don\u2019t", ["don't"]),
+        ("3.14 U.S. snake_case", ["3.14", "U.S", "snake_case"]),
+        ("--- ... '' !?", []),
+        ("हिन्दी भाषा।", ["हिन्दी", "भाषा"]),
+        ("e\u0301te\u0301", ["e\u0301te\u0301"]),
+        ("日本語", ["日本語"]),
+    ],
+)
+def test_tokens_are_runs_of_letters_and_what_joins_them(text, expected):
+    assert tokens(text) == expected
+
+
+def test_a_token_is_spelled_as_it_is_or_in_lower_case():
+    assert spellings("King") == ["King", "king"]
+    assert spellings("king") == ["king"]
+
+
+def test_a_token_is_cut_at_its_joins():
+    assert parts("state-of_the.art's") == ["state", "of", "the", "art", "s"]
+    assert parts("word") == ["word"]
