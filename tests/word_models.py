@@ -77,13 +77,12 @@ def bucket(ngram: str, buckets: int) -> int:
 
 def ngrams(word: str, minn: int, maxn: int) -> list[str]:
     marked = f"<{word}>"
-    pieces = [
+    return [
         marked[start : start + size]
         for start in range(len(marked))
         for size in range(minn, maxn + 1)
-        if start + size <= len(marked)
+        if start + size <= len(marked) and (size > 1 or start not in (0, len(marked) - 1))
     ]
-    return [piece for piece in pieces if piece not in ("<", ">")]
 
 
 def subword_vector(

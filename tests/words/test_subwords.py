@@ -4,7 +4,7 @@ from word_models import bucket, ngrams
 
 from vecstore.words import subwords
 
-WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=7)
 
 
 @given(WORDS, st.integers(0, 4), st.integers(0, 7), st.integers(1, 2**31 - 1))

@@ -231,7 +231,9 @@ class _Writer:
             )
 
     def _why(self) -> str:
-        return ", ".join(f"{reason}: {n}" for reason, n in self._skipped.items()) or "it has none"
+        return (
+            ", ".join(f"{reason}: {n}" for reason, n in (+self._skipped).items()) or "it has none"
+        )
 
     def _text(self, word: bytes) -> str | None:
         """The word as it is stored; None, and counted, if it cannot be asked for."""
