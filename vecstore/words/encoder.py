@@ -30,8 +30,8 @@ _ENTRY = 500
 _SIF = 1e-3
 _EULER = 0.5772156649
 
-# Vectors of a token, and the weight of each.
-_Pieces = tuple[tuple[NDArray[np.float32], float], ...]
+# Of each word that a token stands for: its numbers times its weight, and the weight.
+_Rows = tuple[NDArray[np.float32], ...]
 
 
 class WordEncoder:
@@ -76,7 +76,7 @@ class WordEncoder:
         identity = ["words-1", about["digest"], spec.precision, pooling, weights]
         self._fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         self._weigh = _weights(pooling, about)
-        self._known: dict[str, _Pieces] = {}
+        self._known: dict[str, _Rows] = {}
         self._most = REMEMBERED // (4 * spec.dim + _ENTRY)
 
     @property
@@ -110,54 +110,59 @@ class WordEncoder:
         check_kind(kind)
         vectors = np.empty((len(checked), self._dim), np.float32)
         for at in range(0, len(checked), TEXTS):
-            self._encode(checked[at : at + TEXTS], at, vectors)
+            part = checked[at : at + TEXTS]
+            vectors[at : at + TEXTS] = self._encode(part, at)
+            zero = np.flatnonzero(~vectors[at : at + TEXTS].any(axis=1))
+            if len(zero):
+                place = int(zero[0])
+                raise EncoderError(
+                    f"the words of text {at + place} cancel out: {show(part[place])}"
+                )
         return vectors
 
-    def _encode(self, texts: list[str], first: int, vectors: NDArray[np.float32]) -> None:
-        """Fill the rows of some texts, from the first on."""
+    def _encode(self, texts: list[str], first: int) -> NDArray[np.float32]:
+        """The vectors of some texts, (n, dim), of which the first has a number for messages."""
         split = [tokens(text) for text in texts]
-        places, rows, weights = self._gather({token for found in split for token in found})
-        for at, (text, found) in enumerate(zip(texts, split, strict=True), first):
+        places, rows = self._gather({token for found in split for token in found})
+        width = self._dim if self._pooling == "minmax" else self._dim + 1
+        pooled = np.empty((len(texts), width), np.float32)
+        for out, text, found in zip(pooled, texts, split, strict=True):
             picked = [place for token in found for place in places[token]]
             if not picked:
                 raise UsageError(
-                    f"text {at} has no word that {self._words.collection.name!r} knows:"
-                    f" {show(text)}"
+                    f"text {first + texts.index(text)} has no word that"
+                    f" {self._words.collection.name!r} knows: {show(text)}"
                 )
-            vectors[at] = self._pool(rows.take(picked, axis=0), weights.take(picked))
-            if not vectors[at].any():
-                raise EncoderError(f"the words of text {at} cancel out: {show(text)}")
+            self._pool(rows.take(picked, axis=0), out)
+        return pooled if self._pooling == "minmax" else pooled[:, :-1] / pooled[:, -1:]
 
-    def _pool(self, rows: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _pool(self, rows: NDArray[np.float32], out: NDArray[np.float32]) -> None:
         if self._pooling == "minmax":
-            return np.concatenate([rows.min(axis=0), rows.max(axis=0)])
-        pooled: NDArray[np.float32] = (weights / weights.sum()) @ rows
-        return pooled
+            half = self._dim // 2
+            np.minimum.reduce(rows[:, :-1], axis=0, out=out[:half])
+            np.maximum.reduce(rows[:, :-1], axis=0, out=out[half:])
+        else:
+            np.add.reduce(rows, axis=0, out=out)
 
-    def _gather(
-        self, wanted: set[str]
-    ) -> tuple[dict[str, range], NDArray[np.float32], NDArray[np.float32]]:
-        """Which rows belong to each token; the rows, (n, dim); their weights, (n,)."""
+    def _gather(self, wanted: set[str]) -> tuple[dict[str, range], NDArray[np.float32]]:
+        """Which rows belong to each token; the rows, weighted and with the weight behind."""
         held = {token: self._known.get(token) for token in wanted}
-        fresh = self._read([token for token, pieces in held.items() if pieces is None])
+        fresh = self._read([token for token, rows in held.items() if rows is None])
         places: dict[str, range] = {}
-        vectors: list[NDArray[np.float32]] = []
-        weights: list[float] = []
+        gathered: list[NDArray[np.float32]] = []
         for token, known in held.items():
-            pieces = fresh[token] if known is None else known
-            places[token] = range(len(vectors), len(vectors) + len(pieces))
-            for vector, weight in pieces:
-                vectors.append(vector)
-                weights.append(weight)
-        rows = np.concatenate(vectors) if vectors else np.empty(0, np.float32)
-        return places, rows.reshape(len(vectors), -1), np.array(weights, np.float32)
+            rows = fresh[token] if known is None else known
+            places[token] = range(len(gathered), len(gathered) + len(rows))
+            gathered += rows
+        joined = np.concatenate(gathered) if gathered else np.empty(0, np.float32)
+        return places, joined.reshape(len(gathered), -1)
 
-    def _read(self, missing: list[str]) -> dict[str, _Pieces]:
+    def _read(self, missing: list[str]) -> dict[str, _Rows]:
         """Look tokens up, and remember what was found."""
         if not missing:
             return {}
         fresh = {
-            token: tuple((one.vector.copy(), self._weigh(one)) for one in found)
+            token: tuple(map(self._row, found))
             for token, found in self._words.find(missing).items()
         }
         if len(self._known) + len(fresh) > self._most:
@@ -165,6 +170,13 @@ class WordEncoder:
         if len(fresh) <= self._most:
             self._known.update(fresh)
         return fresh
+
+    def _row(self, found: Found) -> NDArray[np.float32]:
+        weight = self._weigh(found)
+        row = np.empty(len(found.vector) + 1, np.float32)
+        row[:-1], row[-1] = found.vector, weight
+        row[:-1] *= row[-1]
+        return row
 
     def __repr__(self) -> str:
         return f"WordEncoder({self._words!r}, pooling={self._pooling!r})"

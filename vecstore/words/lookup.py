@@ -85,6 +85,7 @@ class WordVectors:
         if about["subwords"] is not None:
             self._subwords = tuple(about["subwords"])
         self._capitals = bool(about["capitals"])
+        self._dim = self._words.spec.dim
 
     @property
     def collection(self) -> Collection:
@@ -94,7 +95,7 @@ class WordVectors:
     @property
     def dim(self) -> int:
         """Numbers per vector."""
-        return self._words.spec.dim
+        return self._dim
 
     @property
     def about(self) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class WordVectors:
         return isinstance(word, str) and _fits(word) and word in self._words
 
     def __repr__(self) -> str:
-        return f"<WordVectors {self._words.name!r} dim={self.dim} words={len(self):,}>"
+        return f"<WordVectors {self._words.name!r} dim={self._dim} words={len(self):,}>"
 
     # Vectors
 
@@ -139,7 +140,7 @@ class WordVectors:
             shown = ", ".join(map(show, missing[:3])) + (", ..." if len(missing) > 3 else "")
             raise NotFoundError(f"{self._words.name!r} has no vector for {shown}")
         found = [stored[word] if word in stored else made[word] for word in wanted]
-        return np.array(found, np.float32).reshape(-1, self.dim)
+        return np.array(found, np.float32).reshape(-1, self._dim)
 
     def _from_subwords(self, words: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Means of n-grams' vectors; without the words that have none, or none but zeros."""
@@ -272,10 +273,10 @@ class WordVectors:
         words = [item for item in items if isinstance(item, str)]
         found = dict(zip(words, self.vectors(words), strict=True))
         rows = [
-            found[item] if isinstance(item, str) else as_vector(item, self.dim, "a vector")
+            found[item] if isinstance(item, str) else as_vector(item, self._dim, "a vector")
             for item in items
         ]
-        return unit(np.array(rows, np.float32).reshape(-1, self.dim)).astype(np.float64)
+        return unit(np.array(rows, np.float32).reshape(-1, self._dim)).astype(np.float64)
 
     def analogy(
         self,
