@@ -48,7 +48,7 @@ def test_answers_may_be_json(run, tmp_path):
     assert (done["words"], done["kind"], done["name"]) == (4, "fasttext", "english")
     assert done["ngrams"] == done["used"]
     assert len(found["hits"]) == 4
-    assert found["hits"][0]["metadata"].keys() == {"rank", "count"}
+    assert found["hits"][0].keys() == {"id", "score", "distance"}
 
 
 def test_errors_are_one_line(run, tmp_path):

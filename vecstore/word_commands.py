@@ -95,5 +95,5 @@ def similar(
         click.echo(formats.dumps(answer, indent=2))
         return
     out = terminal.console()
-    rows = [(f"{hit.score:.3f}", hit.id, hit.metadata) for hit in hits]
-    out.print(terminal.table(("score", "word", "metadata"), rows, out.width))
+    rows = [(f"{hit.score:.3f}", hit.id) for hit in hits]
+    out.print(terminal.table(("score", "word"), rows, out.width))

@@ -26,7 +26,7 @@ from vecstore.filters import F
 from vecstore.hits import Hit, Hits, Record
 from vecstore.planner import Recall
 from vecstore.spec import MAX_ID_BYTES, encode_utf8, show
-from vecstore.vectors import Vectors, as_vector, unit
+from vecstore.vectors import Vectors, as_vector
 from vecstore.words import subwords
 from vecstore.words.conversion import ABOUT, extra_name, write_about
 from vecstore.words.tokens import parts, spellings, tokens
@@ -220,7 +220,7 @@ class WordVectors:
 
     def similarity(self, a: str, b: str) -> float:
         """Return the cosine of the vectors of two words."""
-        first, second = unit(self.vectors([a, b]))
+        first, second = _directions(self.vectors([a, b]))
         return float(first @ second)
 
     def most_similar(
@@ -234,7 +234,8 @@ class WordVectors:
     ) -> Hits:
         """Return the k words nearest to the sum of some words less that of others.
 
-        Each word, or vector, counts by its direction alone. The words asked with are left out.
+        Each word, or vector, counts by its direction alone. The words asked with are left out. Hits
+        have id and score; `collection.get` has the rest.
 
         Args:
             positive: A word, or several words or vectors of shape (dim,).
@@ -255,14 +256,15 @@ class WordVectors:
         added, taken = _items(positive, "positive"), _items(negative, "negative")
         if not added and not taken:
             raise UsageError("give a word, at least")
-        target = self._units(added).sum(axis=0) - self._units(taken).sum(axis=0)
+        signs = np.array([1.0] * len(added) + [-1.0] * len(taken))
+        target = (signs @ self._units([*added, *taken])).astype(np.float32)
         given = {item for item in [*added, *taken] if isinstance(item, str)}
         hits = self._words.search(
             target,
             most + len(given),
             where=where,
             recall=recall,
-            include=("metadata", "vector") if vectors else ("metadata",),
+            include=("vector",) if vectors else (),
         )
         kept = [hit for hit in hits if hit.id not in given][:most]
         enough = hits.complete == "exhausted" and len(kept) == most
@@ -276,7 +278,7 @@ class WordVectors:
             found[item] if isinstance(item, str) else as_vector(item, self._dim, "a vector")
             for item in items
         ]
-        return unit(np.array(rows, np.float32).reshape(-1, self._dim)).astype(np.float64)
+        return _directions(np.array(rows))
 
     def analogy(
         self,
@@ -311,7 +313,7 @@ class WordVectors:
         near = self._near([b, c], [a], max(most, MULTIPLIED), where, recall, vectors=True)
         if not near:
             return near
-        directions = unit(np.array([hit.vector for hit in near], np.float32))
+        directions = _directions(np.array([hit.vector for hit in near]))
         cosines = (directions @ self._units([a, b, c]).T + 1) / 2
         scores = cosines[:, 1] * cosines[:, 2] / (cosines[:, 0] + _EPSILON)
         best = np.argsort(-scores, kind="stable")[:most].tolist()
@@ -387,6 +389,13 @@ def _numbers(record: Record) -> NDArray[np.float32]:
     """The vector of a record that was read with it."""
     vector: NDArray[np.float32] = np.asarray(record.vector, np.float32)
     return vector
+
+
+def _directions(vectors: Vectors) -> NDArray[np.float64]:
+    """Vectors scaled to unit length, float64 (n, dim); zeros stay."""
+    wide = vectors.astype(np.float64)
+    sizes = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
+    return wide / np.where(sizes > 0, sizes, 1.0)
 
 
 def _fits(word: str) -> bool:
