@@ -190,7 +190,7 @@ def test_wrong_arguments_are_refused(tmp_path, db, vectors):
         ({"kind": "glove"}, "kind='glove'"),
         ({"subwords": "some"}, "subwords='some'"),
         ({"name": ""}, "must not be empty"),
-        ({"name": "x" * 250}, "at most 255 bytes"),
+        ({"name": "x" * 240}, "at most 255 bytes"),
     ):
         with pytest.raises(UsageError, match=message):
             convert(path, db, **wrong)
@@ -199,6 +199,13 @@ def test_wrong_arguments_are_refused(tmp_path, db, vectors):
     with db.transaction(), pytest.raises(StoreError, match=r"inside db.transaction\(\)"):
         convert(path, db)
     assert db.collections() == []
+
+
+def test_a_file_that_is_only_read_is_refused(tmp_path, path, vectors):
+    vecstore.open(path).close()
+
+    with vecstore.open(path, read_only=True) as db, pytest.raises(vecstore.ReadOnlyError):
+        convert(write(tmp_path / "file", text(WORDS, vectors)), db)
 
 
 def test_a_file_without_a_word_that_can_be_stored_is_refused(tmp_path, db):

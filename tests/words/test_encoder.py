@@ -8,7 +8,7 @@ from word_models import fasttext, subword_vector, text, write
 
 import vecstore
 from vecstore.errors import EncoderError, EncoderMismatchError, UsageError
-from vecstore.words import WordVectors, convert, encoder
+from vecstore.words import WordVectors, convert, encoder, lookup, tokens
 
 WORDS = ["the", "of", "cat", "dog", "king", "queen"]
 BUCKETS = 30
@@ -86,10 +86,21 @@ def test_a_text_is_pooled_from_its_words(words, vectors, pooling, texts):
 def test_little_memory_gives_the_same(words, monkeypatch):
     texts = [f"{a} {b}" for a in WORDS for b in WORDS]
     plain = words.encoder().encode(texts)
-    monkeypatch.setattr(encoder, "TEXTS", 3)
+    monkeypatch.setattr(tokens, "TEXTS", 3)
+    monkeypatch.setattr(lookup, "UNKNOWN", 2)
     monkeypatch.setattr(encoder, "REMEMBERED", 1100)
 
     np.testing.assert_array_equal(words.encoder().encode(texts), plain)
+
+
+@pytest.mark.parametrize("pooling", ["sif", "minmax"])
+def test_a_long_text_is_pooled_in_pieces(words, vectors, monkeypatch, pooling):
+    one = " ".join(WORDS * 5)
+    monkeypatch.setattr(encoder, "POOLED", 4)
+
+    found = words.encoder(pooling).encode(["cat", one, "dog"])[1]
+
+    np.testing.assert_allclose(found, expected(one, pooling, vectors), rtol=1e-5)
 
 
 def test_weights_follow_counts_where_the_file_has_them(tmp_path, db, rng):

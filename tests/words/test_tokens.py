@@ -1,6 +1,7 @@
 import pytest
 
-from vecstore.words.tokens import parts, spellings, tokens
+from vecstore.words import tokens as cutting
+from vecstore.words.tokens import groups, parts, spellings, tokens
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,12 @@ def test_a_token_is_spelled_as_it_is_or_in_lower_case():
 def test_a_token_is_cut_at_its_joins():
     assert parts("state-of_the.art's") == ["state", "of", "the", "art", "s"]
     assert parts("word") == ["word"]
+
+
+def test_texts_are_grouped_by_number_and_by_length(monkeypatch):
+    monkeypatch.setattr(cutting, "TEXTS", 3)
+    monkeypatch.setattr(cutting, "LETTERS", 10)
+    texts = ["a", "b", "c", "d", "e" * 99, "f" * 6, "g" * 6, "h"]
+
+    assert [len(group) for group in groups(texts)] == [3, 2, 2, 1]
+    assert [text for group in groups(texts) for text in group] == texts

@@ -24,7 +24,7 @@ from vecstore import arguments, bars, catalog, database, ingest, layout
 from vecstore.catalog import Entry
 from vecstore.collection import Collection
 from vecstore.database import Database
-from vecstore.errors import AlreadyExistsError, EncoderError, StoreError, UsageError
+from vecstore.errors import AlreadyExistsError, EncoderError, ReadOnlyError, StoreError, UsageError
 from vecstore.spec import MAX_ID_BYTES, Precision, check_name, show
 from vecstore.store import Transaction
 from vecstore.words.fasttext import FastTextFile
@@ -117,14 +117,14 @@ def convert(
     if subwords not in SUBWORDS:
         raise UsageError(f"subwords={show(subwords)} is unknown; use one of {', '.join(SUBWORDS)}")
     most = None if limit is None else arguments.whole(limit, "limit", 1)
-    extra_name(name)
+    extra_name(name + UNFINISHED)
     source = _FILES[detect(path, kind)](path)
     with contextlib.ExitStack() as stack:
         if not isinstance(db, Database):
             db = stack.enter_context(database.open(db))
         _check_free(db, name)
-        writer = _Writer(db, name, source, precision, lower)
         try:
+            writer = _Writer(db, name, source, precision, lower)
             with bars.counting(progress, _total(source, most, subwords)) as advance:
                 writer.store_words(source.batches(most), advance)
                 if isinstance(source, FastTextFile) and subwords != "none":
@@ -140,6 +140,8 @@ def convert(
 
 
 def _check_free(db: Database, name: str) -> None:
+    if db.read_only:
+        raise ReadOnlyError(f"{db.path} was opened for reading only")
     with db.reading() as reader:
         if isinstance(reader, Transaction):
             raise StoreError(

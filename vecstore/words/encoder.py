@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from vecstore.encoders import Kind, check_kind, check_texts
 from vecstore.errors import EncoderError, UsageError
 from vecstore.spec import MAX_DIM, show
-from vecstore.words.lookup import TEXTS, Found, WordVectors
-from vecstore.words.tokens import tokens
+from vecstore.words.lookup import Found, WordVectors
+from vecstore.words.tokens import groups, tokens
 
 Pooling = Literal["sif", "idf", "mean", "minmax"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 # Vectors of tokens that were looked up before are remembered, up to so many bytes.
 REMEMBERED = 32 << 20
+# Words of a text that are pooled together.
+POOLED = 4096
 # What an entry takes beside the numbers, about.
 _ENTRY = 500
 # Arora et al. found 1e-3 to 1e-4 best.
@@ -109,15 +111,14 @@ class WordEncoder:
         checked = check_texts(texts)
         check_kind(kind)
         vectors = np.empty((len(checked), self._dim), np.float32)
-        for at in range(0, len(checked), TEXTS):
-            part = checked[at : at + TEXTS]
-            vectors[at : at + TEXTS] = self._encode(part, at)
-            zero = np.flatnonzero(~vectors[at : at + TEXTS].any(axis=1))
-            if len(zero):
-                place = int(zero[0])
-                raise EncoderError(
-                    f"the words of text {at + place} cancel out: {show(part[place])}"
-                )
+        at = 0
+        for part in groups(checked):
+            vectors[at : at + len(part)] = self._encode(part, at)
+            at += len(part)
+        zero = np.flatnonzero(~vectors.any(axis=1))
+        if len(zero):
+            at = int(zero[0])
+            raise EncoderError(f"the words of text {at} cancel out: {show(checked[at])}")
         return vectors
 
     def _encode(self, texts: list[str], first: int) -> NDArray[np.float32]:
@@ -133,16 +134,21 @@ class WordEncoder:
                     f"text {first + texts.index(text)} has no word that"
                     f" {self._words.collection.name!r} knows: {show(text)}"
                 )
-            self._pool(rows.take(picked, axis=0), out)
+            self._pool(rows, picked, out)
         return pooled if self._pooling == "minmax" else pooled[:, :-1] / pooled[:, -1:]
 
-    def _pool(self, rows: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        if self._pooling == "minmax":
-            half = self._dim // 2
-            np.minimum.reduce(rows[:, :-1], axis=0, out=out[:half])
-            np.maximum.reduce(rows[:, :-1], axis=0, out=out[half:])
-        else:
-            np.add.reduce(rows, axis=0, out=out)
+    def _pool(self, rows: NDArray[np.float32], picked: list[int], out: NDArray[np.float32]) -> None:
+        """Pool the rows of one text, a piece at a time: a text may be long."""
+        half = self._dim // 2
+        for at in range(0, len(picked), POOLED):
+            some = rows.take(picked[at : at + POOLED], axis=0)
+            if self._pooling != "minmax":
+                total = np.add.reduce(some, axis=0)
+                out[:] = out + total if at else total
+                continue
+            least, most = some[:, :-1].min(axis=0), some[:, :-1].max(axis=0)
+            out[:half] = np.minimum(out[:half], least) if at else least
+            out[half:] = np.maximum(out[half:], most) if at else most
 
     def _gather(self, wanted: set[str]) -> tuple[dict[str, range], NDArray[np.float32]]:
         """Which rows belong to each token; the rows, weighted and with the weight behind."""

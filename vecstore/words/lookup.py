@@ -10,7 +10,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -29,7 +28,7 @@ from vecstore.spec import MAX_ID_BYTES, encode_utf8, show
 from vecstore.vectors import Vectors, as_vector
 from vecstore.words import subwords
 from vecstore.words.conversion import ABOUT, extra_name, write_about
-from vecstore.words.tokens import parts, spellings, tokens
+from vecstore.words.tokens import groups, parts, spellings, tokens
 
 if TYPE_CHECKING:
     from vecstore.words.encoder import Pooling, WordEncoder
@@ -40,8 +39,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 MULTIPLIED = 1000
 # What keeps a product from division by zero (Levy and Goldberg).
 _EPSILON = 0.001
-# Texts that are cut into words together, and records that are changed by one call.
-TEXTS, RECORDS = 1024, 4096
+# Records that are changed by one call, and words whose n-grams are read together.
+RECORDS, UNKNOWN = 4096, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +143,18 @@ class WordVectors:
 
     def _from_subwords(self, words: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Means of n-grams' vectors; without the words that have none, or none but zeros."""
-        if self._subwords is None or not words:
-            return {}
-        ngrams = {
-            word: subwords.buckets(word, *self._subwords) for word in words if word and _fits(word)
-        }
+        made: dict[str, NDArray[np.float32]] = {}
+        if self._subwords is not None:
+            wanted = [word for word in words if word and _fits(word)]
+            for at in range(0, len(wanted), UNKNOWN):
+                part = wanted[at : at + UNKNOWN]
+                made |= self._means(
+                    {word: subwords.buckets(word, *self._subwords) for word in part}
+                )
+        return made
+
+    def _means(self, ngrams: dict[str, list[int]]) -> dict[str, NDArray[np.float32]]:
+        """Means of the vectors of some buckets each."""
         asked = list(dict.fromkeys(bucket for found in ngrams.values() for bucket in found))
         records = self._extra.get(asked, include=("vector",))
         held = {record.id: _numbers(record) for record in records if record is not None}
@@ -351,7 +357,7 @@ class WordVectors:
             raise ReadOnlyError("a view only reads; fit_idf needs the database")
         counts: Counter[str] = Counter()
         total = 0
-        for group in _groups(texts):
+        for group in groups(_checked(texts)):
             split = [set(tokens(text)) for text in group]
             found = self.find(set().union(*split))
             for wanted in split:
@@ -430,9 +436,8 @@ def _scored(hit: Hit, score: float) -> Hit:
     return replace(hit, score=score, distance=-score, vector=None)
 
 
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+def _checked(texts: Iterable[str]) -> Iterator[str]:
     if isinstance(texts, str):
         raise UsageError("texts is one str; give a list of them")
-    left = iter(texts)
-    while group := list(islice(left, TEXTS)):
-        yield check_texts(group)
+    for text in texts:
+        yield from check_texts([text])

@@ -7,6 +7,7 @@ inside it belong to it. Nothing is known of languages that are written without s
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 
 # Marks are no \w: those of Latin, Cyrillic, Hebrew, Arabic, the scripts of India, Thai.
 _LETTER = (
@@ -14,12 +15,27 @@ _LETTER = (
     r"\u0900-\u0903\u093a-\u094f\u0951-\u0963\u0981-\u0dff\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
 )
 _TOKEN = re.compile(rf"{_LETTER}+(?:[-'.]{_LETTER}+)*")
+# Texts that are dealt with together, and their letters: some 40,000 words.
+TEXTS, LETTERS = 1024, 1 << 18
 _JOINS = re.compile(r"[-'._]+")
 
 
 def tokens(text: str) -> list[str]:
     """The tokens of a text, in their order; a typographic apostrophe becomes a plain one."""
     return _TOKEN.findall(text.replace("\u2019", "'"))
+
+
+def groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Cut texts into lists of a bounded number of words, but for texts that have more alone."""
+    group, letters = list[str](), 0
+    for text in texts:
+        group.append(text)
+        letters += len(text)
+        if len(group) == TEXTS or letters >= LETTERS:
+            yield group
+            group, letters = [], 0
+    if group:
+        yield group
 
 
 def spellings(token: str) -> list[str]:
