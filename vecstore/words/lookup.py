@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vecstore import arguments
+from vecstore import arguments, catalog
 from vecstore.arguments import Where
 from vecstore.collection import DEFAULT_RECALL, Collection
 from vecstore.database import Database, View
 from vecstore.encoders import check_texts
 from vecstore.errors import CorruptionError, NotFoundError, ReadOnlyError, UsageError
 from vecstore.filters import F
-from vecstore.hits import Hit, Hits, Record
+from vecstore.hits import Hit, Hits
 from vecstore.planner import Recall
 from vecstore.spec import MAX_ID_BYTES, encode_utf8, show
 from vecstore.vectors import Vectors, as_vector
 from vecstore.words import subwords
 from vecstore.words.conversion import ABOUT, extra_name, write_about
+from vecstore.words.reading import read
 from vecstore.words.tokens import groups, parts, spellings, tokens
 
 if TYPE_CHECKING:
@@ -70,13 +71,14 @@ class WordVectors:
     """
 
     def __init__(self, db: Database | View, name: str = "words") -> None:
-        there = db.collections()
-        if name not in there or extra_name(name) not in there:
+        with db.reading() as reader:
+            found = catalog.find(reader, name), catalog.find(reader, extra_name(name))
+        if found[0] is None or found[1] is None:
             raise NotFoundError(
                 f"there are no word vectors {name!r}; vecstore.words.convert(file, db, {name!r})"
                 " makes them of a file"
             )
-        self._db = db
+        self._db, self._words_entry, self._extra_entry = db, *found
         self._words, self._extra = db.collection(name), db.collection(extra_name(name))
         about = self.about
         # Characters of the shortest and of the longest n-grams, and how many buckets there are.
@@ -131,15 +133,19 @@ class WordVectors:
             NotFoundError: Words are not stored, and there are no n-grams for them.
         """
         wanted = _check_words(words)
-        records = self._words.get([word for word in wanted if _fits(word)], include=("vector",))
-        stored = {record.id: _numbers(record) for record in records if record is not None}
-        made = self._from_subwords([word for word in wanted if word not in stored])
-        missing = [word for word in wanted if word not in stored and word not in made]
+        asked = [word for word in dict.fromkeys(wanted) if _fits(word)]
+        stored = read(self._db, self._words_entry, asked)
+        places = [stored.places.get(word, -1) for word in wanted]
+        unknown = [word for word, place in zip(wanted, places, strict=True) if place < 0]
+        if not unknown:
+            return stored.vectors[places]
+        made = self._from_subwords(unknown)
+        missing = [word for word in unknown if word not in made]
         if missing:
             shown = ", ".join(map(show, missing[:3])) + (", ..." if len(missing) > 3 else "")
             raise NotFoundError(f"{self._words.name!r} has no vector for {shown}")
-        found = [stored[word] if word in stored else made[word] for word in wanted]
-        return np.array(found, np.float32).reshape(-1, self._dim)
+        rows = zip(wanted, places, strict=True)
+        return np.array([made[word] if at < 0 else stored.vectors[at] for word, at in rows])
 
     def _from_subwords(self, words: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Means of n-grams' vectors; without the words that have none, or none but zeros."""
@@ -156,13 +162,12 @@ class WordVectors:
     def _means(self, ngrams: dict[str, list[int]]) -> dict[str, NDArray[np.float32]]:
         """Means of the vectors of some buckets each."""
         asked = list(dict.fromkeys(bucket for found in ngrams.values() for bucket in found))
-        records = self._extra.get(asked, include=("vector",))
-        held = {record.id: _numbers(record) for record in records if record is not None}
+        held = read(self._db, self._extra_entry, asked)
         made = {}
         for word, found in ngrams.items():
-            rows = [held[bucket] for bucket in found if bucket in held]
+            rows = [held.places[bucket] for bucket in found if bucket in held.places]
             if rows:
-                mean: NDArray[np.float32] = np.array(rows).mean(axis=0)
+                mean: NDArray[np.float32] = held.vectors[rows].mean(axis=0)
                 if mean.any():
                     made[word] = mean
         return made
@@ -177,16 +182,15 @@ class WordVectors:
         pieces = {token: [token, *parts(token)] for token in wanted}
         asked = dict.fromkeys(
             spelling
-            for found in pieces.values()
-            for piece in found
+            for one in pieces.values()
+            for piece in one
             for spelling in spellings(piece)
             if _fits(spelling)
         )
-        records = self._words.get(list(asked), include=("vector", "metadata"))
+        found = read(self._db, self._words_entry, list(asked), metadata=True)
         stored = {
-            record.id: Found(_numbers(record), str(record.id), record.metadata or {})
-            for record in records
-            if record is not None
+            word: Found(found.vectors[at], str(word), found.metadata[at])
+            for word, at in found.places.items()
         }
         return self._choose(pieces, stored)
 
@@ -389,12 +393,6 @@ class WordVectors:
         from vecstore.words.encoder import WordEncoder
 
         return WordEncoder(self, pooling)
-
-
-def _numbers(record: Record) -> NDArray[np.float32]:
-    """The vector of a record that was read with it."""
-    vector: NDArray[np.float32] = np.asarray(record.vector, np.float32)
-    return vector
 
 
 def _directions(vectors: Vectors) -> NDArray[np.float64]:
