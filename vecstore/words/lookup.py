@@ -72,13 +72,13 @@ class WordVectors:
 
     def __init__(self, db: Database | View, name: str = "words") -> None:
         with db.reading() as reader:
-            found = catalog.find(reader, name), catalog.find(reader, extra_name(name))
-        if found[0] is None or found[1] is None:
+            entry, extra = catalog.find(reader, name), catalog.find(reader, extra_name(name))
+        if entry is None or extra is None:
             raise NotFoundError(
                 f"there are no word vectors {name!r}; vecstore.words.convert(file, db, {name!r})"
                 " makes them of a file"
             )
-        self._db, self._words_entry, self._extra_entry = db, *found
+        self._db, self._words_entry, self._extra_entry = db, entry, extra
         self._words, self._extra = db.collection(name), db.collection(extra_name(name))
         about = self.about
         # Characters of the shortest and of the longest n-grams, and how many buckets there are.

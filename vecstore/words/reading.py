@@ -53,7 +53,10 @@ def read(source: Source, entry: Entry, ids: Sequence[Id], *, metadata: bool = Fa
         entry = catalog.read(reader, entry.number, entry.uid)
         found = reader.get_each("ids", layout.id_keys(entry.number, ids))
         there = [value for value, order in zip(ids, found, strict=True) if order is not None]
-        orders = [int.from_bytes(order, "little") for order in found if order is not None]
+        held = [order for order in found if order is not None]
+        if any(len(order) != layout.ORDER.size for order in held):
+            raise CorruptionError(f"ids: an entry of {entry.spec.name!r} is damaged")
+        orders = [int.from_bytes(order, "little") for order in held]
         places, values = records.verified(reader, entry.number, orders)
         if layout.unpack_ids(values) != there:
             raise CorruptionError(f"ids: an id of {entry.spec.name!r} leads to another record")
