@@ -153,6 +153,12 @@ def test_vectors_may_be_stored_shorter(tmp_path, db, rng, precision):
     np.testing.assert_allclose(WordVectors(db)["mother"], expected, atol=0.02)
 
 
+def test_a_file_may_have_any_name(tmp_path, db, vectors):
+    convert(write(tmp_path / "\udcff.txt", text(WORDS, vectors)), db)
+
+    assert WordVectors(db).about["file"] == "?.txt"
+
+
 def test_a_file_that_breaks_off_leaves_nothing(tmp_path, db, rng, monkeypatch):
     monkeypatch.setattr(files, "BATCH", 4)
     vectors = rng.normal(size=(20, 3)).astype(np.float32)

@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -193,6 +194,20 @@ def test_a_pooling_must_be_there_and_fit(tmp_path, db, words):
     convert(write(tmp_path / "file", text(["a"], wide)), db)
     with pytest.raises(UsageError, match="makes 10000 numbers, over 8192"):
         WordVectors(db).encoder("minmax")
+
+
+def test_threads_may_share_it(words, monkeypatch):
+    texts = [f"{a} {b} {c}" for a in WORDS for b in WORDS for c in WORDS]
+    plain = words.encoder().encode(texts)
+    # So little is remembered that it is forgotten all the time.
+    monkeypatch.setattr(encoder, "REMEMBERED", 1600)
+    shared = words.encoder()
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(shared.encode, [texts[i::8] for i in range(8)] * 3))
+
+    for i, vectors in enumerate(found):
+        np.testing.assert_array_equal(vectors, plain[i % 8 :: 8])
 
 
 def test_a_collection_takes_it_as_its_encoder(tmp_path, db, vectors):

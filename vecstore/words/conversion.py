@@ -129,7 +129,9 @@ def convert(
                 writer.store_words(source.batches(most), advance)
                 if isinstance(source, FastTextFile) and subwords != "none":
                     writer.store_ngrams(source.ngrams(subwords == "used"), advance)
-            done = writer.finish(Path(path).name, subwords)
+            # A file may have a name that is no text.
+            file = Path(path).name.encode(errors="replace").decode()
+            done = writer.finish(file)
         except BaseException:
             with contextlib.suppress(StoreError):
                 _drop(db, name + UNFINISHED)
@@ -326,7 +328,7 @@ class _Writer:
             self._ngrams += len(buckets)
             advance(len(buckets))
 
-    def finish(self, file: str, subwords: Subwords) -> Conversion:
+    def finish(self, file: str) -> Conversion:
         """Write what is known of the words, and give the collections their names."""
         source, used = self._source, 0
         about: dict[str, Any] = {
