@@ -12,8 +12,10 @@ def _shown(wanted: bool | None) -> bool:
 
 
 @contextlib.contextmanager
-def counting(wanted: bool | None, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show how many records are stored; yield what counts more of them."""
+def counting(
+    wanted: bool | None, total: int | None, what: str = "storing", unit: str = "records"
+) -> Iterator[Callable[[int], None]]:
+    """Show how many records are stored, or units of other work done; yield what counts more."""
     if not _shown(wanted):
         yield lambda count: None
         return
@@ -31,12 +33,12 @@ def counting(wanted: bool | None, total: int | None) -> Iterator[Callable[[int],
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]} records/s"),
+        TextColumn(f"{{task.fields[rate]}} {unit}/s"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("storing", total=total, rate="")
+        task = bar.add_task(what, total=total, rate="")
 
         def advance(count: int) -> None:
             bar.advance(task, count)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vecstore
-from vecstore import formats, terminal, word_commands
+from vecstore import eval_command, formats, terminal, word_commands
 from vecstore.ann.index import KINDS
 from vecstore.errors import (
     AlreadyExistsError,
@@ -61,6 +61,7 @@ def main() -> None:
 
 
 main.add_command(word_commands.words)
+main.add_command(eval_command.command)
 
 
 def _parse_where(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:

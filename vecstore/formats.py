@@ -128,7 +128,7 @@ def read(stream: IO[bytes], name: str, kind: str, fields: Fields) -> Iterator[It
     Raises:
         UsageError: A line holds no record; the message names the file and the line.
     """
-    lines = _Lines(name, stream)
+    lines = Lines(name, stream)
     done = 0
     for line, values in _READERS[kind](lines, fields):
         try:
@@ -139,7 +139,7 @@ def read(stream: IO[bytes], name: str, kind: str, fields: Fields) -> Iterator[It
         done = lines.size
 
 
-class _Lines:
+class Lines:
     """The lines of a file as text, counted; every complaint names the file and the line."""
 
     def __init__(self, name: str, stream: IO[bytes]) -> None:
@@ -165,7 +165,12 @@ class _Lines:
         return UsageError(f"{self.name}, line {line or self.number}: {what}")
 
 
-def _objects(lines: _Lines, fields: Fields) -> Iterator[_Numbered]:
+def objects(lines: Lines) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the JSON objects of lines, each with the number of its line; blank lines are none.
+
+    Raises:
+        UsageError: A line holds something else; the message names it.
+    """
     for text in lines:
         if not text.strip():
             continue
@@ -178,7 +183,11 @@ def _objects(lines: _Lines, fields: Fields) -> Iterator[_Numbered]:
         yield lines.number, value
 
 
-def _rows(lines: _Lines, fields: Fields, delimiter: str = ",") -> Iterator[_Numbered]:
+def _objects(lines: Lines, fields: Fields) -> Iterator[_Numbered]:
+    return objects(lines)
+
+
+def _rows(lines: Lines, fields: Fields, delimiter: str = ",") -> Iterator[_Numbered]:
     csv.field_size_limit(MAX_LINE)
     header: list[str] = []
     last = 0
@@ -200,7 +209,7 @@ def _rows(lines: _Lines, fields: Fields, delimiter: str = ",") -> Iterator[_Numb
         raise lines.error(f"not CSV: {error}") from None
 
 
-def _tabbed_rows(lines: _Lines, fields: Fields) -> Iterator[_Numbered]:
+def _tabbed_rows(lines: Lines, fields: Fields) -> Iterator[_Numbered]:
     return _rows(lines, fields, "\t")
 
 
@@ -217,7 +226,7 @@ def _cells(header: list[str], row: list[str], types: dict[str, str]) -> dict[str
     return values
 
 
-def _texts(lines: _Lines, fields: Fields) -> Iterator[_Numbered]:
+def _texts(lines: Lines, fields: Fields) -> Iterator[_Numbered]:
     for text in lines:
         if text.strip():
             origin = {"file": lines.name, "line": lines.number}

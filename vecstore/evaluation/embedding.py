@@ -1,0 +1,105 @@
+"""How do labelled texts become vectors, once? Batches with a bar, and a folder that keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore.encoders import Encoder, Kind
+from vecstore.errors import EncoderError, StoreError
+
+BATCH = 256
+
+Vectors = NDArray[np.float32]
+
+
+def embed(
+    encoder: Encoder,
+    texts: list[str],
+    kind: Kind,
+    *,
+    folder: Path | None,
+    advance: Callable[[int], object],
+) -> Vectors:
+    """Embed texts at the encoder's full length.
+
+    Args:
+        encoder: The encoder.
+        texts: Texts that it can encode.
+        kind: Whether they are documents or queries.
+        folder: Where vectors are kept for the next run, under a digest of the encoder's fingerprint
+            and of the texts; None to keep none. What is damaged there is made anew.
+        advance: Told how many more texts are done.
+
+    Returns:
+        float32 of shape (len(texts), encoder.dim).
+
+    Raises:
+        EncoderError: The encoder returned another shape, or numbers that are not finite.
+        StoreError: The folder cannot be written to.
+    """
+    file = None if folder is None else folder / f"{_digest(encoder, texts, kind)}.npy"
+    kept = None if file is None else _read(file, (len(texts), encoder.dim))
+    if kept is not None:
+        advance(len(texts))
+        return kept
+    vectors = np.empty((len(texts), encoder.dim), np.float32)
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
+        vectors[start : start + BATCH] = _checked(encoder, encoder.encode(part, kind), len(part))
+        advance(len(part))
+    if file is not None:
+        _write(file, vectors)
+    return vectors
+
+
+def _checked(encoder: Encoder, made: Vectors, count: int) -> Vectors:
+    wanted = (count, encoder.dim)
+    if np.shape(made) != wanted:
+        raise EncoderError(
+            f"encoder {encoder.name!r} returned {np.shape(made)} for {count} texts, not {wanted}"
+        )
+    if not np.isfinite(made).all():
+        raise EncoderError(f"encoder {encoder.name!r} returned NaN or infinity")
+    return made
+
+
+def _digest(encoder: Encoder, texts: list[str], kind: Kind) -> str:
+    state = hashlib.sha256(f"{encoder.fingerprint}\n{kind}\n{len(texts)}\n".encode())
+    for text in texts:
+        data = text.encode()
+        # With its length, or two texts could be cut elsewhere and count as the same.
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.hexdigest()[:40]
+
+
+def _read(file: Path, shape: tuple[int, int]) -> Vectors | None:
+    try:
+        kept = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    sound = isinstance(kept, np.ndarray) and kept.shape == shape and kept.dtype == np.float32
+    return kept if sound and np.isfinite(kept).all() else None
+
+
+def _write(file: Path, vectors: Vectors) -> None:
+    """Write beside the file and rename, so that a killed run leaves no half of it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=file.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                np.save(stream, vectors, allow_pickle=False)
+            Path(beside).replace(file)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StoreError(f"{file.parent} cannot keep vectors: {error.strerror or error}") from None
