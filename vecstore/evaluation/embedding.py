@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vecstore import ingest
 from vecstore.encoders import Encoder, Kind
-from vecstore.errors import EncoderError, StoreError
+from vecstore.errors import StoreError
+from vecstore.spec import CollectionSpec
 
 BATCH = 256
 
@@ -41,7 +43,8 @@ def embed(
         float32 of shape (len(texts), encoder.dim).
 
     Raises:
-        EncoderError: The encoder returned another shape, or numbers that are not finite.
+        EncoderError: The encoder failed, or returned another shape, numbers that are not finite or
+            a vector of zeros.
         StoreError: The folder cannot be written to.
     """
     file = None if folder is None else folder / f"{_digest(encoder, texts, kind)}.npy"
@@ -49,25 +52,15 @@ def embed(
     if kept is not None:
         advance(len(texts))
         return kept
+    spec = CollectionSpec(name="eval", dim=encoder.dim)
     vectors = np.empty((len(texts), encoder.dim), np.float32)
     for start in range(0, len(texts), BATCH):
         part = texts[start : start + BATCH]
-        vectors[start : start + BATCH] = _checked(encoder, encoder.encode(part, kind), len(part))
+        vectors[start : start + BATCH] = ingest.embed(spec, part, encoder, kind)
         advance(len(part))
     if file is not None:
         _write(file, vectors)
     return vectors
-
-
-def _checked(encoder: Encoder, made: Vectors, count: int) -> Vectors:
-    wanted = (count, encoder.dim)
-    if np.shape(made) != wanted:
-        raise EncoderError(
-            f"encoder {encoder.name!r} returned {np.shape(made)} for {count} texts, not {wanted}"
-        )
-    if not np.isfinite(made).all():
-        raise EncoderError(f"encoder {encoder.name!r} returned NaN or infinity")
-    return made
 
 
 def _digest(encoder: Encoder, texts: list[str], kind: Kind) -> str:

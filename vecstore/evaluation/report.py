@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vecstore.evaluation.intervals import CONFIDENCE, SAMPLES, Interval
+from vecstore.evaluation.intervals import CONFIDENCE, Interval
 from vecstore.evaluation.labelled import Pairs, Retrieval
 from vecstore.evaluation.retrieval import Measured
 from vecstore.evaluation.setups import Sweep
@@ -118,7 +118,7 @@ class Report:
             "k": self.sweep.k,
             "seed": self.sweep.seed,
             "confidence": CONFIDENCE,
-            "bootstrap_samples": SAMPLES,
+            "bootstrap_samples": self.sweep.samples,
             "encoders": [encoder.to_dict() for encoder in self.encoders],
             "differences": [difference.to_dict() for difference in self.differences],
         }
@@ -156,6 +156,8 @@ class Report:
         if least and min(least) < 0.9995:
             share = _percent(min(least))
             notes.append(f"Equal scores have no order: by ids exact search has {share} of itself.")
+        if any(one.compiled is False for encoder in self.encoders for one in encoder.retrieval):
+            notes.append("Compiled search was not there yet; `vecstore warm` makes it.")
         return notes
 
     def _retrieval(self, encoder: EncoderFigures) -> Table:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore import database
+from vecstore.ann import compiled
 from vecstore.collection import DEFAULT_RECALL, Collection
 from vecstore.errors import UsageError
 from vecstore.evaluation import metrics
-from vecstore.evaluation.intervals import Interval, bootstrap_interval
+from vecstore.evaluation.intervals import Floats, Interval
 from vecstore.evaluation.labelled import Retrieval
 from vecstore.evaluation.setups import NUMBER_BYTES, Setup, Sweep
 from vecstore.planner import Recall
@@ -30,7 +31,6 @@ BATCH = 10_000
 TIMED, UNTIMED = 100, 5
 
 Vectors = NDArray[np.float32]
-Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
 
@@ -56,6 +56,8 @@ class Measured:
         milliseconds: Median time of a search that is asked alone; None of shortlists, which are no
             single search.
         rate: Queries a second asked together, on one thread.
+        compiled: Of an index with codes, whether the compiled search answered; else numpy did,
+            which is slower. None of other setups.
         each: The first three figures query by query, float64 of shape (queries,).
     """
 
@@ -72,6 +74,7 @@ class Measured:
     compared: float
     milliseconds: float | None
     rate: float | None
+    compiled: bool | None
     each: dict[str, Floats] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,6 +100,7 @@ class Measured:
             "bytes_compared": self.compared,
             "milliseconds": self.milliseconds,
             "queries_per_second": self.rate,
+            "compiled": self.compiled,
         }
 
 
@@ -119,6 +123,7 @@ class _Found:
     compared: float
     milliseconds: float | None
     rate: float | None
+    compiled: bool | None
 
 
 def measure(
@@ -195,7 +200,15 @@ def _search(
                 # Many hits of an index are found otherwise than few, so they are asked for anew.
                 deep = _ask(points, asked, depth, recall)
                 rankings = [_behind(*both) for both in zip(rankings, deep, strict=True)]
-    return _Found(rankings, _bytes(stats, setup), _compared(stats, setup), milliseconds, rate)
+    coded = bool(stats["codes"]) and setup.index is not None
+    return _Found(
+        rankings,
+        _bytes(stats, setup),
+        _compared(stats, setup),
+        milliseconds,
+        rate,
+        compiled.loaded("search") if coded else None,
+    )
 
 
 @contextmanager
@@ -297,9 +310,6 @@ def _figures(
         pairs = zip(named, data.relevant, strict=True)
         return np.array([figure(ranking, relevant, k) for ranking, relevant in pairs])
 
-    def interval(values: Floats) -> Interval:
-        return bootstrap_interval(values, seed=sweep.seed)
-
     firsts = [rows[: sweep.k] for rows in found.rankings]
     scores = [_cosines(documents[rows], query) for rows, query in zip(firsts, queries, strict=True)]
     near = [
@@ -317,18 +327,19 @@ def _figures(
     }
     return Measured(
         setup=setup,
-        ndcg=interval(values["ndcg"]),
-        mrr=interval(values["mrr"]),
-        recall=interval(values["recall"]),
-        deep_recall=interval(each(metrics.recall, depth)),
+        ndcg=sweep.interval(values["ndcg"]),
+        mrr=sweep.interval(values["mrr"]),
+        recall=sweep.interval(values["recall"]),
+        deep_recall=sweep.interval(each(metrics.recall, depth)),
         depth=depth,
-        agreement=interval(np.array(near)),
+        agreement=sweep.interval(np.array(near)),
         agreement_by_id=float(np.mean(shared)),
         ceiling=truth.ceiling,
         stored=found.stored,
         compared=found.compared,
         milliseconds=found.milliseconds,
         rate=found.rate,
+        compiled=found.compiled,
         each=values,
     )
 

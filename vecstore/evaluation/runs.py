@@ -13,7 +13,6 @@ from vecstore.errors import UsageError
 from vecstore.evaluation import retrieval as searching
 from vecstore.evaluation import similarity
 from vecstore.evaluation.embedding import Vectors, embed
-from vecstore.evaluation.intervals import paired_difference
 from vecstore.evaluation.labelled import Pairs, Retrieval
 from vecstore.evaluation.report import Difference, EncoderFigures, Report
 from vecstore.evaluation.setups import Setup, Sweep
@@ -102,7 +101,7 @@ class _Run:
                 )
             halves = both[: count // 2], both[count // 2 :]
             sizes = list(dict.fromkeys(setup.dims for setup in setups if setup.exact))
-            correlations = similarity.correlate(pairs, *halves, sizes, self._sweep.seed)
+            correlations = similarity.correlate(pairs, *halves, sizes, self._sweep)
         if data is not None:
             documents, queries = self._embedded(data)
             with bars.counting(self._progress, len(setups), "measuring", "setups") as advance:
@@ -146,7 +145,7 @@ def _differences(
         label = setup.label if setup == other else f"{setup.label} and {other.label}"
         one, two = setups[setup], others[other]
         for figure in ("ndcg", "mrr", "recall"):
-            difference = paired_difference(one.each[figure], two.each[figure], seed=sweep.seed)
+            difference = sweep.interval(two.each[figure] - one.each[figure])
             values = one.each[figure].mean(), two.each[figure].mean()
             yield Difference(figure, label, float(values[0]), float(values[1]), difference)
     if pairs is not None:
@@ -164,5 +163,5 @@ def _correlated(
     for size, other in matches:
         one, two = ones[size], others[other]
         label = str(size) if size == other else f"{size} and {other}"
-        difference = similarity.difference(pairs, one, two, sweep.seed)
+        difference = similarity.difference(pairs, one, two, sweep)
         yield Difference("spearman", label, one.spearman.value, two.spearman.value, difference)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from numpy.typing import ArrayLike
 
 from vecstore.ann.index import KINDS, Kind
 from vecstore.errors import UsageError
+from vecstore.evaluation.intervals import SAMPLES, Floats, Interval, bootstrap_interval
 from vecstore.spec import CODE_BITS, MIN_DIM, PRECISIONS, CollectionSpec, Precision
 
 NUMBER_BYTES = {"float32": 4, "float16": 2, "int8": 1}
@@ -77,7 +81,8 @@ class Sweep:
         indexes: Kinds of index; with codes and no kind "ivf", with a kind and no codes what it
             chooses. "flat" has no codes.
         k: How many hits are looked at.
-        seed: Of what is drawn at random for the intervals.
+        samples: How often queries and pairs are drawn for the intervals.
+        seed: Of what is drawn.
     """
 
     dims: tuple[int, ...] = ()
@@ -87,10 +92,13 @@ class Sweep:
     codes: tuple[tuple[int, int], ...] = ()
     indexes: tuple[Kind, ...] = ()
     k: int = 10
+    samples: int = SAMPLES
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, low in (("k", self.k, 1), ("shortlist", self.shortlist, self.k)):
+        least = {"k": 1, "shortlist": self.k, "samples": 1, "seed": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
             if not isinstance(value, int) or value < low:
                 raise UsageError(f"{name}={value!r} must be an int of {low} or more")
         known = {"precisions": PRECISIONS, "indexes": [kind for kind in KINDS if kind != "auto"]}
@@ -105,6 +113,12 @@ class Sweep:
         for dims, bits in self.codes:
             if bits not in CODE_BITS:
                 raise UsageError(f"codes of {dims} x {bits}: bits are {CODE_BITS}")
+
+    def interval(
+        self, values: ArrayLike, statistic: Callable[[Floats], float] | None = None
+    ) -> Interval:
+        """A figure with its bootstrap interval, as this sweep draws it."""
+        return bootstrap_interval(values, statistic, samples=self.samples, seed=self.seed)
 
     def setups(self, dim: int, mrl: tuple[int, ...]) -> list[Setup]:
         """Return the setups of an encoder that makes `dim` numbers and declares prefixes.

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vecstore.evaluation.intervals import Interval, bootstrap_interval
+from vecstore.evaluation.intervals import Floats, Interval
 from vecstore.evaluation.labelled import Pairs
 from vecstore.evaluation.metrics import correlation, ranks, spearman
 from vecstore.evaluation.retrieval import Vectors, prefixes
-
-Floats = NDArray[np.float64]
+from vecstore.evaluation.setups import Sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Correlation:
 
 
 def correlate(
-    pairs: Pairs, first: Vectors, second: Vectors, sizes: list[int], seed: int
+    pairs: Pairs, first: Vectors, second: Vectors, sizes: list[int], sweep: Sweep
 ) -> list[Correlation]:
     """Compare the cosines of pairs with their scores.
 
@@ -45,7 +43,7 @@ def correlate(
         first: Vectors of one side, float32 of shape (pairs, dim).
         second: Those of the other.
         sizes: Lengths of prefixes.
-        seed: Of the intervals.
+        sweep: How intervals are drawn.
 
     Raises:
         UsageError: A prefix of a vector is all zeros.
@@ -59,12 +57,12 @@ def correlate(
             sides.append(long / np.linalg.norm(long, axis=1, keepdims=True))
         cosines: Floats = (sides[0] * sides[1]).sum(axis=1)
         rows = np.column_stack([cosines, pairs.scores])
-        interval = bootstrap_interval(rows, lambda drawn: spearman(*drawn.T), seed=seed)
+        interval = sweep.interval(rows, lambda drawn: spearman(*drawn.T))
         found.append(Correlation(size, interval, cosines))
     return found
 
 
-def difference(pairs: Pairs, first: Correlation, second: Correlation, seed: int) -> Interval:
+def difference(pairs: Pairs, first: Correlation, second: Correlation, sweep: Sweep) -> Interval:
     """How much larger the correlation of `second` is; both are drawn together, pair by pair."""
     rows = np.column_stack([first.cosines, second.cosines, pairs.scores])
 
@@ -72,4 +70,4 @@ def difference(pairs: Pairs, first: Correlation, second: Correlation, seed: int)
         one, other, scores = (ranks(column) for column in drawn.T)
         return correlation(other, scores) - correlation(one, scores)
 
-    return bootstrap_interval(rows, figure, seed=seed)
+    return sweep.interval(rows, figure)
