@@ -14,7 +14,7 @@ from vecstore.evaluation.labelled import Fields, Pairs, Retrieval, read_pairs, r
 from vecstore.evaluation.metrics import mrr, ndcg, recall, spearman
 from vecstore.evaluation.picture import draw
 from vecstore.evaluation.report import Difference, EncoderFigures, Report
-from vecstore.evaluation.retrieval import Measured
+from vecstore.evaluation.retrieval import Measured, Times
 from vecstore.evaluation.runs import evaluate
 from vecstore.evaluation.setups import Setup, Sweep
 from vecstore.evaluation.similarity import Correlation
@@ -31,6 +31,7 @@ __all__ = [
     "Retrieval",
     "Setup",
     "Sweep",
+    "Times",
     "bootstrap_interval",
     "draw",
     "evaluate",

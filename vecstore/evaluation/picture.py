@@ -24,11 +24,11 @@ LOOKS = {
 FLOAT = NUMBER_BYTES["float32"]
 # Labels of neighbouring points lean away from each other.
 LEANINGS = {
-    "float32": (6, 7),
-    "float16": (6, -14),
-    "int8": (-6, -16),
-    "tiers": (7, -4),
-    "index": (7, -4),
+    "float32": (7, -13),
+    "float16": (7, -13),
+    "int8": (-7, 6),
+    "tiers": (8, 5),
+    "index": (8, 5),
 }
 
 Point = tuple[float, Interval, str]
@@ -91,7 +91,9 @@ def _panel(
         for kind, points in series.items():
             sizes |= {size for size, _, _ in points}
             label = f"{encoder.name}, {kind}" if several else kind
-            _series(axes, points, kind, f"C{number}" if several else "C0", label)
+            # One encoder's kinds have a colour each; of several, each encoder has one.
+            color = number if several else list(LOOKS).index(kind)
+            _series(axes, points, kind, f"C{color}", label)
     ticks = sorted(sizes)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{size:,.0f}" for size in ticks], rotation=45)

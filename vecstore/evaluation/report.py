@@ -181,8 +181,8 @@ class Report:
                     _percent(one.agreement.value),
                     f"{one.stored:,.0f}",
                     f"{one.compared:,.0f}",
-                    "" if one.milliseconds is None else f"{one.milliseconds:.2f}",
-                    "" if one.rate is None else f"{one.rate:,.0f}",
+                    "" if one.times is None else f"{one.times.busy:.2f}",
+                    "" if one.times is None else f"{one.times.rate:,.0f}",
                 ]
             )
         counts = f"{len(data.ids):,} documents, {len(data.queries):,} queries"

@@ -35,6 +35,24 @@ Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
+class Times:
+    """How long searches take.
+
+    Processor time is what a search costs; on a machine that does other work too, time by the clock
+    says as much of that.
+
+    Attributes:
+        elapsed: Milliseconds by the clock of a query that is asked alone, the median.
+        busy: Milliseconds of processor time of that, the median.
+        rate: Queries in a second of processor time, asked together on one thread.
+    """
+
+    elapsed: float
+    busy: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """What was measured of a setup.
 
@@ -53,9 +71,7 @@ class Measured:
             more, but by chance.
         stored: Bytes of vectors and codes of a record in the file, headers included.
         compared: Bytes of each vector that are compared first.
-        milliseconds: Median time of a search that is asked alone; None of shortlists, which are no
-            single search.
-        rate: Queries a second asked together, on one thread.
+        times: How long searches take; None of shortlists, which are no single search.
         compiled: Of an index with codes, whether the compiled search answered; else numpy did,
             which is slower. None of other setups.
         each: The first three figures query by query, float64 of shape (queries,).
@@ -72,8 +88,7 @@ class Measured:
     ceiling: float
     stored: float
     compared: float
-    milliseconds: float | None
-    rate: float | None
+    times: Times | None
     compiled: bool | None
     each: dict[str, Floats] = field(repr=False)
 
@@ -98,8 +113,9 @@ class Measured:
             "ceiling": self.ceiling,
             "bytes_stored": self.stored,
             "bytes_compared": self.compared,
-            "milliseconds": self.milliseconds,
-            "queries_per_second": self.rate,
+            "milliseconds": self.times and self.times.elapsed,
+            "processor_milliseconds": self.times and self.times.busy,
+            "queries_per_processor_second": self.times and self.times.rate,
             "compiled": self.compiled,
         }
 
@@ -121,8 +137,7 @@ class _Found:
     rankings: list[Rows]
     stored: float
     compared: float
-    milliseconds: float | None
-    rate: float | None
+    times: Times | None
     compiled: bool | None
 
 
@@ -184,7 +199,7 @@ def _search(
     depth = min(max(DEPTH, sweep.k), len(documents))
     with _collection(stored, setup) as points:
         stats = points.stats()
-        rate = milliseconds = None
+        times = None
         if setup.first is not None:
             shortlist = min(setup.shortlist, len(documents))
             rankings = _ask(points, asked, shortlist, "exact", setup.first)
@@ -195,7 +210,7 @@ def _search(
         else:
             recall: Recall = DEFAULT_RECALL if setup.index else "exact"
             rankings = _ask(points, asked, sweep.k if setup.index else depth, recall)
-            milliseconds, rate = _times(points, asked, sweep.k, recall)
+            times = _times(points, asked, sweep.k, recall)
             if setup.index:
                 # Many hits of an index are found otherwise than few, so they are asked for anew.
                 deep = _ask(points, asked, depth, recall)
@@ -205,8 +220,7 @@ def _search(
         rankings,
         _bytes(stats, setup),
         _compared(stats, setup),
-        milliseconds,
-        rate,
+        times,
         compiled.loaded("search") if coded else None,
     )
 
@@ -238,18 +252,20 @@ def _ask(
     return [np.array(hits.ids, np.intp) for hits in found]
 
 
-def _times(points: Collection, queries: Vectors, k: int, recall: Recall) -> tuple[float, float]:
-    """Milliseconds of a query asked alone (median), and queries a second asked together."""
+def _times(points: Collection, queries: Vectors, k: int, recall: Recall) -> Times:
+    """Ask queries alone, and then all together."""
     chosen = np.resize(queries, (min(len(queries), TIMED) + UNTIMED, queries.shape[1]))
-    spent = []
+    elapsed, busy = [], []
     for query in chosen:
-        begun = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         points.search(query, k, recall=recall, include=())
-        spent.append(time.perf_counter() - begun)
-    begun = time.perf_counter()
+        elapsed.append(time.perf_counter() - began[0])
+        busy.append(time.process_time() - began[1])
+    begun = time.process_time()
     points.search_many(queries, k, recall=recall, include=(), threads=1)
-    together = time.perf_counter() - begun
-    return 1000 * statistics.median(spent[UNTIMED:]), len(queries) / max(together, 1e-9)
+    together = max(time.process_time() - begun, 1e-9)
+    clock, processor = (1000 * statistics.median(spent[UNTIMED:]) for spent in (elapsed, busy))
+    return Times(clock, processor, len(queries) / together)
 
 
 def _reorder(documents: Vectors, query: Vectors, rows: Rows) -> Rows:
@@ -337,8 +353,7 @@ def _figures(
         ceiling=truth.ceiling,
         stored=found.stored,
         compared=found.compared,
-        milliseconds=found.milliseconds,
-        rate=found.rate,
+        times=found.times,
         compiled=found.compiled,
         each=values,
     )
