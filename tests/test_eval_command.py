@@ -85,9 +85,9 @@ def test_tables_may_be_markdown(run):
 
 
 def test_vectors_are_kept_and_found_again(run):
-    first = run(*FILES, "-k", 1, "--vectors", "kept", "--json").stdout
+    first = run(*FILES, "-k", 1, "--dims", 384, "--vectors", "kept", "--json").stdout
     kept = {file: file.stat().st_mtime_ns for file in Path("kept").iterdir()}
-    again = run(*FILES, "-k", 1, "--vectors", "kept", "--json").stdout
+    again = run(*FILES, "-k", 1, "--dims", 384, "--vectors", "kept", "--json").stdout
 
     assert len(kept) == 2
     assert kept == {file: file.stat().st_mtime_ns for file in Path("kept").iterdir()}

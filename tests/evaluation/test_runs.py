@@ -85,6 +85,8 @@ def test_the_figures_are_those_of_plain_arithmetic(data):
         one = found[label]
         assert one.ndcg.value == pytest.approx(mean_ndcg(data, order, 5))
         assert one.agreement.value == pytest.approx(np.mean(right))
+        lost = mean_ndcg(data, order, 5) - mean_ndcg(data, whole, 5)
+        assert one.change.value == pytest.approx(lost)
     exact = found["32"]
     assert (exact.agreement.value, exact.agreement_by_id, exact.depth) == (1, 1, 100)
     assert found["32 float16"].ndcg.value == pytest.approx(exact.ndcg.value, abs=0.03)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vecstore.evaluation.intervals import CONFIDENCE, Interval
 from vecstore.evaluation.labelled import Pairs, Retrieval
 from vecstore.evaluation.retrieval import Measured
-from vecstore.evaluation.setups import Sweep
+from vecstore.evaluation.setups import Setup, Sweep
 from vecstore.evaluation.similarity import Correlation
 
 FIGURES = {"ndcg": "nDCG", "mrr": "MRR", "recall": "recall", "spearman": "Spearman"}
@@ -164,10 +164,10 @@ class Report:
         data, k = self.retrieval, self.sweep.k
         assert data is not None
         depth = max(measured.depth for measured in encoder.retrieval)
-        names = ["search", f"nDCG@{k}", "95 %", f"MRR@{k}", f"recall@{k}"]
+        names = ["search", f"nDCG@{k}", "95 %", "change", f"MRR@{k}", f"recall@{k}"]
         names += [f"recall@{depth}"] if depth > k else []
         names += [f"same {k}", "bytes", "compared", "ms", "queries/s"]
-        rows = []
+        rows, whole = [], Setup(encoder.dim)
         for one in encoder.retrieval:
             deep = [_percent(one.deep_recall.value) if one.depth == depth else ""]
             rows.append(
@@ -175,6 +175,7 @@ class Report:
                     one.setup.label,
                     _percent(one.ndcg.value),
                     _bounds(one.ndcg),
+                    "" if one.setup == whole else _change(one.change),
                     _percent(one.mrr.value),
                     _percent(one.recall.value),
                     *(deep if depth > k else []),
@@ -206,8 +207,8 @@ class Report:
                 one.setup,
                 _percent(one.first),
                 _percent(one.second),
-                f"{100 * one.difference.value:+.1f}",
-                _bounds(one.difference, sign=True),
+                _signed(one.difference.value),
+                _bounds(one.difference, _signed),
                 "yes" if one.difference.excludes_zero else "no",
             ]
             for one in self.differences
@@ -219,6 +220,14 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _bounds(interval: Interval, *, sign: bool = False) -> str:
-    bounds: Sequence[float] = (100 * interval.low, 100 * interval.high)
-    return " to ".join(f"{bound:+.1f}" if sign else f"{bound:.1f}" for bound in bounds)
+def _signed(share: float) -> str:
+    # Adding 0 turns -0.0 into 0.0.
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
+
+
+def _bounds(interval: Interval, shown: Callable[[float], str] = _percent) -> str:
+    return f"{shown(interval.low)} to {shown(interval.high)}"
+
+
+def _change(interval: Interval) -> str:
+    return f"{_signed(interval.value)} ({_bounds(interval, _signed)})"

@@ -59,6 +59,8 @@ class Measured:
     Attributes:
         setup: The setup.
         ndcg: nDCG at k, 0 to 1, its mean over queries.
+        change: How much larger nDCG is than that of exact search by whole vectors, query by query;
+            below 0 for what is lost.
         mrr: Mean reciprocal rank at k.
         recall: The share of the relevant documents that is among the first k.
         deep_recall: The same of the first `depth`.
@@ -79,6 +81,7 @@ class Measured:
 
     setup: Setup
     ndcg: Interval
+    change: Interval
     mrr: Interval
     recall: Interval
     deep_recall: Interval
@@ -104,6 +107,7 @@ class Measured:
             "index": setup.index,
             "codes": None if setup.codes is None else list(setup.codes),
             "ndcg": self.ndcg.to_dict(),
+            "change": self.change.to_dict(),
             "mrr": self.mrr.to_dict(),
             "recall": self.recall.to_dict(),
             "deep_recall": self.deep_recall.to_dict(),
@@ -125,8 +129,9 @@ class _Truth:
     """The nearest documents of each query by whole vectors."""
 
     rows: list[Rows]
-    # The score of the k-th of each query.
+    # The score of the k-th of each query, and how good its ranking is.
     threshold: Floats
+    ndcg: Floats
     ceiling: float
 
 
@@ -166,7 +171,7 @@ def measure(
         raise UsageError(f"k={sweep.k}, but {data.name} has {len(documents)} documents")
     whole = Setup(documents.shape[1])
     first = _search(documents, queries, whole, sweep, data)
-    truth = _truth(documents, queries, first.rankings, sweep.k)
+    truth = _truth(data, documents, queries, first.rankings, sweep.k)
     measured = []
     for setup in setups:
         found = first if setup == whole else _search(documents, queries, setup, sweep, data)
@@ -297,7 +302,9 @@ def _compared(stats: dict[str, Any], setup: Setup) -> float:
 # Figures
 
 
-def _truth(documents: Vectors, queries: Vectors, rankings: list[Rows], k: int) -> _Truth:
+def _truth(
+    data: Retrieval, documents: Vectors, queries: Vectors, rankings: list[Rows], k: int
+) -> _Truth:
     thresholds, shares = [], []
     for query, rows in zip(queries, rankings, strict=True):
         scores = _cosines(documents[rows], query)
@@ -307,7 +314,14 @@ def _truth(documents: Vectors, queries: Vectors, rankings: list[Rows], k: int) -
         # Of the tied, k - above are among the first k: any choice of them hits so many of another.
         shares.append((above + (k - above) ** 2 / tied) / k)
         thresholds.append(threshold)
-    return _Truth(rankings, np.array(thresholds), float(np.mean(shares)))
+    ndcg = _each(metrics.ndcg, data, rankings, k)
+    return _Truth(rankings, np.array(thresholds), ndcg, float(np.mean(shares)))
+
+
+def _each(figure: Callable[..., float], data: Retrieval, rankings: list[Rows], k: int) -> Floats:
+    """A figure of every query."""
+    pairs = zip(rankings, data.relevant, strict=True)
+    return np.array([figure([data.ids[row] for row in rows], grades, k) for rows, grades in pairs])
 
 
 def _figures(
@@ -320,12 +334,6 @@ def _figures(
     truth: _Truth,
 ) -> Measured:
     depth = min(map(len, found.rankings))
-    named = [[data.ids[row] for row in rows] for rows in found.rankings]
-
-    def each(figure: Callable[..., float], k: int) -> Floats:
-        pairs = zip(named, data.relevant, strict=True)
-        return np.array([figure(ranking, relevant, k) for ranking, relevant in pairs])
-
     firsts = [rows[: sweep.k] for rows in found.rankings]
     scores = [_cosines(documents[rows], query) for rows, query in zip(firsts, queries, strict=True)]
     near = [
@@ -337,16 +345,17 @@ def _figures(
         for rows, right in zip(firsts, truth.rows, strict=True)
     ]
     values = {
-        "ndcg": each(metrics.ndcg, sweep.k),
-        "mrr": each(metrics.mrr, sweep.k),
-        "recall": each(metrics.recall, sweep.k),
+        "ndcg": _each(metrics.ndcg, data, found.rankings, sweep.k),
+        "mrr": _each(metrics.mrr, data, found.rankings, sweep.k),
+        "recall": _each(metrics.recall, data, found.rankings, sweep.k),
     }
     return Measured(
         setup=setup,
         ndcg=sweep.interval(values["ndcg"]),
+        change=sweep.interval(values["ndcg"] - truth.ndcg),
         mrr=sweep.interval(values["mrr"]),
         recall=sweep.interval(values["recall"]),
-        deep_recall=sweep.interval(each(metrics.recall, depth)),
+        deep_recall=sweep.interval(_each(metrics.recall, data, found.rankings, depth)),
         depth=depth,
         agreement=sweep.interval(np.array(near)),
         agreement_by_id=float(np.mean(shared)),
