@@ -128,11 +128,11 @@ class Report:
         return "\n".join([table.to_markdown() for table in self.tables()] + self.notes())
 
     def tables(self) -> list[Table]:
-        """Return the tables: one of each encoder and kind of data, and the differences."""
+        """Return the tables: for each encoder two of searches and one of pairs; the differences."""
         found = []
         for encoder in self.encoders:
             if encoder.retrieval:
-                found.append(self._retrieval(encoder))
+                found += [self._quality(encoder), self._cost(encoder)]
             if encoder.similarity:
                 found.append(self._similarity(encoder))
         if self.differences:
@@ -155,39 +155,50 @@ class Report:
         least = [encoder.retrieval[0].ceiling for encoder in self.encoders if encoder.retrieval]
         if least and min(least) < 0.9995:
             share = _percent(min(least))
-            notes.append(f"Equal scores have no order: by ids exact search has {share} of itself.")
+            notes.append(f"Equal scores in any order: by id exact search has {share} of itself.")
         if any(one.compiled is False for encoder in self.encoders for one in encoder.retrieval):
             notes.append("Compiled search was not there yet; `vecstore warm` makes it.")
         return notes
 
-    def _retrieval(self, encoder: EncoderFigures) -> Table:
+    def _quality(self, encoder: EncoderFigures) -> Table:
         data, k = self.retrieval, self.sweep.k
         assert data is not None
-        depth = max(measured.depth for measured in encoder.retrieval)
+        depth = max(one.depth for one in encoder.retrieval)
+        deeper = depth > k
         names = ["search", f"nDCG@{k}", "95 %", "change", f"MRR@{k}", f"recall@{k}"]
-        names += [f"recall@{depth}"] if depth > k else []
-        names += [f"same {k}", "bytes", "compared", "ms", "queries/s"]
-        rows, whole = [], Setup(encoder.dim)
+        whole = Setup(encoder.dim)
+        rows = []
         for one in encoder.retrieval:
-            deep = [_percent(one.deep_recall.value) if one.depth == depth else ""]
-            rows.append(
-                [
-                    one.setup.label,
-                    _percent(one.ndcg.value),
-                    _bounds(one.ndcg),
-                    "" if one.setup == whole else _change(one.change),
-                    _percent(one.mrr.value),
-                    _percent(one.recall.value),
-                    *(deep if depth > k else []),
-                    _percent(one.agreement.value),
-                    f"{one.stored:,.0f}",
-                    f"{one.compared:,.0f}",
-                    "" if one.times is None else f"{one.times.busy:.2f}",
-                    "" if one.times is None else f"{one.times.rate:,.0f}",
-                ]
-            )
+            row = [
+                one.setup.label,
+                _percent(one.ndcg.value),
+                _bounds(one.ndcg),
+                "" if one.setup == whole else _change(one.change),
+                _percent(one.mrr.value),
+                _percent(one.recall.value),
+            ]
+            # A shortlist may not be as long.
+            deep = _percent(one.deep_recall.value) if one.depth == depth else ""
+            rows.append([*row, deep] if deeper else row)
         counts = f"{len(data.ids):,} documents, {len(data.queries):,} queries"
-        return Table(f"{encoder.name} on {data.name}: {counts}", names, rows)
+        title = f"{encoder.name} on {data.name}: {counts}"
+        return Table(title, [*names, f"recall@{depth}"] if deeper else names, rows)
+
+    def _cost(self, encoder: EncoderFigures) -> Table:
+        assert self.retrieval is not None
+        names = ["search", f"same {self.sweep.k}", "bytes", "compared", "ms", "queries/s"]
+        rows = [
+            [
+                one.setup.label,
+                _percent(one.agreement.value),
+                f"{one.stored:,.0f}",
+                f"{one.compared:,.0f}",
+                "" if one.times is None else f"{one.times.busy:.2f}",
+                "" if one.times is None else f"{one.times.rate:,.0f}",
+            ]
+            for one in encoder.retrieval
+        ]
+        return Table(f"{encoder.name} on {self.retrieval.name}: bytes and time", names, rows)
 
     def _similarity(self, encoder: EncoderFigures) -> Table:
         assert self.pairs is not None
@@ -226,7 +237,7 @@ def _signed(share: float) -> str:
 
 
 def _bounds(interval: Interval, shown: Callable[[float], str] = _percent) -> str:
-    return f"{shown(interval.low)} to {shown(interval.high)}"
+    return f"{shown(interval.low)}..{shown(interval.high)}"
 
 
 def _change(interval: Interval) -> str:

@@ -69,8 +69,7 @@ class Measured:
             score ties with the k-th counts as one of these.
         agreement_by_id: The same where ties do not count: where several are equally far, only those
             that exact search gave.
-        ceiling: What agreement by id has where equal scores stand in any order: no search can have
-            more, but by chance.
+        ceiling: What exact search has of itself by id if equal scores come in any order.
         stored: Bytes of vectors and codes of a record in the file, headers included.
         compared: Bytes of each vector that are compared first.
         times: How long searches take; None of shortlists, which are no single search.

@@ -41,13 +41,13 @@ class Setup:
         """A short name for tables and pictures."""
         parts = [str(self.dims)]
         if self.first is not None:
-            parts = [f"{self.first} → {self.dims}, best {self.shortlist}"]
+            parts = [f"{self.first} → {self.dims} ({self.shortlist})"]
         if self.precision != "float32":
             parts.append(self.precision)
         if self.index is not None:
             parts.append(self.index)
         if self.codes is not None:
-            parts.append("codes {} x {}".format(*self.codes))
+            parts.append("{} x {}".format(*self.codes))
         return " ".join(parts)
 
     @property
