@@ -81,7 +81,7 @@ class Session:
         self._outputs = choose_outputs(folder, outline)
         shapes = [outline.outputs[name].shape for name in self._outputs]
         self._head = Head(folder, tokens=any(shape is None or len(shape) != 2 for shape in shapes))
-        self._graph = _load_graph(folder, self._outputs, bool(outline.external), threads, providers)
+        self._graph = _load_graph(folder, outline, self._outputs, threads, providers)
         self._types = {
             given.name: np.int32 if given.type == "tensor(int32)" else np.int64
             for given in self._graph.get_inputs()
@@ -171,8 +171,8 @@ def external_files(folder: ModelFolder, outline: Outline) -> dict[str, Any]:
 
 def _load_graph(
     folder: ModelFolder,
+    outline: Outline,
     outputs: Sequence[str],
-    external: bool,
     threads: int | None,
     providers: Sequence[Provider] | None,
 ) -> onnxruntime.InferenceSession:
@@ -193,13 +193,16 @@ def _load_graph(
             options.intra_op_num_threads = threads
         # Waiting threads would otherwise burn the cores that the search is about to use.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if external:
-            options.add_session_config_entry(_EXTERNAL, str(folder.model.parent))
-            if not _finds_external(onnxruntime):
-                return onnxruntime.InferenceSession(str(folder.model), options, providers=wanted)
-        pruned = prune(folder.model, outputs)
-        model = str(folder.model) if pruned is None else pruned
-        return onnxruntime.InferenceSession(model, options, providers=wanted)
+        options.add_session_config_entry(_EXTERNAL, str(folder.model.parent))
+        pruned = None
+        if outline.outputs.keys() > set(outputs) and (
+            not outline.external or _finds_external(onnxruntime)
+        ):
+            pruned = prune(folder.model, outputs)
+        graph = onnxruntime.InferenceSession(pruned or str(folder.model), options, providers=wanted)
+        # It would keep them for as long as it lives.
+        graph._model_bytes = None
+        return graph
 
 
 def _finds_external(onnxruntime: Any) -> bool:
