@@ -28,6 +28,7 @@ from vecstore.errors import (
     VecstoreError,
 )
 from vecstore.hits import one_line
+from vecstore.models_cli import models
 from vecstore.spec import METRICS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -472,6 +473,9 @@ def warm(as_json: bool) -> None:
     else:
         what = "compiled" if done.fresh else "already compiled; loaded"
         click.echo(one_line(f"{what} in {done.seconds:.1f} s, kept in {done.folder}"))
+
+
+main.add_command(models)
 
 
 # Collections

@@ -96,7 +96,9 @@ def test_only_the_part_that_is_needed_is_loaded(deep):
 
 def test_a_part_of_a_model_with_tensors_outside_the_file_is_loaded(deep, twin, monkeypatch):
     path = deep / "model.onnx"
-    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w.bin", size_threshold=100)
+    onnx.save(
+        onnx.load(path), path, save_as_external_data=True, location="w.bin", size_threshold=100
+    )
     monkeypatch.chdir("/")
 
     found = OnnxEncoder(deep, layer=2).encode(TEXTS)

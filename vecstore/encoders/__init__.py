@@ -30,6 +30,7 @@ __all__ = [
     "bundled_names",
     "check_kind",
     "check_texts",
+    "is_bundled",
     "remembered",
     "resolve",
 ]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vecstore.encoders.cutting import Tally, Truncated
 from vecstore.encoders.dense import read_dense
-from vecstore.encoders.folder import at_layer, read_folder
+from vecstore.encoders.folder import ModelFolder, at_layer, read_folder
 from vecstore.encoders.graph import read_outline
 from vecstore.encoders.head import declared_dim
 from vecstore.encoders.protocol import Kind
@@ -100,6 +100,21 @@ class OnnxEncoder:
         parts = {"layer": self._layer, "dim": self._prefix}
         stated = [f"{part}={value}" for part, value in parts.items() if value is not None]
         return "/".join([self._name, *stated])
+
+    @property
+    def folder(self) -> ModelFolder:
+        """What the model folder declares."""
+        return self._folder
+
+    @property
+    def session(self) -> Session:
+        """The loaded model; loads it.
+
+        Raises:
+            EncoderError: The model cannot be loaded.
+            MissingExtraError: onnxruntime or tokenizers is not installed.
+        """
+        return self._loaded()
 
     @property
     def dim(self) -> int:

@@ -87,10 +87,12 @@ class Session:
             for given in self._graph.get_inputs()
         }
         self._tokenizer = _load_tokenizer(folder, max_length)
-        # Without a mask the graph would read padding as text.
-        self.mixes_batches = bool(outline.operators.keys() & _BATCH_DEPENDENT) or (
-            "attention_mask" not in outline.inputs
-        )
+        self.mixes_batches = bool(batch_dependence(outline))
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the tokenizer has, one more than the largest number of one."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def tokenize(self, texts: Sequence[str], prompt: str) -> list[tokenizers.Encoding]:
         """Return what the tokenizer makes of each text with the prompt before it, truncated."""
@@ -150,6 +152,13 @@ class Session:
             "position_ids": np.broadcast_to(np.arange(shape[1]), shape),
         }
         return {name: np.ascontiguousarray(given[name], t) for name, t in self._types.items()}, mask
+
+
+def batch_dependence(outline: Outline) -> list[str]:
+    """Return why texts in a batch would change each other's vectors; [] if they would not."""
+    reasons = sorted(outline.operators.keys() & _BATCH_DEPENDENT)
+    # Without a mask the graph would read padding as text.
+    return reasons if "attention_mask" in outline.inputs else [*reasons, "no attention_mask"]
 
 
 def external_files(folder: ModelFolder, outline: Outline) -> dict[str, Any]:
