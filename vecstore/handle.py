@@ -68,6 +68,15 @@ class Handle:
         """The collection's name."""
         return self.spec.name
 
+    @property
+    def encoder(self) -> Encoder | None:
+        """The encoder of the collection's texts; None where it holds bare vectors.
+
+        Raises:
+            EncoderMismatchError: It was made with another encoder than the one that was given.
+        """
+        return None if self._declared.encoder is None else self._encoder()
+
     def __repr__(self) -> str:
         try:
             spec = self.spec
