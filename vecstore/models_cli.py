@@ -98,6 +98,30 @@ def test(
     ctx.exit(0 if report.works else 1)
 
 
+@models.command()
+@click.argument("folder", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option("--int8", is_flag=True, help="Store matrices as int8: a quarter of the size.")
+@_json
+def export(folder: str, out: str, int8: bool, as_json: bool) -> None:
+    """Make an ONNX model of a sentence-transformers folder.
+
+    FOLDER has its weights in safetensors; BERT, RoBERTa, XLM-RoBERTa, DistilBERT and MPNet can be
+    exported. OUT must not exist. Needs the extra: pip install 'vecstore[export]'.
+    """
+    from vecstore.encoders.export import export
+
+    made = export(folder, out, int8=int8)
+    found = inspection.summary(OnnxEncoder(made))
+    if as_json:
+        click.echo(formats.dumps({"folder": str(made), **found}, indent=2))
+    else:
+        size = _megabytes(found["bytes"])
+        click.echo(
+            one_line(f"{made}: {found['dim']} numbers, {found['max_length']} tokens, {size}")
+        )
+
+
 def _opened(
     model: str, layer: int | None, dim: int | None, threads: int | None = None
 ) -> OnnxEncoder:
