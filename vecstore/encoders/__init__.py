@@ -5,6 +5,7 @@ Importing this package is cheap: onnxruntime and tokenizers are imported when a 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 from collections.abc import Callable
@@ -83,12 +84,10 @@ def remembered(name: str | None) -> Encoder:
     That is the bundled model of this name, else the default one: whether it is the collection's own
     is for its fingerprint to tell.
     """
-    if name is not None and is_bundled(name):
-        try:
+    if name is not None:
+        # Another release may have had a model of this name, or one that offered more.
+        with contextlib.suppress(VecstoreError):
             return bundled(name)
-        except VecstoreError:
-            # Another release had a model of this name that offered more.
-            pass
     return bundled()
 
 
