@@ -79,6 +79,28 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes):
         read_outline(path)
 
 
+def described(tensor: bytes, shape: bytes = b"") -> bytes:
+    """A model with an initializer, and an output of a tensor type."""
+    output = part(1, b"y") + part(2, part(1, shape))
+    return part(7, part(5, tensor) + part(12, output))
+
+
+def test_numbers_that_are_not_there_are_none(tmp_path: Path):
+    path = tmp_path / "model.onnx"
+    # A type, an element type and a size, each packed and empty.
+    path.write_bytes(described(part(2, b""), part(1, b"") + part(2, part(1, part(1, b"")))))
+
+    assert read_outline(path).outputs == {"y": ("type 0", (0,))}
+
+
+def test_a_tensor_of_absurdly_many_dimensions_is_refused(tmp_path: Path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(described(part(1, b"\xff\xff\xff\xff\x7f" * 2000)))
+
+    with pytest.raises(EncoderError, match="2000 dimensions"):
+        read_outline(path)
+
+
 @settings(max_examples=60)
 @given(data=st.data())
 def test_any_damage_is_an_encoder_error_or_another_outline(tmp_path_factory, data):

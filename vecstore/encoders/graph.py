@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from vecstore.encoders.wire import Data, Malformed, fields, numbers, text
+from vecstore.encoders.wire import Data, Malformed, fields, number, numbers, text
 from vecstore.errors import EncoderError
 
 T = TypeVar("T")
 
 # Graphs inside graphs; a file that nests deeper was made to exhaust the stack.
 MAX_DEPTH = 32
+# Their product would take for ever.
+_MAX_RANK = 64
 
 # The messages on the way to what is wanted: message -> field number -> message inside. Numbers are
 # those of onnx.proto, which never change.
@@ -132,8 +134,8 @@ class _Reader:
         outermost = depth == 1
         inside = _INSIDE[message]
         self.graphs += message == "graph" and outermost
-        for number, begin, stop in fields(self.data, start, end):
-            kind = inside.get(number)
+        for part, begin, stop in fields(self.data, start, end):
+            kind = inside.get(part)
             if kind in ("input", "output"):
                 if outermost:
                     values = self.outline.inputs if kind == "input" else self.outline.outputs
@@ -145,18 +147,20 @@ class _Reader:
                 if kind == "tensor":
                     self._weigh(begin, stop, outermost)
                 self._walk(kind, begin, stop, depth + 1)
-            elif message == "node" and number == _OPERATOR:
+            elif message == "node" and part == _OPERATOR:
                 self.outline.operators[self.data[begin:stop].decode()] += 1
 
     def _weigh(self, start: int, end: int, outermost: bool) -> None:
         sizes, of, name = [], 0, ""
-        for number, begin, stop in fields(self.data, start, end):
-            if number == 1:
+        for part, begin, stop in fields(self.data, start, end):
+            if part == 1:
                 sizes += numbers(self.data, begin, stop)
-            elif number == 2:
-                of = numbers(self.data, begin, stop)[-1]
-            elif number == 8:
+            elif part == 2:
+                of = number(self.data, begin, stop)
+            elif part == 8:
                 name = self.data[begin:stop].decode()
+        if len(sizes) > _MAX_RANK:
+            raise Malformed(f"tensor {name!r:.60} has {len(sizes)} dimensions")
         if outermost:
             self.constants.add(name)
         kind, bits = _TYPES.get(of, (f"type {of}", 0))
@@ -164,27 +168,27 @@ class _Reader:
 
     def _value(self, start: int, end: int) -> Value:
         # ValueInfo.type -> Type.tensor_type -> Tensor.elem_type, and .shape -> Shape.dim.
-        for number in (2, 1):
-            found = self._inside(start, end, number)
+        for part in (2, 1):
+            found = self._inside(start, end, part)
             if found is None:
                 return Value("unknown", None)
             start, end = found
         of = self._inside(start, end, 1)
-        number = numbers(self.data, *of)[-1] if of else 0
-        kind = _TYPES.get(number, (f"type {number}", 0))[0]
+        code = number(self.data, *of) if of else 0
+        kind = _TYPES.get(code, (f"type {code}", 0))[0]
         shape = self._inside(start, end, 2)
         return Value(kind, None if shape is None else self._shape(*shape))
 
     def _inside(self, start: int, end: int, wanted: int) -> tuple[int, int] | None:
-        for number, begin, stop in fields(self.data, start, end):
-            if number == wanted:
+        for part, begin, stop in fields(self.data, start, end):
+            if part == wanted:
                 return begin, stop
         return None
 
     def _shape(self, start: int, end: int) -> tuple[int | None, ...]:
         sizes: list[int | None] = []
-        for number, begin, stop in fields(self.data, start, end):
-            if number == 1:
+        for part, begin, stop in fields(self.data, start, end):
+            if part == 1:
                 size = self._inside(begin, stop, 1)
-                sizes.append(numbers(self.data, *size)[-1] if size else None)
+                sizes.append(number(self.data, *size) if size else None)
         return tuple(sizes)

@@ -64,6 +64,11 @@ def numbers(data: Data, start: int, end: int) -> list[int]:
     return found
 
 
+def number(data: Data, start: int, end: int) -> int:
+    """Return the integer of a field; of a packed one the last, and 0 if there is none."""
+    return (numbers(data, start, end) or [0])[-1]
+
+
 def text(data: Data, start: int, end: int, wanted: int) -> str:
     """Return the string in a message's field of this number, "" if there is none."""
     for number, begin, stop in fields(data, start, end):
