@@ -119,6 +119,19 @@ def test_the_model_may_lie_in_a_folder_onnx(make_model):
     assert read_folder(path).model == path / "onnx" / "model.onnx"
 
 
+def test_own_config_names_the_model_file(make_model):
+    path = make_model(own={"model": "small/other.onnx"})
+
+    with pytest.raises(ModelNotFoundError, match=r"has no small/other\.onnx"):
+        read_folder(path)
+    (path / "small").mkdir()
+    (path / "model.onnx").rename(path / "small/other.onnx")
+    assert read_folder(path).model == path / "small/other.onnx"
+    (path / "vecstore.json").write_text('{"model": "../model.onnx"}')
+    with pytest.raises(EncoderError, match="outside the model folder"):
+        read_folder(path)
+
+
 @pytest.mark.parametrize("missing", ["model.onnx", "tokenizer.json"])
 def test_a_missing_file_is_named(make_model, missing):
     path = make_model()

@@ -76,6 +76,21 @@ def test_inspect_shows_what_a_folder_declares(make_model):
     assert "last_hidden_state (float32 ? x ? x 6)" in run("inspect", path).output
 
 
+def test_inspect_says_why_a_batch_would_mix(make_model, graphs):
+    model = graphs["tokens"](inputs=("input_ids",), output="words")
+    model.graph.node.append(
+        helper.make_node("DynamicQuantizeLinear", ["words"], ["codes", "scale", "zero"])
+    )
+    model.graph.node.append(
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["tokens"])
+    )
+    model.graph.output[0].name = "tokens"
+
+    found = json.loads(run("inspect", make_model(model), "--json").output)
+
+    assert found["batch_dependence"] == ["DynamicQuantizeLinear", "no attention_mask"]
+
+
 def test_inspect_takes_a_layer_and_a_dim(make_model):
     path = make_model(own={"mrl": [2, 6], "layers": {"1": "last_hidden_state"}})
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vecstore.encoders.config import Config, read_config
+from vecstore.encoders.config import Config, file_inside, read_config
 from vecstore.encoders.modules import Modules, Step, check_pooling, read_modules
 from vecstore.encoders.protocol import Kind
 from vecstore.errors import EncoderError, ModelNotFoundError, UsageError
@@ -93,15 +93,18 @@ def read_folder(path: Path) -> ModelFolder:
     """
     if not path.is_dir():
         raise ModelNotFoundError(f"{path} is not a folder; a model is a folder with model.onnx")
-    model = next((path / name for name in MODEL_NAMES if (path / name).is_file()), None)
+    own = read_config(path / OWN_NAME)
+    named = own.string("model")
+    names = MODEL_NAMES if named is None else (named,)
+    files = (file_inside(path, name, f"{own.file}") for name in names)
+    model = next((file for file in files if file.is_file()), None)
     tokenizer = path / TOKENIZER_NAME
     if model is None:
-        raise ModelNotFoundError(f"{path} has no {MODEL_NAMES[0]}; export the model to ONNX")
+        raise ModelNotFoundError(f"{path} has no {names[0]}; export the model to ONNX")
     if not tokenizer.is_file():
         raise ModelNotFoundError(f"{path} has no {TOKENIZER_NAME}; save the fast tokenizer there")
     if tokenizer.stat().st_size > _MAX_TOKENIZER_BYTES:
         raise EncoderError(f"{tokenizer} is larger than {_MAX_TOKENIZER_BYTES >> 20} MiB")
-    own = read_config(path / OWN_NAME)
     dim = own.integer("dim", MIN_DIM, MAX_DIM)
     modules = _with_own_pooling(read_modules(path), own)
     max_length, limit, lowercase = _lengths(path)
