@@ -185,8 +185,9 @@ class _Trial:
         """Batches in which each text has other mates, longer ones and shorter ones."""
         rows = list(range(len(self.texts)))
         yield rows
-        for first in rows:
-            yield [first, rows[first - 1]]
+        yield [rows[0], rows[-1]]
+        yield rows[1:3]
+        yield rows[4:1:-1]
 
 
 def _tokens(ids: list[int]) -> Any:
