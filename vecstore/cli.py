@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vecstore
-from vecstore import eval_command, formats, terminal, word_commands
+from vecstore import eval_command, formats, model_commands, terminal, word_commands
 from vecstore.ann.index import KINDS
 from vecstore.encoders import Truncated
 from vecstore.errors import (
@@ -29,7 +29,6 @@ from vecstore.errors import (
     VecstoreError,
 )
 from vecstore.hits import one_line
-from vecstore.models_cli import models
 from vecstore.spec import METRICS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -64,6 +63,7 @@ def main() -> None:
 
 main.add_command(word_commands.words)
 main.add_command(eval_command.command)
+main.add_command(model_commands.models)
 
 
 def _parse_where(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
@@ -477,9 +477,6 @@ def warm(as_json: bool) -> None:
     else:
         what = "compiled" if done.fresh else "already compiled; loaded"
         click.echo(one_line(f"{what} in {done.seconds:.1f} s, kept in {done.folder}"))
-
-
-main.add_command(models)
 
 
 # Collections
