@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vecstore
-from vecstore import eval_command, formats, terminal, word_commands
+from vecstore import eval_command, formats, model_commands, terminal, word_commands
 from vecstore.ann.index import KINDS
+from vecstore.encoders import Truncated
 from vecstore.errors import (
     AlreadyExistsError,
     EncoderError,
@@ -62,6 +63,7 @@ def main() -> None:
 
 main.add_command(word_commands.words)
 main.add_command(eval_command.command)
+main.add_command(model_commands.models)
 
 
 def _parse_where(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
@@ -120,10 +122,12 @@ def demo(path: str, limit: int | None) -> None:
         start = time.perf_counter()
         with terminal.bar("Indexing", len(fresh)) as advance:
             items = (formats.Item(record, record["id"], 1) for record in fresh)
-            _Loader(docs, upsert=True).load(items, advance)
+            loader = _Loader(docs, upsert=True)
+            loader.load(items, advance)
         spent = time.perf_counter() - start
         done = f"embedded {len(fresh):,} in {spent:.1f} s" if fresh else "nothing new to embed"
         out.print(f"{len(records):,} docstrings in {Path(path).resolve()}; {done}", soft_wrap=True)
+        loader.tell_cut()
         for answer in demo.answers(docs):
             out.print(f"\n{answer.question.text}", style="bold")
             out.print(f"where {formats.dumps(answer.question.where)}", style="cyan")
@@ -239,6 +243,7 @@ def add(
             raise click.ClickException(
                 f"{what} ({loader.count:,} records before it were stored)"
             ) from error
+        loader.tell_cut()
     click.echo(one_line(f"{loader.count:,} records stored in {name!r} of {database}"))
 
 
@@ -507,12 +512,25 @@ class _Loader:
         self.count = 0
         self._collection = collection
         self._upsert = upsert
+        self._before = _truncated(collection)
 
     def load(self, items: Iterable[formats.Item], advance: Callable[[int], object]) -> None:
         """Store the records; `advance` is told the size of each batch."""
         for batch in _batches(items):
             self._store(batch)
             advance(sum(item.size for item in batch))
+
+    def tell_cut(self) -> None:
+        """Say how many texts were longer than their encoder reads, if any was."""
+        before, after = self._before, _truncated(self._collection)
+        if before is None or after is None or after.cut == before.cut:
+            return
+        cut, texts = after.cut - before.cut, after.texts - before.texts
+        limit = getattr(self._collection.encoder, "max_length", "its most")
+        what = (
+            f"{cut:,} of {texts:,} texts were cut at {limit} tokens, and their ends are not found"
+        )
+        click.echo(one_line(f"{what}; split them into records of their own"), err=True)
 
     def _store(self, batch: list[formats.Item]) -> None:
         try:
@@ -529,6 +547,16 @@ class _Loader:
             self._store(batch[len(batch) // 2 :])
         else:
             self.count += len(batch)
+
+
+def _truncated(collection: Collection) -> Truncated | None:
+    """What the encoder of a collection has cut so far; None where there is none that counts it."""
+    try:
+        found = getattr(collection.encoder, "truncated", None)
+    except EncoderError:
+        # Records that come with vectors need none.
+        return None
+    return found if isinstance(found, Truncated) else None
 
 
 def _batches(items: Iterable[formats.Item]) -> Iterator[list[formats.Item]]:

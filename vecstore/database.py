@@ -170,7 +170,8 @@ class Database:
             dim: Numbers per vector, 2 to 8,192; bits, a multiple of 8, under "hamming".
             metric: "cosine" (the default), "dot", "l2", or "hamming" for binary vectors, which
                 are packed: uint8 of shape (n, dim / 8), as numpy.packbits makes them.
-            encoder: An `Encoder`, a folder with an ONNX model, or a callable.
+            encoder: An `Encoder`, the name of a bundled model (such as "default/layer=3"), a folder
+                with an ONNX model, or a callable. A bundled one need not be named again.
             mrl: Prefix lengths that the vectors were trained for (Matryoshka); by default those
                 that the encoder declares. The index codes such prefixes where they measure well.
             precision: How vectors are stored: "float32" (the default), "float16" (half the space,
@@ -390,9 +391,9 @@ class Database:
             return self._store.write_child(current, work)
         return self._store.write(work, timeout)
 
-    def encoder(self, uid: bytes) -> Encoder:
-        """The encoder given for a collection, or else the bundled one."""
-        return self._encoders.get(uid) or encoders.resolve(None)
+    def encoder(self, uid: bytes, name: str | None) -> Encoder:
+        """The encoder given for a collection, or else the bundled one of the name that it keeps."""
+        return self._encoders.get(uid) or encoders.remembered(name)
 
     def recent(self, uid: bytes) -> Recent | None:
         """The sample of a collection's recent queries; None if they are not to be remembered."""
@@ -456,9 +457,9 @@ class View:
     def wrote(self, number: int, uid: bytes) -> None:
         """Nothing is ever written here."""
 
-    def encoder(self, uid: bytes) -> Encoder:
+    def encoder(self, uid: bytes, name: str | None) -> Encoder:
         """The encoder that the database has for a collection."""
-        return self._database.encoder(uid)
+        return self._database.encoder(uid, name)
 
     def recent(self, uid: bytes) -> Recent | None:
         """The sample of recent queries that the database has of a collection."""

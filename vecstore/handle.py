@@ -37,8 +37,8 @@ class Source(Protocol):
     def writing(self, work: Callable[[Transaction], T], timeout: float | None) -> T:
         """Run work in a write transaction and commit it."""
 
-    def encoder(self, uid: bytes) -> Encoder:
-        """The encoder that was given for a collection, or else the bundled one."""
+    def encoder(self, uid: bytes, name: str | None) -> Encoder:
+        """The encoder that was given for a collection, or else the bundled one of this name."""
 
     def wrote(self, number: int, uid: bytes) -> None:
         """Take note that a collection was written to, to keep its index up to date."""
@@ -67,6 +67,15 @@ class Handle:
     def name(self) -> str:
         """The collection's name."""
         return self.spec.name
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The encoder of the collection's texts; None where it holds bare vectors.
+
+        Raises:
+            EncoderMismatchError: It was made with another encoder than the one that was given.
+        """
+        return None if self._declared.encoder is None else self._encoder()
 
     def __repr__(self) -> str:
         try:
@@ -100,7 +109,7 @@ class Handle:
                 f"collection {spec.name!r} holds bare vectors (dim={spec.dim}) and has no encoder"
                 " for texts: give vectors"
             )
-        encoder = self._source.encoder(self._uid)
+        encoder = self._source.encoder(self._uid, spec.encoder)
         if encoder.fingerprint != spec.fingerprint:
             raise EncoderMismatchError(
                 f"collection {spec.name!r} was made with encoder {spec.encoder!r}"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vecstore.encoders.folder import file_inside, read_folder
+from vecstore.encoders.config import file_inside
+from vecstore.encoders.folder import read_folder
 from vecstore.errors import EncoderError, ModelNotFoundError
 
 TYPES = "sentence_transformers.models."
@@ -61,9 +62,9 @@ def test_an_unknown_pooling_is_named(make_model, config):
 
 
 def test_modules_without_a_meaning_here_are_remembered(make_model):
-    path = make_model(modules=modules("Transformer", "Pooling", "Dense", "Dropout"), pooling={})
+    path = make_model(modules=modules("Transformer", "Pooling", "CNN", "Dropout"), pooling={})
 
-    assert read_folder(path).missing == ("Dense",)
+    assert read_folder(path).missing == ("CNN",)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,19 @@ def test_the_model_may_lie_in_a_folder_onnx(make_model):
     (path / "model.onnx").rename(path / "onnx" / "model.onnx")
 
     assert read_folder(path).model == path / "onnx" / "model.onnx"
+
+
+def test_own_config_names_the_model_file(make_model):
+    path = make_model(own={"model": "small/other.onnx"})
+
+    with pytest.raises(ModelNotFoundError, match=r"has no small/other\.onnx"):
+        read_folder(path)
+    (path / "small").mkdir()
+    (path / "model.onnx").rename(path / "small/other.onnx")
+    assert read_folder(path).model == path / "small/other.onnx"
+    (path / "vecstore.json").write_text('{"model": "../model.onnx"}')
+    with pytest.raises(EncoderError, match="outside the model folder"):
+        read_folder(path)
 
 
 @pytest.mark.parametrize("missing", ["model.onnx", "tokenizer.json"])

@@ -16,9 +16,10 @@ from vecstore.errors import EncoderError
 def test_the_outline_names_inputs_outputs_and_operators(make_model):
     outline = read_outline(make_model() / "model.onnx")
 
-    assert outline.inputs == ["input_ids", "attention_mask"]
-    assert outline.outputs == {"last_hidden_state": (None, None, 6)}
-    assert outline.operators == {"Gather", "Identity"}
+    assert outline.inputs == dict.fromkeys(("input_ids", "attention_mask"), ("int64", (None, None)))
+    assert outline.outputs == {"last_hidden_state": ("float32", (None, None, 6))}
+    assert outline.operators == {"Gather": 1, "Identity": 1}
+    assert outline.weights == {"float32": 13 * 6 * 4, "int64": 16}
     assert outline.external == set()
 
 
@@ -28,7 +29,7 @@ def test_external_files_are_found_wherever_a_tensor_is(tmp_path: Path):
     outline = read_outline(tmp_path / "model.onnx")
 
     assert outline.external == {"weights.bin"}
-    assert outline.operators == {node.op_type for node in model.graph.node}
+    assert set(outline.operators) == {node.op_type for node in model.graph.node}
 
 
 def test_tensors_inside_nodes_and_inner_graphs_are_seen(tmp_path: Path):
@@ -52,9 +53,9 @@ def test_tensors_inside_nodes_and_inner_graphs_are_seen(tmp_path: Path):
     outline = read_outline(path)
 
     assert outline.external == {"inner.bin", "outer.bin"}
-    assert outline.operators == {"Constant", "If"}
-    assert outline.inputs == []
-    assert outline.outputs == {"z": (1,)}
+    assert outline.operators == {"Constant": 3, "If": 1}
+    assert outline.inputs == {}
+    assert outline.outputs == {"z": ("float32", (1,))}
 
 
 def test_graphs_nested_too_deeply_are_refused(tmp_path: Path):
@@ -75,6 +76,28 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes):
     path.write_bytes(content)
 
     with pytest.raises(EncoderError, match=r"model\.onnx is not an ONNX model"):
+        read_outline(path)
+
+
+def described(tensor: bytes, shape: bytes = b"") -> bytes:
+    """A model with an initializer, and an output of a tensor type."""
+    output = part(1, b"y") + part(2, part(1, shape))
+    return part(7, part(5, tensor) + part(12, output))
+
+
+def test_numbers_that_are_not_there_are_none(tmp_path: Path):
+    path = tmp_path / "model.onnx"
+    # A type, an element type and a size, each packed and empty.
+    path.write_bytes(described(part(2, b""), part(1, b"") + part(2, part(1, part(1, b"")))))
+
+    assert read_outline(path).outputs == {"y": ("type 0", (0,))}
+
+
+def test_a_tensor_of_absurdly_many_dimensions_is_refused(tmp_path: Path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(described(part(1, b"\xff\xff\xff\xff\x7f" * 2000)))
+
+    with pytest.raises(EncoderError, match="2000 dimensions"):
         read_outline(path)
 
 

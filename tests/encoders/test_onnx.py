@@ -164,10 +164,10 @@ def test_a_vector_of_zeros_cannot_be_normalized(make_model, graphs, table):
 
 
 def test_a_module_outside_the_graph_is_named(make_model):
-    dense = [*LISTED, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]
+    outside = [*LISTED, {"type": "sentence_transformers.models.CNN", "path": "2_CNN"}]
 
-    with pytest.raises(EncoderError, match="declares Dense"):
-        OnnxEncoder(make_model(modules=dense, pooling={})).encode(["red"])
+    with pytest.raises(EncoderError, match="declares CNN"):
+        OnnxEncoder(make_model(modules=outside, pooling={})).encode(["red"])
 
 
 def test_token_vectors_without_a_pooling_are_refused(make_model):

@@ -5,17 +5,20 @@ Importing this package is cheap: onnxruntime and tokenizers are imported when a 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
+from vecstore.encoders.bundled import bundled, bundled_names, is_bundled
+from vecstore.encoders.cutting import Truncated
 from vecstore.encoders.function import FunctionEncoder
 from vecstore.encoders.hashing import HashEncoder
-from vecstore.encoders.onnx import OnnxEncoder, bundled, bundled_names
+from vecstore.encoders.onnx import OnnxEncoder
 from vecstore.encoders.protocol import Encoder, Kind
 from vecstore.encoders.texts import check_kind, check_texts
-from vecstore.errors import SpecError
+from vecstore.errors import SpecError, VecstoreError
 
 __all__ = [
     "Encoder",
@@ -23,10 +26,13 @@ __all__ = [
     "HashEncoder",
     "Kind",
     "OnnxEncoder",
+    "Truncated",
     "bundled",
     "bundled_names",
     "check_kind",
     "check_texts",
+    "is_bundled",
+    "remembered",
     "resolve",
 ]
 
@@ -39,16 +45,18 @@ def resolve(
     """Return the encoder that a user means.
 
     Args:
-        encoder: None or the name of a bundled model; the path of a model folder; an encoder; or a
-            named function from a list of texts to a matrix, which becomes a `FunctionEncoder`.
+        encoder: None or the name of a bundled model, such as "fast" or "default/layer=3/dim=128";
+            the path of a model folder; an encoder; or a named function from a list of texts to a
+            matrix, which becomes a `FunctionEncoder`.
 
     Raises:
         SpecError: None of these, or a function without a name to tell it from others by.
         ModelNotFoundError: There is no model in the folder.
+        UsageError: A bundled model does not offer this layer or dim.
     """
     if encoder is None:
         return bundled()
-    if isinstance(encoder, str) and encoder in bundled_names():
+    if isinstance(encoder, str) and is_bundled(encoder):
         return bundled(encoder)
     if isinstance(encoder, str | os.PathLike):
         return OnnxEncoder(encoder)
@@ -68,6 +76,19 @@ def resolve(
             " FunctionEncoder(function, name=...)"
         )
     return FunctionEncoder(encoder, name=name)
+
+
+def remembered(name: str | None) -> Encoder:
+    """Return the encoder of a collection for which none was given, from the name it keeps.
+
+    That is the bundled model of this name, else the default one: whether it is the collection's own
+    is for its fingerprint to tell.
+    """
+    if name is not None:
+        # Another release may have had a model of this name, or one that offered more.
+        with contextlib.suppress(VecstoreError):
+            return bundled(name)
+    return bundled()
 
 
 def _is_encoder(value: object) -> TypeGuard[Encoder]:

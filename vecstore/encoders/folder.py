@@ -1,39 +1,31 @@
 """What does a model folder declare? Pooling, prompts, lengths and files, read from its own config.
 
-The layout is that of sentence-transformers, with an optional `vecstore.json`. Only JSON is read
-here. A folder is not trusted: a name in a config file that leads outside the folder is refused, and
-so is a config file that no encoder needs to be that large.
+The layout is that of sentence-transformers, with an optional `vecstore.json`.
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from vecstore.encoders.pooling import POOLINGS
+from vecstore.encoders.config import Config, file_inside, read_config
+from vecstore.encoders.modules import Modules, Step, check_pooling, read_modules
 from vecstore.encoders.protocol import Kind
-from vecstore.errors import EncoderError, ModelNotFoundError
+from vecstore.errors import EncoderError, ModelNotFoundError, UsageError
 from vecstore.spec import MAX_DIM, MIN_DIM
 
 MODEL_NAMES = ("model.onnx", "onnx/model.onnx")
 TOKENIZER_NAME = "tokenizer.json"
-_MAX_CONFIG_BYTES = 4 << 20
+OWN_NAME = "vecstore.json"
 _MAX_TOKENIZER_BYTES = 256 << 20
 _MAX_LENGTH = 1 << 20
+_MAX_HIDDEN = 256
 _DEFAULT_LENGTH = 512
 # Their position numbers start after the padding token's.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}
-_LEGACY_POOLINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 _PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
@@ -50,15 +42,19 @@ class ModelFolder:
         tokenizer: The tokenizer's file.
         dim: Numbers per vector where `vecstore.json` declares it, else None.
         mrl: Prefix lengths that the model was trained for.
-        pooling: Names in `POOLINGS`, concatenated; () where the folder declares none.
+        pooling: Names of poolings, concatenated; () where the folder declares none.
         skip_prompt: Whether the prompt's tokens are left out of the pooling.
-        normalize: Whether vectors are scaled to unit length.
+        steps: What vectors go through after the pooling, in order.
         missing: Modules that the folder declares and that only the graph itself can hold.
         prompts: The text put before a document and before a query.
         max_length: Tokens kept of a text, special tokens included.
         limit: The most tokens that the model can read, or None if it is not declared.
         lowercase: Whether text is lower-cased before the tokenizer sees it.
         output: Name of the graph's output to use, or None to choose.
+        layers: The outputs that stand for fewer layers, by how many.
+        hidden: Outputs with the token vectors of several layers, which are averaged: names, or
+            numbers of the outputs `hidden_states.N`, from the end if negative.
+        weights: Of the average, one for each of `hidden`; () for equal ones.
         digests: sha256 by file name, as recorded in `vecstore.json`.
     """
 
@@ -69,14 +65,22 @@ class ModelFolder:
     mrl: tuple[int, ...]
     pooling: tuple[str, ...]
     skip_prompt: bool
-    normalize: bool
+    steps: tuple[Step, ...]
     missing: tuple[str, ...]
     prompts: Mapping[Kind, str]
     max_length: int
     limit: int | None
     lowercase: bool
     output: str | None
+    layers: Mapping[int, str]
+    hidden: tuple[str | int, ...]
+    weights: tuple[float, ...]
     digests: Mapping[str, str]
+
+    @property
+    def normalize(self) -> bool:
+        """Whether vectors are scaled to unit length anywhere."""
+        return "normalize" in self.steps
 
 
 def read_folder(path: Path) -> ModelFolder:
@@ -89,98 +93,74 @@ def read_folder(path: Path) -> ModelFolder:
     """
     if not path.is_dir():
         raise ModelNotFoundError(f"{path} is not a folder; a model is a folder with model.onnx")
-    model = next((path / name for name in MODEL_NAMES if (path / name).is_file()), None)
+    own = read_config(path / OWN_NAME)
+    named = own.string("model")
+    names = MODEL_NAMES if named is None else (named,)
+    files = (file_inside(path, name, f"{own.file}") for name in names)
+    model = next((file for file in files if file.is_file()), None)
     tokenizer = path / TOKENIZER_NAME
     if model is None:
-        raise ModelNotFoundError(f"{path} has no {MODEL_NAMES[0]}; export the model to ONNX")
+        raise ModelNotFoundError(f"{path} has no {names[0]}; export the model to ONNX")
     if not tokenizer.is_file():
         raise ModelNotFoundError(f"{path} has no {TOKENIZER_NAME}; save the fast tokenizer there")
     if tokenizer.stat().st_size > _MAX_TOKENIZER_BYTES:
         raise EncoderError(f"{tokenizer} is larger than {_MAX_TOKENIZER_BYTES >> 20} MiB")
-    own = _read_config(path, "vecstore.json")
-    dim = _integer(own, "dim", "vecstore.json", MIN_DIM, MAX_DIM)
-    pooling, skip_prompt, normalize, missing = _modules(path)
+    dim = own.integer("dim", MIN_DIM, MAX_DIM)
+    modules = _with_own_pooling(read_modules(path), own)
     max_length, limit, lowercase = _lengths(path)
+    hidden, weights = _hidden(own)
     return ModelFolder(
         path=path,
         model=model,
         tokenizer=tokenizer,
         dim=dim,
         mrl=_mrl(own, dim),
-        pooling=pooling,
-        skip_prompt=skip_prompt,
-        normalize=normalize,
-        missing=missing,
+        pooling=modules.pooling,
+        skip_prompt=modules.skip_prompt,
+        steps=modules.steps,
+        missing=modules.missing,
         prompts=_prompts(path),
         max_length=max_length,
         limit=limit,
         lowercase=lowercase,
-        output=_string(own, "output", "vecstore.json"),
+        output=own.string("output"),
+        layers=_layers(own),
+        hidden=hidden,
+        weights=weights,
         digests=_digests(own),
     )
 
 
-def file_inside(folder: Path, name: object, named_by: str) -> Path:
-    """Return `folder / name`, or raise EncoderError if the name leads outside the folder."""
-    if not isinstance(name, str):
-        raise EncoderError(f"{named_by} names a file by {name!r:.60}, expected a str")
-    parts = PurePosixPath(name)
-    # Backslash and colon separate folders and drives where these files may come from.
-    if parts.is_absolute() or ".." in parts.parts or any(sign in name for sign in "\\:\0"):
-        raise EncoderError(f"{named_by} names {name!r:.60}, which is outside the model folder")
-    return folder / parts
+def at_layer(folder: ModelFolder, layer: int | None) -> ModelFolder:
+    """Return the folder as it is for a model that ends after so many layers, None for all.
 
-
-def _modules(path: Path) -> tuple[tuple[str, ...], bool, bool, tuple[str, ...]]:
-    """Return pooling, skip_prompt, normalize and missing."""
-    modules = _read_json(path / "modules.json")
-    if modules is None:
-        # What sentence-transformers does with a bare transformer.
-        return *_pooling(path, "1_Pooling", default=("mean",)), False, ()
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise EncoderError(f"{path / 'modules.json'} is not a list of modules")
-    pooling: tuple[str, ...] = ()
-    skip_prompt = normalize = False
-    missing: list[str] = []
-    for module in modules:
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        if kind == "Pooling":
-            pooling, skip_prompt = _pooling(path, module.get("path", ""), default=("mean",))
-        elif kind == "Normalize":
-            normalize = True
-        elif kind not in ("Transformer", "Dropout"):
-            missing.append(kind)
-    return pooling, skip_prompt, normalize, tuple(missing)
-
-
-def _pooling(path: Path, name: object, *, default: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
-    file = file_inside(path, name, f"{path / 'modules.json'}") / "config.json"
-    config = _read_object(file)
-    if not config:
-        return default, False
-    declared = config.get("pooling_mode")
-    if declared is None:
-        flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
-        unknown = [flag for flag in flags if flag not in _LEGACY_POOLINGS]
-        modes = [mode for flag, mode in _LEGACY_POOLINGS.items() if flag in flags]
-    else:
-        modes = declared if isinstance(declared, list) else [declared]
-        unknown = [mode for mode in modes if not isinstance(mode, str) or mode not in POOLINGS]
-    if unknown:
-        raise EncoderError(
-            f"{file} declares the pooling {unknown[0]!r}, which is unknown; known are"
-            f" {', '.join(POOLINGS)}"
+    Raises:
+        UsageError: The folder declares no output for so many.
+    """
+    if layer is None:
+        return folder
+    if type(layer) is not int or layer not in folder.layers:
+        offered = ", ".join(map(str, sorted(folder.layers))) or "none"
+        raise UsageError(
+            f"layer={layer!r:.60} is not offered by {folder.path}; its {OWN_NAME} declares"
+            f" layers: {offered}"
         )
-    return tuple(modes) or default, config.get("include_prompt") is False
+    return replace(folder, output=folder.layers[layer], hidden=(), weights=())
+
+
+def _with_own_pooling(modules: Modules, own: Config) -> Modules:
+    declared = own.values.get("pooling")
+    if declared is None:
+        return modules
+    return replace(modules, pooling=check_pooling(own.file, declared))
 
 
 def _prompts(path: Path) -> dict[Kind, str]:
-    name = "config_sentence_transformers.json"
-    config = _read_config(path, name)
-    prompts = config.get("prompts") or {}
+    config = read_config(path / "config_sentence_transformers.json")
+    prompts = config.values.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise EncoderError(f"{path / name}: prompts must be an object of strings")
-    fallback = prompts.get(config.get("default_prompt_name") or "", "")
+        raise EncoderError(f"{config.file}: prompts must be an object of strings")
+    fallback = prompts.get(config.string("default_prompt_name") or "", "")
     return {
         kind: next((prompts[key] for key in keys if key in prompts), fallback)
         for kind, keys in _PROMPT_NAMES.items()
@@ -189,14 +169,13 @@ def _prompts(path: Path) -> dict[Kind, str]:
 
 def _lengths(path: Path) -> tuple[int, int | None, bool]:
     """Return max_length, limit and lowercase."""
-    name = "sentence_bert_config.json"
-    sentence = _read_config(path, name)
-    declared = _integer(sentence, "max_seq_length", name, 1, _MAX_LENGTH)
-    tokenizer = _read_config(path, "tokenizer_config.json").get("model_max_length")
-    model = _read_config(path, "config.json")
-    limit = _integer(model, "max_position_embeddings", "config.json", 1, _MAX_LENGTH)
-    if limit is not None and model.get("model_type") in _OFFSET_POSITIONS:
-        padding = _integer(model, "pad_token_id", "config.json", 0, _MAX_LENGTH)
+    sentence = read_config(path / "sentence_bert_config.json")
+    declared = sentence.integer("max_seq_length", 1, _MAX_LENGTH)
+    tokenizer = read_config(path / "tokenizer_config.json").values.get("model_max_length")
+    model = read_config(path / "config.json")
+    limit = model.integer("max_position_embeddings", 1, _MAX_LENGTH)
+    if limit is not None and model.values.get("model_type") in _OFFSET_POSITIONS:
+        padding = model.integer("pad_token_id", 0, _MAX_LENGTH)
         limit = max(1, limit - (1 if padding is None else padding) - 1)
     # Tokenizers without a limit of their own say so with a number like 1e30.
     known = [
@@ -207,11 +186,11 @@ def _lengths(path: Path) -> tuple[int, int | None, bool]:
     max_length = declared if declared is not None else min(known, default=_DEFAULT_LENGTH)
     if limit is not None:
         max_length = min(max_length, limit)
-    return max_length, limit, sentence.get("do_lower_case") is True
+    return max_length, limit, sentence.values.get("do_lower_case") is True
 
 
-def _mrl(config: dict[str, Any], dim: int | None) -> tuple[int, ...]:
-    sizes = config.get("mrl", [])
+def _mrl(own: Config, dim: int | None) -> tuple[int, ...]:
+    sizes = own.values.get("mrl", [])
     limit = MAX_DIM if dim is None else dim
     valid = (
         isinstance(sizes, list)
@@ -219,56 +198,42 @@ def _mrl(config: dict[str, Any], dim: int | None) -> tuple[int, ...]:
         and sizes == sorted(set(sizes))
     )
     if not valid:
-        raise EncoderError(
-            f"vecstore.json: mrl={sizes!r:.60} must be ascending prefix lengths between 1 and"
-            f" {limit}"
-        )
+        raise own.error("mrl", f"ascending prefix lengths between 1 and {limit}")
     return tuple(sizes)
 
 
-def _digests(config: dict[str, Any]) -> dict[str, str]:
-    digests = config.get("files", {})
+def _layers(own: Config) -> dict[int, str]:
+    layers = own.values.get("layers", {})
+    if not isinstance(layers, dict) or not all(
+        key.isascii() and key.isdigit() and 0 < len(key) < 4 and isinstance(name, str)
+        for key, name in layers.items()
+    ):
+        raise own.error("layers", "an object of outputs by numbers of layers")
+    return {int(key): name for key, name in layers.items()}
+
+
+def _hidden(own: Config) -> tuple[tuple[str | int, ...], tuple[float, ...]]:
+    """Return hidden and weights."""
+    hidden, weights = own.values.get("hidden", []), own.values.get("weights", [])
+    if (
+        not isinstance(hidden, list)
+        or len(hidden) > _MAX_HIDDEN
+        or not all(type(output) in (str, int) for output in hidden)
+    ):
+        raise own.error("hidden", "a list of outputs, by name or by number of the layer")
+    if not isinstance(weights, list) or not all(_is_weight(weight) for weight in weights):
+        raise own.error("weights", "a list of numbers of at least 0")
+    if weights and (len(weights) != len(hidden) or not sum(weights)):
+        raise own.error("weights", f"one number for each of hidden={hidden!r:.60}, not all 0")
+    return tuple(hidden), tuple(map(float, weights))
+
+
+def _is_weight(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1e6 and math.isfinite(value)
+
+
+def _digests(own: Config) -> dict[str, str]:
+    digests = own.values.get("files", {})
     if not isinstance(digests, dict) or not all(isinstance(d, str) for d in digests.values()):
-        raise EncoderError("vecstore.json: files must be an object of sha256 digests")
+        raise own.error("files", "an object of sha256 digests")
     return digests
-
-
-def _integer(config: dict[str, Any], key: str, name: str, least: int, most: int) -> int | None:
-    value = config.get(key)
-    if value is None:
-        return None
-    if type(value) is not int or not least <= value <= most:
-        raise EncoderError(f"{name}: {key}={value!r:.60} must be an integer in {least}..{most}")
-    return value
-
-
-def _string(config: dict[str, Any], key: str, name: str) -> str | None:
-    value = config.get(key)
-    if value is not None and not isinstance(value, str):
-        raise EncoderError(f"{name}: {key}={value!r:.60} must be a string")
-    return value
-
-
-def _read_config(path: Path, name: str) -> dict[str, Any]:
-    return _read_object(path / name)
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    value = _read_json(file)
-    if value is not None and not isinstance(value, dict):
-        raise EncoderError(f"{file} is not a JSON object")
-    return value or {}
-
-
-def _read_json(file: Path) -> Any:
-    """Return the file's value, or None if there is no such file."""
-    try:
-        if file.stat().st_size > _MAX_CONFIG_BYTES:
-            raise EncoderError(f"{file} is larger than {_MAX_CONFIG_BYTES >> 20} MiB")
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise EncoderError(f"{file} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise EncoderError(f"{file} is not valid JSON: {error}") from None

@@ -1,4 +1,4 @@
-"""How does a model folder encode text? The ONNX encoder, and the models that come bundled."""
+"""How does a model folder encode text? The ONNX encoder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore.encoders.folder import ModelFolder, read_folder
+from vecstore.encoders.cutting import Tally, Truncated
+from vecstore.encoders.dense import read_dense
+from vecstore.encoders.folder import ModelFolder, at_layer, read_folder
 from vecstore.encoders.graph import read_outline
+from vecstore.encoders.head import declared_dim
 from vecstore.encoders.protocol import Kind
-from vecstore.encoders.session import Provider, Session, choose_output, external_files
+from vecstore.encoders.session import Provider, Session, external_files
 from vecstore.encoders.texts import check_kind, check_texts
-from vecstore.errors import EncoderError, ModelNotFoundError, UsageError
+from vecstore.errors import EncoderError, UsageError
+from vecstore.spec import show
+from vecstore.vectors import shorten
 
 # Texts tokenized at a time: enough to sort into batches of like length, and a bound on memory.
 _WINDOW = 2048
 # Raised when this code starts to make other vectors from the same files and settings.
 _RULES = 1
-_CODE = Path(__file__).resolve().parents[1]
 
 
 class OnnxEncoder:
@@ -43,12 +47,17 @@ class OnnxEncoder:
         threads: Threads that share the work of one batch; None for one per core.
         providers: onnxruntime's execution providers; None for the CPU.
         batch_size: Texts run at once. Another size changes vectors by rounding only.
-        name: A name for people; None for the folder's name.
+        name: A name for people; None for the folder's name. `layer` and `dim` are added to it.
+        layer: End after so many of the model's layers, where `vecstore.json` declares an output for
+            that; only this part of the model is loaded. None for all layers.
+        dim: Keep this prefix of each vector, one of `mrl`, scaled to the length of the whole; None,
+            or the model's own number, for the whole. Reads the model if only the graph tells that.
 
     Raises:
         ModelNotFoundError: The folder, the model or the tokenizer is missing.
         EncoderError: A configuration file is damaged, or declares what is not known here.
-        UsageError: `max_length`, `threads` or `batch_size` is out of range.
+        UsageError: `max_length`, `threads` or `batch_size` is out of range, or the model does not
+            offer this `layer` or `dim`.
     """
 
     def __init__(
@@ -60,8 +69,10 @@ class OnnxEncoder:
         providers: Sequence[Provider] | None = None,
         batch_size: int = 8,
         name: str | None = None,
+        layer: int | None = None,
+        dim: int | None = None,
     ) -> None:
-        self._folder = read_folder(Path(folder).absolute())
+        self._folder = at_layer(read_folder(Path(folder).absolute()), layer)
         self._max_length = self._folder.max_length
         if max_length is not None:
             self._max_length = _positive("max_length", max_length, self._folder.limit)
@@ -75,12 +86,35 @@ class OnnxEncoder:
         self._fingerprint: str | None = None
         self._session: Session | None = None
         self._lock = threading.RLock()
+        self._tally = Tally()
+        self._layer = layer
+        self._prefix = None if dim is None else self._check_prefix(dim)
         _ENCODERS.add(self)
 
     @property
     def name(self) -> str:
-        """The name that was given, or the folder's name."""
-        return self._name
+        """The name that was given, or the folder's name; with layer and dim where those are less.
+
+        Such as "default", or "default/layer=3/dim=128".
+        """
+        parts = {"layer": self._layer, "dim": self._prefix}
+        stated = [f"{part}={value}" for part, value in parts.items() if value is not None]
+        return "/".join([self._name, *stated])
+
+    @property
+    def folder(self) -> ModelFolder:
+        """What the model folder declares."""
+        return self._folder
+
+    @property
+    def session(self) -> Session:
+        """The loaded model; loads it.
+
+        Raises:
+            EncoderError: The model cannot be loaded.
+            MissingExtraError: onnxruntime or tokenizers is not installed.
+        """
+        return self._loaded()
 
     @property
     def dim(self) -> int:
@@ -89,20 +123,23 @@ class OnnxEncoder:
         Raises:
             EncoderError: The model cannot be read or run.
         """
-        if self._dim is None:
-            with self._lock:
-                self._dim = self._dim or self._find_dim()
-        return self._dim
+        return self._prefix or self._whole_dim()
 
     @property
     def mrl(self) -> tuple[int, ...]:
         """Prefix lengths that the model was trained for, from `vecstore.json`; () if none."""
-        return self._folder.mrl
+        most = self._prefix
+        return tuple(size for size in self._folder.mrl if most is None or size <= most)
 
     @property
     def max_length(self) -> int:
         """Tokens kept of a text, special tokens included; the rest is cut off."""
         return self._max_length
+
+    @property
+    def truncated(self) -> Truncated:
+        """How many texts were cut at `max_length` tokens since the encoder was made."""
+        return self._tally.total
 
     @property
     def fingerprint(self) -> str:
@@ -130,7 +167,8 @@ class OnnxEncoder:
             float32 of shape (len(texts), dim), C-contiguous, in the order of `texts`.
 
         Raises:
-            UsageError: A text is no str, is empty or only whitespace, or has a lone surrogate.
+            UsageError: A text is no str, is empty or only whitespace, has a lone surrogate, or has
+                nothing that the tokenizer reads, as control characters alone.
             EncoderError: The model cannot be loaded or run, or returned values that are not finite.
             MissingExtraError: onnxruntime or tokenizers is not installed.
         """
@@ -139,7 +177,12 @@ class OnnxEncoder:
         vectors = np.empty((len(checked), self.dim), dtype=np.float32)
         for start in range(0, len(checked), _WINDOW):
             part = slice(start, start + _WINDOW)
-            self._encode_window(checked[part], kind, vectors[part], start)
+            if self._prefix is None:
+                self._encode_window(checked[part], kind, vectors[part], start)
+            else:
+                whole = np.empty((len(checked[part]), self._whole_dim()), dtype=np.float32)
+                self._encode_window(checked[part], kind, whole, start)
+                vectors[part] = shorten(whole, self._prefix)
         return vectors
 
     def _encode_window(
@@ -150,10 +193,14 @@ class OnnxEncoder:
         encodings = session.tokenize(texts, prompt)
         skipped = session.prompt_length(prompt) if self._folder.skip_prompt else 0
         sizes = np.array([len(encoding.ids) for encoding in encodings])
-        if not sizes.all():
-            raise EncoderError(
-                f"text {start + int(np.argmin(sizes))} has no token that {self._name!r} knows"
-            )
+        nothing = session.tokenize([""], prompt)[0].ids
+        for row in np.flatnonzero(sizes <= len(nothing)).tolist():
+            if not sizes[row] or encodings[row].ids == nothing:
+                raise UsageError(
+                    f"text {start + row} is {show(texts[row])}, of which {self.name!r} knows"
+                    " no token; it has no meaning to encode"
+                )
+        self._tally.add(texts, prompt, encodings)
         step = 1 if session.mixes_batches else self._batch_size
         # Texts of like length together, so that little padding is computed.
         order = np.argsort(-sizes, kind="stable")
@@ -184,14 +231,28 @@ class OnnxEncoder:
                 self._session = session
         return session
 
+    def _whole_dim(self) -> int:
+        if self._dim is None:
+            with self._lock:
+                self._dim = self._dim or self._find_dim()
+        return self._dim
+
     def _find_dim(self) -> int:
-        outline = read_outline(self._folder.model)
-        shape = outline.outputs[choose_output(self._folder, outline)]
-        size = shape[-1] if len(shape) in (2, 3) else None
-        if size:
-            return size * len(self._folder.pooling) if len(shape) == 3 else size
+        found = declared_dim(self._folder, read_outline(self._folder.model))
+        if found:
+            return found
         session = self._loaded()
         return int(session.run(session.tokenize(["dimension"], ""), 0).shape[1])
+
+    def _check_prefix(self, dim: int) -> int | None:
+        whole = self._whole_dim()
+        if type(dim) is not int or dim not in (*self._folder.mrl, whole):
+            known = ", ".join(map(str, self._folder.mrl)) or "none"
+            raise UsageError(
+                f"dim={dim!r:.60} is no prefix that {self._name!r} was trained for; it makes"
+                f" {whole} numbers, and its prefixes are: {known}"
+            )
+        return None if dim == whole else dim
 
     def _compute_fingerprint(self) -> str:
         folder = self._folder
@@ -210,9 +271,25 @@ class OnnxEncoder:
             "max_length": self._max_length,
             "lowercase": folder.lowercase,
             "output": folder.output,
+            **self._further_identity(),
         }
         canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+    def _further_identity(self) -> dict[str, object]:
+        """Settings that few models have; only those, so that others keep their fingerprints."""
+        folder = self._folder
+        further: dict[str, object] = {}
+        if folder.hidden:
+            further |= {"hidden": folder.hidden, "weights": folder.weights}
+        if self._prefix is not None:
+            further["dim"] = self._prefix
+        # Where the graph holds the modules itself, their files need not be there.
+        if any(step != "normalize" and (step / "config.json").is_file() for step in folder.steps):
+            further["modules"] = [
+                step if step == "normalize" else _identity(step) for step in folder.steps
+            ]
+        return further
 
     def _abandon_session(self) -> None:
         """Forget what a forked child cannot use: a session whose threads stayed in the parent."""
@@ -220,15 +297,15 @@ class OnnxEncoder:
             # Freeing it would wait for those threads for ever, at the latest when the child ends.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             self._session = None
-        # The parent may have held the lock in another thread.
+        # The parent may have held the locks in another thread.
         self._lock = threading.RLock()
+        self._tally.after_fork()
 
     def __repr__(self) -> str:
-        return f"OnnxEncoder({str(self._folder.path)!r}, name={self._name!r})"
+        return f"OnnxEncoder({str(self._folder.path)!r}, name={self.name!r})"
 
 
 _ENCODERS: weakref.WeakSet[OnnxEncoder] = weakref.WeakSet()
-_BUNDLED: dict[str, OnnxEncoder] = {}
 
 
 def _after_fork() -> None:
@@ -239,48 +316,10 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def bundled(name: str = "default") -> OnnxEncoder:
-    """Return the encoder of a model that comes with the package, one instance for each name.
-
-    Raises:
-        ModelNotFoundError: There is no such model.
-    """
-    if name not in _BUNDLED:
-        folder = _bundled_folders().get(name)
-        if folder is None:
-            known = ", ".join(sorted(_bundled_folders())) or "none"
-            raise ModelNotFoundError(f"no bundled model is named {name!r}; bundled are: {known}")
-        encoder = OnnxEncoder(folder, name=name)
-        encoder._known_digests = _recorded_digests(encoder._folder)
-        # Of two threads that come here at once, both get the first one's.
-        _BUNDLED.setdefault(name, encoder)
-    return _BUNDLED[name]
-
-
-def bundled_names() -> list[str]:
-    """Return the names that `bundled` knows."""
-    return sorted(_bundled_folders())
-
-
-def _bundled_folders() -> dict[str, Path]:
-    roots = [_CODE / "models"]
-    # Beside an installed package there may be a folder `models` of somebody else's.
-    if (_CODE.parent / "pyproject.toml").is_file():
-        roots.append(_CODE.parent / "models")
-    return {
-        folder.name: folder
-        for root in reversed(roots)
-        if root.is_dir()
-        for folder in root.iterdir()
-        if (folder / "model.onnx").is_file()
-    }
-
-
-def _recorded_digests(folder: ModelFolder) -> dict[str, str]:
-    names = {"model": folder.model.name, "tokenizer": folder.tokenizer.name}
-    if set(folder.digests) != set(names.values()):
-        return {}
-    return {role: folder.digests[name] for role, name in names.items()}
+def _identity(path: Path) -> list[object]:
+    """What vectors depend on of a Dense module."""
+    dense = read_dense(path)
+    return [dense.inputs, dense.outputs, dense.bias, dense.activation, _digest(dense.weights)]
 
 
 def _digest(path: Path) -> str:

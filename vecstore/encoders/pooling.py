@@ -65,6 +65,27 @@ POOLINGS: dict[str, Callable[[Floats, Floats], Floats]] = {
 }
 
 
+# Other names for the same.
+_SYNONYMS = {"last": "lasttoken"}
+
+
+def is_pooling(mode: object) -> bool:
+    """Whether a mode is the name of a pooling, or several names joined with "+"."""
+    return isinstance(mode, str) and all(
+        _SYNONYMS.get(name, name) in POOLINGS for name in mode.split("+")
+    )
+
+
 def pool(tokens: Floats, mask: Floats, modes: Sequence[str]) -> Floats:
-    """Return the pooled vectors, float32 (batch, dim * len(modes)), in the order of `modes`."""
-    return np.concatenate([POOLINGS[mode](tokens, mask) for mode in modes], axis=1)
+    """Return the pooled vectors, float32 (batch, dim * len(modes)), joined in the order of `modes`.
+
+    A mode such as "cls+mean" is the average of what the named ones give, of dim numbers.
+    """
+    return np.concatenate([_one(mode, tokens, mask) for mode in modes], axis=1)
+
+
+def _one(mode: str, tokens: Floats, mask: Floats) -> Floats:
+    names = [_SYNONYMS.get(name, name) for name in mode.split("+")]
+    total = sum(POOLINGS[name](tokens, mask) for name in names)
+    average: Floats = np.asarray(total / np.float32(len(names)), dtype=np.float32)
+    return average

@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore.encoders.folder import ModelFolder, file_inside
+from vecstore.encoders import cutting
+from vecstore.encoders.config import file_inside
+from vecstore.encoders.folder import ModelFolder
 from vecstore.encoders.graph import Outline, read_outline
-from vecstore.encoders.pooling import Floats, pool
+from vecstore.encoders.head import Head, choose_outputs
+from vecstore.encoders.pooling import Floats
+from vecstore.encoders.prune import prune
 from vecstore.errors import (
     EncoderError,
     MissingExtraError,
@@ -31,11 +35,12 @@ if TYPE_CHECKING:
 
 Provider = str | tuple[str, Mapping[str, Any]]
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
-_OUTPUTS = ("sentence_embedding", "last_hidden_state", "token_embeddings")
 # They scale a tensor by its largest value, so that texts in a batch change each other's vectors.
 _BATCH_DEPENDENT = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul"}
 # onnxruntime prints its own errors; here they are raised.
 _SILENT = 4
+# The folder of tensors outside the model file, for a graph that is given as bytes.
+_EXTERNAL = "session.model_external_initializers_file_folder_path"
 _TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 
 
@@ -65,24 +70,29 @@ class Session:
     ) -> None:
         outline = read_outline(folder.model)
         external_files(folder, outline)
-        unknown = sorted(set(outline.inputs) - _INPUTS)
+        unknown = sorted(outline.inputs.keys() - _INPUTS)
         if unknown or "input_ids" not in outline.inputs:
             raise EncoderError(
                 f"{folder.model} takes the inputs {', '.join(outline.inputs)};"
                 f" an encoder takes input_ids and may take {', '.join(sorted(_INPUTS))}"
             )
         self._folder = folder
-        self._output = choose_output(folder, outline)
-        self._graph = _load_graph(folder, threads, providers)
+        self._max_length = max_length
+        self._outputs = choose_outputs(folder, outline)
+        shapes = [outline.outputs[name].shape for name in self._outputs]
+        self._head = Head(folder, tokens=any(shape is None or len(shape) != 2 for shape in shapes))
+        self._graph = _load_graph(folder, outline, self._outputs, threads, providers)
         self._types = {
             given.name: np.int32 if given.type == "tensor(int32)" else np.int64
             for given in self._graph.get_inputs()
         }
         self._tokenizer = _load_tokenizer(folder, max_length)
-        # Without a mask the graph would read padding as text.
-        self.mixes_batches = bool(outline.operators & _BATCH_DEPENDENT) or (
-            "attention_mask" not in outline.inputs
-        )
+        self.mixes_batches = bool(batch_dependence(outline))
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the tokenizer has, one more than the largest number of one."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def tokenize(self, texts: Sequence[str], prompt: str) -> list[tokenizers.Encoding]:
         """Return what the tokenizer makes of each text with the prompt before it, truncated."""
@@ -109,20 +119,18 @@ class Session:
         """
         feed, mask = self._feed(encodings)
         with _foreign(f"{self._folder.model} failed"):
-            output = np.asarray(self._graph.run([self._output], feed)[0])
-        if output.dtype.kind != "f" or output.ndim not in (2, 3) or len(output) != len(mask):
-            raise EncoderError(
-                f"{self._folder.model} returned {output.dtype} of shape {output.shape} for"
-                f" {len(mask)} texts, expected one vector for each text or each token"
-            )
-        vectors = output.astype(np.float32, copy=False)
-        if vectors.ndim == 3:
-            vectors = self._pool(vectors, mask, skipped)
-        return self._normalized(vectors) if self._folder.normalize else vectors
+            outputs = [np.asarray(output) for output in self._graph.run(self._outputs, feed)]
+        return self._head(outputs, mask, skipped)
 
     def _encode(self, text: str) -> tokenizers.Encoding:
-        with _foreign(f"{self._folder.tokenizer} failed"):
-            return self._tokenizer.encode(text.lower() if self._folder.lowercase else text)
+        # At least one.
+        for part in cutting.prefixes(text, self._max_length):
+            with _foreign(f"{self._folder.tokenizer} failed"):
+                read = part.lower() if self._folder.lowercase else part
+                encoding = self._tokenizer.encode(read)
+            if cutting.is_enough(encoding):
+                break
+        return encoding
 
     def _feed(
         self, encodings: Sequence[tokenizers.Encoding]
@@ -145,51 +153,12 @@ class Session:
         }
         return {name: np.ascontiguousarray(given[name], t) for name, t in self._types.items()}, mask
 
-    def _pool(self, tokens: Floats, mask: NDArray[np.int64], skipped: int) -> Floats:
-        folder = self._folder
-        if tokens.shape[1] != mask.shape[1]:
-            raise EncoderError(
-                f"{folder.model} returned {tokens.shape[1]} vectors for {mask.shape[1]} tokens"
-            )
-        if folder.missing or not folder.pooling:
-            what = ", ".join(folder.missing) or "no pooling"
-            raise EncoderError(
-                f"{folder.path / 'modules.json'} declares {what}, and the graph returns token"
-                " vectors; export the whole model, so that the graph returns sentence vectors"
-            )
-        kept = mask.astype(np.float32)
-        kept[:, :skipped] = 0
-        # A text cut down to its prompt has nothing else to pool.
-        alone = kept.sum(axis=1) == 0
-        kept[alone] = mask[alone]
-        return pool(tokens, kept, folder.pooling)
 
-    def _normalized(self, vectors: Floats) -> Floats:
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if not lengths.all():
-            raise EncoderError(f"{self._folder.model} returned a vector of zeros")
-        normalized: Floats = vectors / lengths
-        return normalized
-
-
-def choose_output(folder: ModelFolder, outline: Outline) -> str:
-    """Return the name of the graph's output that holds the vectors.
-
-    Raises:
-        EncoderError: `vecstore.json` names an output that the graph does not have.
-    """
-    if folder.output is not None:
-        if folder.output not in outline.outputs:
-            raise EncoderError(
-                f"vecstore.json names the output {folder.output!r}, and {folder.model} has"
-                f" {', '.join(outline.outputs)}"
-            )
-        return folder.output
-    # A pooled output of another name may be BERT's pooler, which is no sentence vector, so token
-    # vectors come first.
-    tokens = [name for name, shape in outline.outputs.items() if len(shape) == 3]
-    known = [name for name in _OUTPUTS if name in outline.outputs]
-    return (known + tokens + list(outline.outputs))[0]
+def batch_dependence(outline: Outline) -> list[str]:
+    """Return why texts in a batch would change each other's vectors; [] if they would not."""
+    reasons = sorted(outline.operators.keys() & _BATCH_DEPENDENT)
+    # Without a mask the graph would read padding as text.
+    return reasons if "attention_mask" in outline.inputs else [*reasons, "no attention_mask"]
 
 
 def external_files(folder: ModelFolder, outline: Outline) -> dict[str, Any]:
@@ -210,7 +179,11 @@ def external_files(folder: ModelFolder, outline: Outline) -> dict[str, Any]:
 
 
 def _load_graph(
-    folder: ModelFolder, threads: int | None, providers: Sequence[Provider] | None
+    folder: ModelFolder,
+    outline: Outline,
+    outputs: Sequence[str],
+    threads: int | None,
+    providers: Sequence[Provider] | None,
 ) -> onnxruntime.InferenceSession:
     onnxruntime = _import_onnxruntime()
     wanted = ["CPUExecutionProvider"] if providers is None else list(providers)
@@ -229,7 +202,22 @@ def _load_graph(
             options.intra_op_num_threads = threads
         # Waiting threads would otherwise burn the cores that the search is about to use.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return onnxruntime.InferenceSession(str(folder.model), options, providers=wanted)
+        options.add_session_config_entry(_EXTERNAL, str(folder.model.parent))
+        pruned = None
+        if outline.outputs.keys() > set(outputs) and (
+            not outline.external or _finds_external(onnxruntime)
+        ):
+            pruned = prune(folder.model, outputs)
+        graph = onnxruntime.InferenceSession(pruned or str(folder.model), options, providers=wanted)
+        # It would keep them for as long as it lives.
+        graph._model_bytes = None
+        return graph
+
+
+def _finds_external(onnxruntime: Any) -> bool:
+    """Whether a graph that is given as bytes may have tensors in other files."""
+    release = str(onnxruntime.__version__).split(".")
+    return [int(part) for part in release[:2]] >= [1, 21]
 
 
 def _import_onnxruntime() -> Any:
