@@ -10,6 +10,14 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
+from vecstore.encoders.adapters import (
+    AdaptedEncoder,
+    Adapter,
+    adapt_encoder,
+    fit_adapter,
+    fit_rotation,
+    whiten,
+)
 from vecstore.encoders.function import FunctionEncoder
 from vecstore.encoders.hashing import HashEncoder
 from vecstore.encoders.onnx import OnnxEncoder, bundled, bundled_names
@@ -18,16 +26,22 @@ from vecstore.encoders.texts import check_kind, check_texts
 from vecstore.errors import SpecError
 
 __all__ = [
+    "AdaptedEncoder",
+    "Adapter",
     "Encoder",
     "FunctionEncoder",
     "HashEncoder",
     "Kind",
     "OnnxEncoder",
+    "adapt_encoder",
     "bundled",
     "bundled_names",
     "check_kind",
     "check_texts",
+    "fit_adapter",
+    "fit_rotation",
     "resolve",
+    "whiten",
 ]
 
 _MEMBERS = ("name", "dim", "mrl", "fingerprint", "encode")

@@ -1,0 +1,145 @@
+"""Which adapter does a collection keep, and with which encoder does it make the vectors?
+
+It stands in the file beside the spec, whose fingerprint is that of encoder and adapter together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from vecstore import catalog, index_layout, layout
+from vecstore.catalog import Entry
+from vecstore.encoders import Encoder
+from vecstore.encoders.adapters import AdaptedEncoder, Adapter, adapted_fingerprint, adapted_name
+from vecstore.errors import CorruptionError, EncoderError, UsageError
+from vecstore.spec import CollectionSpec
+from vecstore.store import Reader, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What a collection keeps of its encoder.
+
+    Attributes:
+        base: The fingerprint of the encoder without the adapter.
+        name: Its name.
+        adapter: What its vectors go through.
+    """
+
+    base: str
+    name: str
+    adapter: Adapter
+
+
+class Report(Protocol):
+    """Where problems are noted."""
+
+    def add(self, where: str, what: str) -> None:
+        """Note a problem."""
+
+
+def read(reader: Reader, number: int) -> Attached | None:
+    """The adapter that a collection keeps, or None; CorruptionError if it is damaged."""
+    where = f"meta: adapter of collection {number}"
+    value = reader.get("meta", layout.adapter_key(number))
+    if value is None:
+        return None
+    values, arrays = index_layout.unpack_bundle(value, number, where)
+    try:
+        base, name = values["base"], values["name"]
+        if not isinstance(base, str) or not isinstance(name, str):
+            raise TypeError(f"base {base!r}, name {name!r}")
+        return Attached(base, name, Adapter.from_bytes(arrays["adapter"].tobytes()))
+    except (KeyError, TypeError, AttributeError, EncoderError) as error:
+        raise CorruptionError(f"{where}: cannot be read: {error!r}") from error
+
+
+def complete(reader: Reader, entry: Entry, encoder: Encoder) -> Encoder:
+    """Return the encoder with the adapter that the collection keeps for it.
+
+    One that is adapted already, or another than the collection's, comes back as it is.
+    """
+    if isinstance(encoder, AdaptedEncoder):
+        return encoder
+    kept = read(reader, entry.number)
+    if kept is None or kept.base != encoder.fingerprint or kept.adapter.dim != encoder.dim:
+        return encoder
+    return AdaptedEncoder(encoder, kept.adapter)
+
+
+def renewed(reader: Reader, entry: Entry, encoder: Encoder) -> Encoder:
+    """Return the encoder with the adapter that the collection keeps now, whatever it had before."""
+    bare = encoder.base if isinstance(encoder, AdaptedEncoder) else encoder
+    return complete(reader, entry, bare)
+
+
+def check_queries(spec: CollectionSpec, adapter: Adapter | None, dim: int) -> None:
+    """Raise UsageError unless an adapter leaves what the collection stores as it is.
+
+    Args:
+        spec: The collection's.
+        adapter: What is to be attached, or None.
+        dim: Numbers of what its encoder makes now.
+    """
+    if dim != spec.dim:
+        raise UsageError(
+            f"collection {spec.name!r} keeps {spec.dim} of the {dim} numbers that its encoder"
+            " makes; an adapter of its queries has to make the same numbers"
+        )
+    if adapter is None:
+        return
+    if adapter.documents is not None:
+        raise UsageError(
+            f"adapter {adapter.name!r} maps documents too, and the vectors stored in {spec.name!r}"
+            " would not fit it: make a new collection with AdaptedEncoder(encoder, adapter)"
+        )
+    if adapter.dim != dim:
+        raise UsageError(
+            f"adapter {adapter.name!r} takes vectors of {adapter.dim} numbers, {spec.name!r} has"
+            f" dim={dim}"
+        )
+
+
+def keep(txn: Transaction, entry: Entry, encoder: Encoder | None) -> None:
+    """Store the adapter of a new collection's encoder, if it has one."""
+    if isinstance(encoder, AdaptedEncoder) and not encoder.adapter.is_identity:
+        base = encoder.base
+        _write(txn, entry.number, Attached(base.fingerprint, base.name, encoder.adapter))
+
+
+def change(txn: Transaction, entry: Entry, adapter: Adapter, former: Attached | None) -> None:
+    """Put an adapter in the place of a former one; spec and adapter change together."""
+    base, name = entry.spec.fingerprint, entry.spec.encoder
+    if former is not None:
+        base, name = former.base, former.name
+    if base is None or name is None:
+        raise CorruptionError(f"collection {entry.spec.name!r} has no encoder to adapt")
+    catalog.change_encoder(
+        txn, entry, adapted_name(name, adapter), adapted_fingerprint(base, adapter)
+    )
+    if adapter.is_identity:
+        txn.delete("meta", layout.adapter_key(entry.number))
+    else:
+        _write(txn, entry.number, Attached(base, name, adapter))
+
+
+def _write(txn: Transaction, number: int, kept: Attached) -> None:
+    values: dict[str, Any] = {"base": kept.base, "name": kept.name}
+    arrays = {"adapter": np.frombuffer(kept.adapter.to_bytes(), np.uint8)}
+    value = index_layout.pack_bundle(number, values, arrays, txn.page)
+    txn.put("meta", layout.adapter_key(number), value)
+
+
+def verify(reader: Reader, report: Report, entry: Entry) -> None:
+    """An adapter is that of the fingerprint, and makes numbers enough (17)."""
+    kept, spec = read(reader, entry.number), entry.spec
+    if kept is None:
+        return
+    where = f"adapter of collection {spec.name!r}"
+    if spec.fingerprint != adapted_fingerprint(kept.base, kept.adapter):
+        report.add(where, f"the spec's fingerprint {spec.fingerprint} is another's (17)")
+    if kept.adapter.is_identity or kept.adapter.dim_out < spec.dim:
+        report.add(where, f"{kept.adapter!r} does not make dim={spec.dim} numbers (17)")
