@@ -5,7 +5,7 @@ It stands in the file beside the spec, whose fingerprint is that of encoder and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,11 +27,13 @@ class Attached:
         base: The fingerprint of the encoder without the adapter.
         name: Its name.
         adapter: What its vectors go through.
+        former: The same before queries were adapted; None if they were not.
     """
 
     base: str
     name: str
     adapter: Adapter
+    former: Adapter | None = None
 
 
 class Report(Protocol):
@@ -52,7 +54,11 @@ def read(reader: Reader, number: int) -> Attached | None:
         base, name = values["base"], values["name"]
         if not isinstance(base, str) or not isinstance(name, str):
             raise TypeError(f"base {base!r}, name {name!r}")
-        return Attached(base, name, Adapter.from_bytes(arrays["adapter"].tobytes()))
+        adapter = Adapter.from_bytes(arrays["adapter"].tobytes())
+        former = arrays.get("former")
+        if former is None:
+            return Attached(base, name, adapter)
+        return Attached(base, name, adapter, Adapter.from_bytes(former.tobytes()))
     except (KeyError, TypeError, AttributeError, EncoderError) as error:
         raise CorruptionError(f"{where}: cannot be read: {error!r}") from error
 
@@ -110,25 +116,38 @@ def keep(txn: Transaction, entry: Entry, encoder: Encoder | None) -> None:
         _write(txn, entry.number, Attached(base.fingerprint, base.name, encoder.adapter))
 
 
-def change(txn: Transaction, entry: Entry, adapter: Adapter, former: Attached | None) -> None:
-    """Put an adapter in the place of a former one; spec and adapter change together."""
+def change(txn: Transaction, entry: Entry, adapter: Adapter | None) -> None:
+    """Put an adapter of queries behind what a collection has, or with None take such ones away.
+
+    What both make together is multiplied out and stored, not made anew from its parts: another
+    machine might round it otherwise, and its fingerprint would be another.
+    """
     base, name = entry.spec.fingerprint, entry.spec.encoder
-    if former is not None:
-        base, name = former.base, former.name
     if base is None or name is None:
         raise CorruptionError(f"collection {entry.spec.name!r} has no encoder to adapt")
+    kept = read(txn, entry.number) or Attached(base, name, Adapter(dim=entry.spec.dim))
+    first = kept.former or kept.adapter
+    if adapter is None:
+        kept = replace(kept, adapter=first, former=None)
+    else:
+        kept = replace(kept, adapter=kept.adapter @ adapter, former=first)
     catalog.change_encoder(
-        txn, entry, adapted_name(name, adapter), adapted_fingerprint(base, adapter)
+        txn,
+        entry,
+        adapted_name(kept.name, kept.adapter),
+        adapted_fingerprint(kept.base, kept.adapter),
     )
-    if adapter.is_identity:
+    if kept.adapter.is_identity:
         txn.delete("meta", layout.adapter_key(entry.number))
     else:
-        _write(txn, entry.number, Attached(base, name, adapter))
+        _write(txn, entry.number, kept)
 
 
 def _write(txn: Transaction, number: int, kept: Attached) -> None:
     values: dict[str, Any] = {"base": kept.base, "name": kept.name}
     arrays = {"adapter": np.frombuffer(kept.adapter.to_bytes(), np.uint8)}
+    if kept.former is not None:
+        arrays["former"] = np.frombuffer(kept.former.to_bytes(), np.uint8)
     value = index_layout.pack_bundle(number, values, arrays, txn.page)
     txn.put("meta", layout.adapter_key(number), value)
 
@@ -143,3 +162,9 @@ def verify(reader: Reader, report: Report, entry: Entry) -> None:
         report.add(where, f"the spec's fingerprint {spec.fingerprint} is another's (17)")
     if kept.adapter.is_identity or kept.adapter.dim_out < spec.dim:
         report.add(where, f"{kept.adapter!r} does not make dim={spec.dim} numbers (17)")
+    documents = [
+        affine and affine.to_bytes()
+        for affine in (kept.adapter.documents, (kept.former or kept.adapter).documents)
+    ]
+    if documents[0] != documents[1]:
+        report.add(where, "documents were mapped otherwise before queries were adapted (17)")

@@ -93,23 +93,18 @@ class Handle:
         encoder's fingerprint. Who passes the encoder to `db.collection` passes it without.
 
         Args:
-            adapter: One that leaves documents alone, as `fit_adapter` makes them; None to embed
-                queries as documents are again.
+            adapter: One that leaves documents alone, as `fit_adapter` makes them; None to take
+                away what was put here.
             timeout: Seconds to wait for the right to write.
 
         Raises:
             UsageError: It maps documents, or takes vectors of another length; or the collection has
                 no encoder, or keeps a part of its encoder's vectors only.
         """
-        dim = self._encoder().dim
-        attached.check_queries(self._declared, adapter, dim)
+        attached.check_queries(self._declared, adapter, self._encoder().dim)
 
         def work(txn: Transaction) -> None:
-            entry = self._entry(txn)
-            former = attached.read(txn, entry.number)
-            present = Adapter(dim=dim) if former is None else former.adapter
-            wanted = present.without_queries() if adapter is None else present @ adapter
-            attached.change(txn, entry, wanted, former)
+            attached.change(txn, self._entry(txn), adapter)
 
         self._source.writing(work, timeout)
 

@@ -171,12 +171,6 @@ class Adapter:
             reports=self.reports + other.reports,
         )
 
-    def without_queries(self) -> Adapter:
-        """The adapter that does to queries what this one does to documents."""
-        if self.documents is None:
-            return Adapter(dim=self.dim)
-        return replace(self, queries=self.documents)
-
     def to_bytes(self) -> bytes:
         """Return all of it as bytes, with a digest, for `from_bytes`."""
         header = json.dumps(

@@ -60,8 +60,9 @@ class AdaptedEncoder:
 
     @property
     def mrl(self) -> tuple[int, ...]:
-        """The adapter's prefix lengths; the base's where documents stay as they are."""
-        return self._base.mrl if self._adapter.documents is None else self._adapter.mrl
+        """The adapter's prefix lengths; the base's where it has none and documents stay."""
+        unchanged = self._adapter.documents is None and not self._adapter.mrl
+        return self._base.mrl if unchanged else self._adapter.mrl
 
     @property
     def fingerprint(self) -> str:

@@ -22,8 +22,10 @@ from vecstore.vectors import Vectors, as_vectors
 Side = Literal["queries", "both"]
 
 EPOCHS, RATE, RIDGE = 30, 1e-3, 0.02
-# Pairs in a batch, and hard negatives of each: drawn from so many of the nearest.
-PAIRS, HARD, NEAREST = 128, 4, 32
+# Pairs in a batch, fewer where an epoch would else have fewer steps than that.
+MOST_PAIRS, LEAST_PAIRS, STEPS = 128, 16, 8
+# Hard negatives of a pair in a batch, of either kind, drawn from so many of the nearest.
+HARD, NEAREST = 4, 32
 # Nearer than this part of the right one's similarity a document may well be relevant itself.
 TOO_NEAR = 0.95
 LEAST_QUERIES = 20
@@ -158,14 +160,16 @@ class _Task:
         documents: float32 (n, dim), of unit length.
         pairs: (p, 2), of query and document.
         relevant: Of each query the documents that are.
-        hard: Of each query the documents that it must not find, nearest first.
+        named: Of each query the documents that are said not to be.
+        near: Of each query the nearest of the others.
     """
 
     queries: Vectors
     documents: Vectors
     pairs: Places
     relevant: list[Places]
-    hard: list[Places]
+    named: list[Places]
+    near: list[Places]
 
 
 def _task(queries: ArrayLike, documents: ArrayLike, pairs: Any, negatives: Any) -> _Task:
@@ -184,13 +188,11 @@ def _task(queries: ArrayLike, documents: ArrayLike, pairs: Any, negatives: Any) 
             f"pairs of {len(np.unique(right[:, 0]))} queries are too few to learn from; give those"
             f" of at least {LEAST_QUERIES}, better some hundreds"
         )
-    near = _mine(asked, found, relevant)
-    given = _by_query(wrong, shape[0])
-    hard = [
-        np.setdiff1d(np.concatenate(both), own)
-        for *both, own in zip(given, near, relevant, strict=True)
+    named = [
+        np.setdiff1d(given, own)
+        for given, own in zip(_by_query(wrong, shape[0]), relevant, strict=True)
     ]
-    return _Task(asked, found, right, relevant, hard)
+    return _Task(asked, found, right, relevant, named, _mine(asked, found, relevant))
 
 
 def _check_pairs(pairs: Any, shape: tuple[int, int], what: str) -> Places:
@@ -243,7 +245,7 @@ def _fit(
     unit = np.eye(task.queries.shape[1], dtype=np.float32)
     matrix = best = unit
     highest, chosen = _gains(task, stop, None, both).mean(), 0
-    batches = -(-len(train) // PAIRS)
+    batches = -(-len(train) // int(np.clip(len(train) // STEPS, LEAST_PAIRS, MOST_PAIRS)))
     adam = Adam(RATE, epochs * batches)
     for epoch in range(1, epochs + 1):
         for part in np.array_split(rng.permutation(train), batches):
@@ -260,7 +262,9 @@ def _gradient(
 ) -> Vectors:
     """The gradient of one batch, whose documents are those of its pairs and hard negatives."""
     queries, own = pairs[:, 0], pairs[:, 1]
-    hard = [rng.permutation(task.hard[query])[:HARD] for query in queries]
+    hard = [
+        rng.permutation(some[query])[:HARD] for query in queries for some in (task.named, task.near)
+    ]
     listed = np.unique(np.concatenate([own, *hard]))
     barred = np.zeros((len(pairs), len(listed)), bool)
     for row, query in enumerate(queries):

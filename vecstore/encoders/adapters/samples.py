@@ -29,7 +29,10 @@ def draw(vectors: ArrayLike | Sampled, count: int, seed: int) -> Vectors:
     """
     # A table of pandas has a method of that name too, and is an array.
     if isinstance(vectors, Sampled) and not hasattr(vectors, "__array__"):
-        return matrix(vectors.sample(count, seed=seed), "the vectors of the collection")
+        drawn = vectors.sample(count, seed=seed)
+        if drawn.dtype != np.float32:
+            raise UsageError("the collection holds binary vectors, which no adapter maps")
+        return drawn
     array = matrix(vectors, "vectors")
     if len(array) > count:
         picked = np.random.default_rng(seed).permutation(len(array))[:count]
