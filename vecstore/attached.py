@@ -63,13 +63,26 @@ def read(reader: Reader, number: int) -> Attached | None:
         raise CorruptionError(f"{where}: cannot be read: {error!r}") from error
 
 
-def complete(reader: Reader, entry: Entry, encoder: Encoder) -> Encoder:
+def complete(
+    reader: Reader, entry: Entry, encoder: Encoder, known: Encoder | None = None
+) -> Encoder:
     """Return the encoder with the adapter that the collection keeps for it.
 
     One that is adapted already, or another than the collection's, comes back as it is.
+
+    Args:
+        reader: Where to read.
+        entry: The collection.
+        encoder: What a user gave.
+        known: What was returned before, whose adapter need not be read again.
     """
-    if isinstance(encoder, AdaptedEncoder):
+    wanted = entry.spec.fingerprint
+    if isinstance(encoder, AdaptedEncoder) or encoder.fingerprint == wanted:
         return encoder
+    if isinstance(known, AdaptedEncoder) and known.adapter.dim == encoder.dim:
+        again = AdaptedEncoder(encoder, known.adapter)
+        if again.fingerprint == wanted:
+            return again
     kept = read(reader, entry.number)
     if kept is None or kept.base != encoder.fingerprint or kept.adapter.dim != encoder.dim:
         return encoder

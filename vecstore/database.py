@@ -207,7 +207,8 @@ class Database:
             entry = self.writing(lambda txn: _create(txn, spec, index, given), timeout)
         if given is not None:
             with self.reading() as reader:
-                given = attached.complete(reader, entry, given)
+                known = self._encoders.get(entry.uid)
+                given = attached.complete(reader, entry, given, known)
             asked = replace(asked, encoder=given)
         declared.compare(entry.spec, asked)
         if index is not None:

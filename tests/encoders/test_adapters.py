@@ -1,7 +1,10 @@
 """Adapters: maps and their bytes, rotations, whitenings, and what is learned from pairs."""
 
+import functools
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,6 +183,7 @@ def test_nested_headers_and_numbers_that_are_not_finite_are_refused():
         ({"dim": DIM, "queries": affine(1, DIM, 3)}, "other lengths"),
         ({"dim": DIM, "mrl": (30,)}, "mrl="),
         ({"dim": DIM, "name": ""}, "name="),
+        ({"dim": DIM, "name": "\ud800"}, "lone surrogate"),
     ],
 )
 def test_an_impossible_adapter_is_refused(arguments, message):
@@ -192,6 +196,12 @@ def test_adapters_that_do_not_fit_are_not_joined():
         Adapter(dim=4) @ Adapter(dim=5)
     with pytest.raises(TypeError):
         Adapter(dim=4) @ 3
+
+
+@pytest.mark.parametrize("report", [{"a": object()}, {"a": "x" * 70_000}], ids=["type", "size"])
+def test_a_report_that_cannot_be_stored_is_refused(report):
+    with pytest.raises(UsageError, match="reports of adapter"):
+        Adapter(dim=DIM, reports=(report,)).to_bytes()
 
 
 # Encoders
@@ -679,6 +689,23 @@ def test_pairs_of_texts_that_are_none_are_refused(pairs, negatives, message):
 
 
 # Collections
+
+
+def test_the_examples_of_the_documentation_run(capsys):
+    page = (Path(__file__).parents[2] / "docs/adapters.md").read_text()
+    first, fit, turned, _ = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    points = hidden(0, 300, 100)
+    with vecstore.open(":memory:") as db:
+        names = {"db": db, "points": db.collection("points", dim=100), "query": points[7]}
+        names["points"].add(vectors=points, ids=range(300), metadata=[{"n": n} for n in range(300)])
+        names["fit_rotation"] = functools.partial(fit_rotation, steps=10)
+        exec(fit.replace("(256, 128, 64)", "(64, 32)") + turned, names)
+
+        assert names["turned"].search(names["rotation"].apply([points[7]])[0], k=1).ids == [7]
+        assert names["turned"].get(5).metadata == {"n": 5}
+    exec(first, names)
+    names["db"].close()
+    assert capsys.readouterr().out.split()[1].startswith("default")
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from vecstore.encoders.protocol import Kind
 from vecstore.encoders.texts import check_kind
 from vecstore.errors import EncoderError, UsageError
-from vecstore.spec import MAX_DIM, MIN_DIM, show
+from vecstore.spec import MAX_DIM, MIN_DIM, encode_utf8, show
 from vecstore.vectors import Vectors, as_vectors
 
 Report = Mapping[str, Any]
@@ -96,7 +96,7 @@ class Adapter:
     documents: Affine | None = None
     queries: Affine | None = None
     mrl: tuple[int, ...] = ()
-    name: str = "identity"
+    name: str = "adapter"
     reports: tuple[Report, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -115,6 +115,7 @@ class Adapter:
             )
         if not isinstance(self.name, str) or not 0 < len(self.name) <= _MAX_NAME:
             raise UsageError(f"name={show(self.name)} must be a str of 1 to {_MAX_NAME} characters")
+        encode_utf8(self.name, "an adapter's name")
 
     @property
     def dim_out(self) -> int:
@@ -172,17 +173,25 @@ class Adapter:
         )
 
     def to_bytes(self) -> bytes:
-        """Return all of it as bytes, with a digest, for `from_bytes`."""
-        header = json.dumps(
-            {
-                "dim": self.dim,
-                "name": self.name,
-                "mrl": self.mrl,
-                "reports": self.reports,
-                "documents": _shape(self.documents),
-                "queries": "documents" if self._shared else _shape(self.queries),
-            }
-        ).encode()
+        """Return all of it as bytes, with a digest, for `from_bytes`.
+
+        Raises:
+            UsageError: The reports are no plain values, or take over 64 KiB.
+        """
+        values = {
+            "dim": self.dim,
+            "name": self.name,
+            "mrl": self.mrl,
+            "reports": self.reports,
+            "documents": _shape(self.documents),
+            "queries": "documents" if self._shared else _shape(self.queries),
+        }
+        try:
+            header = json.dumps(values).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"the reports of adapter {self.name!r} are not plain: {error}"
+            ) from error
         if len(header) > _MAX_HEADER:
             raise UsageError(f"the reports of adapter {self.name!r} take {len(header)} bytes")
         maps = (self.documents, None if self._shared else self.queries)
