@@ -35,21 +35,21 @@ class Affine:
     """The map from x to x @ matrix + offset, of vectors as rows.
 
     Attributes:
-        matrix: float32 (dims in, dims out).
-        offset: float32 (dims out,), or None for zeros.
+        matrix: float32 (dims in, dims out), a copy that cannot be written to.
+        offset: float32 (dims out,), or None for zeros; as the matrix.
     """
 
     matrix: Vectors
     offset: Vectors | None = None
 
     def __post_init__(self) -> None:
-        shape = self.matrix.shape
+        shape = np.shape(self.matrix)
         if len(shape) != 2 or not all(MIN_DIM <= size <= MAX_DIM for size in shape):
             raise UsageError(f"a matrix of shape {shape} is no map between {MIN_DIM}..{MAX_DIM}")
-        object.__setattr__(self, "matrix", as_vectors(self.matrix, shape[1], "the matrix"))
+        object.__setattr__(self, "matrix", _fixed(self.matrix, shape[1], "the matrix"))
         if self.offset is not None:
-            whole = as_vectors(np.asarray(self.offset)[None], shape[1], "the offset")
-            object.__setattr__(self, "offset", whole[0])
+            row = np.asarray(self.offset)[None]
+            object.__setattr__(self, "offset", _fixed(row, shape[1], "the offset")[0])
 
     def apply(self, vectors: Vectors) -> Vectors:
         """Map vectors, float32 (n, dims in), to float32 (n, dims out)."""
@@ -74,6 +74,13 @@ class Affine:
         """The numbers, little-endian: the matrix row by row, then the offset if there is one."""
         offset = b"" if self.offset is None else self.offset.astype("<f4").tobytes()
         return self.matrix.astype("<f4").tobytes() + offset
+
+
+def _fixed(values: ArrayLike, width: int, what: str) -> Vectors:
+    # The fingerprint is worked out once.
+    numbers = np.array(as_vectors(values, width, what))
+    numbers.flags.writeable = False
+    return numbers
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from vecstore.errors import UsageError
 from vecstore.spec import MAX_DIM, MIN_DIM, show
 from vecstore.vectors import Vectors, as_vectors, lengths
+
+_AT_ONCE = 4096
 
 
 @runtime_checkable
@@ -53,12 +56,15 @@ def matrix(values: Any, what: str) -> NDArray[Any]:
 
 def distinct_units(vectors: Vectors) -> Vectors:
     """Return the vectors scaled to unit length, each direction once; zeros are left out."""
-    sizes = lengths(vectors)
-    kept = np.flatnonzero(sizes > 0)
-    units = (vectors[kept] / sizes[kept, None]).astype(np.float32)
+    sizes, units = lengths(vectors), np.empty_like(vectors)
+    for at in range(0, len(vectors), _AT_ONCE):
+        part = sizes[at : at + _AT_ONCE, None]
+        units[at : at + _AT_ONCE] = vectors[at : at + _AT_ONCE] / np.where(part > 0, part, 1)
     # The first of those that are the same, bit for bit.
-    first = {row.tobytes(): place for place, row in reversed(list(enumerate(units)))}
-    return units[np.sort(np.fromiter(first.values(), np.intp, len(first)))]
+    first: dict[bytes, int] = {}
+    for place in np.flatnonzero(sizes > 0).tolist():
+        first.setdefault(hashlib.blake2b(units[place], digest_size=16).digest(), place)
+    return units[np.fromiter(first.values(), np.intp, len(first))]
 
 
 def whole(value: object, name: str, least: int) -> int:
