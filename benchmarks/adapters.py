@@ -168,6 +168,7 @@ def static(folder: Path) -> Callable[[list[str]], Floats]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
     table = load(folder / "token_vectors.i8.npy") * load(folder / "row_scales.f32.npy")[:, None]
 
     def encode(texts: list[str]) -> Floats:
