@@ -243,6 +243,15 @@ def test_an_encoder_adapted_twice_is_one_adapted_once():
     assert (encoder.name, encoder.mrl) == ("hash+one+two", (8,))
 
 
+@pytest.mark.parametrize(
+    ("base", "adapter"),
+    [(None, Adapter(dim=DIM)), ("default", Adapter(dim=DIM)), (HashEncoder(DIM), np.eye(DIM))],
+)
+def test_what_is_no_encoder_or_no_adapter_is_refused(base, adapter):
+    with pytest.raises(UsageError, match="takes an encoder"):
+        AdaptedEncoder(base, adapter)
+
+
 def test_an_adapter_of_another_length_is_refused():
     with pytest.raises(UsageError, match="takes vectors of 24 numbers, encoder 'hash' makes 64"):
         AdaptedEncoder(HashEncoder(64), Adapter(dim=DIM))

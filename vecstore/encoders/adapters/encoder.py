@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from vecstore.encoders.adapters.adapter import Adapter
 from vecstore.encoders.protocol import Encoder, Kind
 from vecstore.encoders.texts import check_kind
 from vecstore.errors import UsageError
+from vecstore.spec import show
 
 
 class AdaptedEncoder:
@@ -25,10 +27,18 @@ class AdaptedEncoder:
         adapter: What is applied to its vectors.
 
     Raises:
-        UsageError: The adapter takes vectors of another length than the encoder makes.
+        UsageError: One of the two is something else, or the adapter takes vectors of another length
+            than the encoder makes.
     """
 
     def __init__(self, base: Encoder, adapter: Adapter) -> None:
+        # Looked up without evaluating it: that may read a model. A str has `encode`, too.
+        is_encoder = inspect.getattr_static(base, "fingerprint", None) is not None
+        if not isinstance(adapter, Adapter) or not is_encoder:
+            raise UsageError(
+                f"AdaptedEncoder takes an encoder, such as bundled() or OnnxEncoder(folder), and an"
+                f" adapter; got {show(base)} and {show(adapter)}"
+            )
         if base.dim != adapter.dim:
             raise UsageError(
                 f"adapter {adapter.name!r} takes vectors of {adapter.dim} numbers, encoder"
