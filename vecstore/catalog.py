@@ -127,6 +127,11 @@ def rename(txn: Transaction, old: str, new: str) -> Entry:
     return entry
 
 
+def change_encoder(txn: Transaction, entry: Entry, name: str, fingerprint: str) -> None:
+    """Say that queries are embedded by another encoder, which embeds documents alike."""
+    _put(txn, replace(entry, spec=replace(entry.spec, encoder=name, fingerprint=fingerprint)))
+
+
 def drop(txn: Transaction, name: str) -> None:
     """Delete a collection with everything in it."""
     entry = _require(txn, name)
@@ -135,6 +140,7 @@ def drop(txn: Transaction, name: str) -> None:
     txn.delete("meta", layout.name_key(name))
     txn.delete("meta", layout.spec_key(entry.number))
     txn.delete("meta", layout.state_key(entry.number))
+    txn.delete("meta", layout.adapter_key(entry.number))
 
 
 def _put(txn: Transaction, entry: Entry) -> None:

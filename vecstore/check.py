@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vecstore import catalog, layout, records, rows
+from vecstore import attached, catalog, layout, records, rows
 from vecstore.ann import verify
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError, NotFoundError, StoreError
@@ -71,6 +71,8 @@ def check(reader: Reader) -> list[Problem]:
             _check_owners(reader, report, database, numbers)
     for entry in entries:
         with report.guard(f"meta: collection {entry.spec.name!r}"):
+            attached.verify(reader, report, entry)
+        with report.guard(f"meta: collection {entry.spec.name!r}"):
             state = catalog.state(reader, entry.number)
             _CollectionCheck(reader, report, entry, state).run()
     return report.problems
@@ -99,6 +101,8 @@ def _check_catalog(reader: Reader, report: Report) -> list[Entry]:
     expected = {layout.KEY_FORMAT, *(layout.name_key(name) for name in names)}
     for number in numbers:
         expected |= {layout.spec_key(number), layout.state_key(number)}
+        if reader.get("meta", layout.adapter_key(number)) is not None:
+            expected.add(layout.adapter_key(number))
     if numbers:
         expected.add(layout.KEY_NEXT)
         with report.guard("meta: next"):

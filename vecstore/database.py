@@ -6,11 +6,12 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from vecstore import catalog, check, declared, encoders, layout, maintenance
+from vecstore import attached, catalog, check, declared, encoders, layout, maintenance
 from vecstore.ann.index import Kind
 from vecstore.catalog import Entry
 from vecstore.check import Problem
@@ -204,7 +205,12 @@ class Database:
                 raise catalog.missing(reader, name)
         if entry is None:
             spec = declared.new_spec(name, asked)
-            entry = self.writing(lambda txn: _create(txn, spec, index), timeout)
+            entry = self.writing(lambda txn: _create(txn, spec, index, given), timeout)
+        if given is not None:
+            with self.reading() as reader:
+                known = self._encoders.get(entry.uid)
+                given = attached.complete(reader, entry, given, known)
+            asked = replace(asked, encoder=given)
         declared.compare(entry.spec, asked)
         if index is not None:
             with self.reading() as reader:
@@ -391,9 +397,12 @@ class Database:
             return self._store.write_child(current, work)
         return self._store.write(work, timeout)
 
-    def encoder(self, uid: bytes, name: str | None) -> Encoder:
-        """The encoder given for a collection, or else the bundled one of the name that it keeps."""
-        return self._encoders.get(uid) or encoders.remembered(name)
+    def encoder(self, reader: Reader, entry: Entry) -> Encoder:
+        """The encoder given for a collection, or else the bundled one, with its adapter."""
+        known = self._encoders.get(entry.uid) or attached.bundled(reader, entry)
+        if known.fingerprint != entry.spec.fingerprint:
+            known = self._encoders[entry.uid] = attached.renewed(reader, entry, known)
+        return known
 
     def recent(self, uid: bytes) -> Recent | None:
         """The sample of a collection's recent queries; None if they are not to be remembered."""
@@ -457,21 +466,24 @@ class View:
     def wrote(self, number: int, uid: bytes) -> None:
         """Nothing is ever written here."""
 
-    def encoder(self, uid: bytes, name: str | None) -> Encoder:
+    def encoder(self, reader: Reader, entry: Entry) -> Encoder:
         """The encoder that the database has for a collection."""
-        return self._database.encoder(uid, name)
+        return self._database.encoder(reader, entry)
 
     def recent(self, uid: bytes) -> Recent | None:
         """The sample of recent queries that the database has of a collection."""
         return self._database.recent(uid)
 
 
-def _create(txn: Transaction, spec: CollectionSpec, index: Kind | None) -> Entry:
+def _create(
+    txn: Transaction, spec: CollectionSpec, index: Kind | None, encoder: Encoder | None
+) -> Entry:
     """Make a collection, unless somebody else just did."""
     found = catalog.find(txn, spec.name)
     if found is not None:
         return found
     entry = catalog.create(txn, spec)
+    attached.keep(txn, entry, encoder)
     if index is not None:
         maintenance.set_kind(txn, entry, index)
     return entry

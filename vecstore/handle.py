@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from vecstore import arguments, catalog, ingest, search
+from vecstore import arguments, attached, catalog, ingest, rows, search
 from vecstore.catalog import Entry
 from vecstore.encoders import Encoder
+from vecstore.encoders.adapters import Adapter
 from vecstore.errors import EncoderMismatchError, StoreError, UsageError, VecstoreError
 from vecstore.hits import Hits
 from vecstore.recent import Recent
@@ -23,6 +25,7 @@ from vecstore.vectors import (
     as_query,
     check_lengths,
     prefixes,
+    unpack,
 )
 
 T = TypeVar("T")
@@ -37,8 +40,8 @@ class Source(Protocol):
     def writing(self, work: Callable[[Transaction], T], timeout: float | None) -> T:
         """Run work in a write transaction and commit it."""
 
-    def encoder(self, uid: bytes, name: str | None) -> Encoder:
-        """The encoder that was given for a collection, or else the bundled one of this name."""
+    def encoder(self, reader: Reader, entry: Entry) -> Encoder:
+        """The encoder given for a collection, or else the bundled one, with its adapter."""
 
     def wrote(self, number: int, uid: bytes) -> None:
         """Take note that a collection was written to, to keep its index up to date."""
@@ -54,7 +57,7 @@ class Handle:
         self._source = source
         self._number = entry.number
         self._uid = entry.uid
-        # All of a spec but its name is fixed for the life of a collection.
+        # All of a spec but names and fingerprint is fixed for the life of a collection.
         self._declared = entry.spec
 
     @property
@@ -85,6 +88,50 @@ class Handle:
         encoder = "" if spec.encoder is None else f", encoder={spec.encoder!r}"
         return f"<Collection {spec.name!r} dim={spec.dim} metric={spec.metric!r}{encoder}>"
 
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter that is kept with the collection, or None."""
+        with self._source.reading() as reader:
+            kept = attached.read(reader, self._entry(reader).number)
+            return None if kept is None else kept.adapter
+
+    def adapt(self, adapter: Adapter | None, *, timeout: float | None = None) -> None:
+        """Map the queries of a collection with text by an adapter; what is stored stays as it is.
+
+        The adapter comes behind what the collection has; it is kept in the file and is part of the
+        encoder's fingerprint. Who passes the encoder to `db.collection` passes it without.
+
+        Args:
+            adapter: One that leaves documents alone, as `fit_adapter` makes them; None to take
+                away what was put here.
+            timeout: Seconds to wait for the right to write.
+
+        Raises:
+            UsageError: It maps documents, or takes vectors of another length; or the collection has
+                no encoder, or keeps a part of its encoder's vectors only.
+        """
+        attached.check_queries(self._declared, adapter, self._encoder().dim)
+
+        def work(txn: Transaction) -> None:
+            attached.change(txn, self._entry(txn), adapter)
+
+        self._source.writing(work, timeout)
+
+    def sample(self, count: int, *, seed: int = 0) -> Vectors | Bits:
+        """Return the vectors of at most `count` records drawn at random.
+
+        Returns:
+            float32 (n, dim), as they were given; uint8 (n, dim / 8) under hamming.
+        """
+        wanted = arguments.whole(count, "count", 1)
+        with self._source.reading() as reader:
+            entry = self._entry(reader)
+            state = catalog.state(reader, entry.number)
+            members = rows.members(rows.live(reader, entry.number, state))
+            picked = np.random.default_rng(seed).permutation(members)[:wanted]
+            found = rows.gather_packed(reader, entry.number, state, entry.form, np.sort(picked))
+            return unpack(found.packed, entry.spec)
+
     def _entry(self, reader: Reader) -> Entry:
         return catalog.read(reader, self._number, self._uid)
 
@@ -103,13 +150,15 @@ class Handle:
         return None if recent is None else recent.queries()
 
     def _encoder(self) -> Encoder:
-        spec = self._declared
-        if spec.encoder is None:
-            raise UsageError(
-                f"collection {spec.name!r} holds bare vectors (dim={spec.dim}) and has no encoder"
-                " for texts: give vectors"
-            )
-        encoder = self._source.encoder(self._uid, spec.encoder)
+        with self._source.reading() as reader:
+            entry = self._entry(reader)
+            spec = entry.spec
+            if spec.encoder is None:
+                raise UsageError(
+                    f"collection {spec.name!r} holds bare vectors (dim={spec.dim}) and has no"
+                    " encoder for texts: give vectors"
+                )
+            encoder = self._source.encoder(reader, entry)
         if encoder.fingerprint != spec.fingerprint:
             raise EncoderMismatchError(
                 f"collection {spec.name!r} was made with encoder {spec.encoder!r}"

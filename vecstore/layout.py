@@ -98,6 +98,11 @@ def state_key(collection: int) -> bytes:
     return b"state/" + collection_key(collection)
 
 
+def adapter_key(collection: int) -> bytes:
+    """Key in `meta` of the adapter behind a collection's encoder."""
+    return b"adapter/" + collection_key(collection)
+
+
 def id_key(collection: int, value: Id) -> bytes:
     """Key in `ids`: a type tag and then UTF-8, or the integer shifted so that it sorts."""
     prefix = collection.to_bytes(4, "big")

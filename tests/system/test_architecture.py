@@ -371,7 +371,9 @@ def test_a_plan_and_the_listed_blocks_are_those_of_the_layout(memory):
 def test_the_invariants_that_check_names_are_those_of_the_layout():
     (text,) = re.findall(r"^## \d+\. Invariants$(.*?)(?=^## )", LAYOUT, re.M | re.S)
     numbers = {int(number) for number in re.findall(r"^(\d+)\. ", text, re.M)}
-    source = "".join((PACKAGE / name).read_text() for name in ("check.py", "ann/verify.py"))
+    source = "".join(
+        (PACKAGE / name).read_text() for name in ("check.py", "attached.py", "ann/verify.py")
+    )
     named = {
         int(n) for part in re.findall(r"\(((?:\d+, )*\d+)\)", source) for n in part.split(", ")
     }

@@ -11,6 +11,14 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
+from vecstore.encoders.adapters import (
+    AdaptedEncoder,
+    Adapter,
+    adapt_encoder,
+    fit_adapter,
+    fit_rotation,
+    whiten,
+)
 from vecstore.encoders.bundled import bundled, bundled_names, is_bundled
 from vecstore.encoders.cutting import Truncated
 from vecstore.encoders.function import FunctionEncoder
@@ -21,19 +29,25 @@ from vecstore.encoders.texts import check_kind, check_texts
 from vecstore.errors import SpecError, VecstoreError
 
 __all__ = [
+    "AdaptedEncoder",
+    "Adapter",
     "Encoder",
     "FunctionEncoder",
     "HashEncoder",
     "Kind",
     "OnnxEncoder",
     "Truncated",
+    "adapt_encoder",
     "bundled",
     "bundled_names",
     "check_kind",
     "check_texts",
+    "fit_adapter",
+    "fit_rotation",
     "is_bundled",
     "remembered",
     "resolve",
+    "whiten",
 ]
 
 _MEMBERS = ("name", "dim", "mrl", "fingerprint", "encode")
