@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import vecstore
-from vecstore import CollectionSpec, CorruptionError, Problem, layout
+from vecstore import CollectionSpec, CorruptionError, Problem, layout, record_layout
 from vecstore.layout import BLOCK_ROWS, Header, State
 
 DIM = 4
@@ -105,10 +105,10 @@ def change_record(order, row=None, identity=None):
     def work(txn):
         key = layout.record_key(NUMBER, order)
         value = txn.get("records", key)
-        found, text, metadata = layout.unpack_body(value)
-        body = layout.pack_body(found if identity is None else identity, text, metadata)
-        old = layout.check_record(key, value)
-        txn.put("records", key, layout.pack_record(key, old if row is None else row, body))
+        found, text, metadata = record_layout.unpack_body(value)
+        body = record_layout.pack_body(found if identity is None else identity, text, metadata)
+        old = record_layout.check_record(key, value)
+        txn.put("records", key, record_layout.pack_record(key, old if row is None else row, body))
 
     return work
 
@@ -292,7 +292,9 @@ BROKEN = {
         put(
             "records",
             layout.record_key(1, 10),
-            layout.pack_record(layout.record_key(1, 10), 10, msgpack.packb([0, 5, "no dict"])),
+            record_layout.pack_record(
+                layout.record_key(1, 10), 10, msgpack.packb([0, 5, "no dict"])
+            ),
         ),
         "not id, text and metadata",
     ),

@@ -1537,7 +1537,7 @@ def test_stats_describe_the_file(db, points, path):
     stats = db.stats()
 
     assert stats["path"] == str(path)
-    assert stats["format"] == layout.FORMAT
+    assert stats["format"] == layout.PLAIN_FORMAT
     assert stats["file_bytes"] == path.stat().st_size
     assert stats["used_bytes"] <= stats["file_bytes"] <= stats["map_bytes"]
     assert stats["collections"]["points"]["records"] == 3

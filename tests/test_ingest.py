@@ -26,8 +26,8 @@ from vecstore import (
     UsageError,
     VectorError,
 )
+from vecstore.batches import new_ids
 from vecstore.encoders import FunctionEncoder, HashEncoder
-from vecstore.ingest import new_ids
 
 EVERYTHING = ("text", "metadata", "vector")
 

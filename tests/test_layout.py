@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vecstore import CollectionSpec, CorruptionError, UsageError, layout
+from vecstore import CollectionSpec, CorruptionError, UsageError, layout, record_layout
 from vecstore.filters import parse
 from vecstore.hits import Record
 from vecstore.layout import BLOCK_ROWS, NO_BLOCK, PART_BYTES, Header, State
@@ -294,10 +294,10 @@ def test_a_damaged_bitmap_is_found_when_it_is_read(at):
 def test_a_record_comes_back(identity, text, metadata, row):
     plain = None if metadata is None else plain_metadata(metadata)
     key = layout.record_key(1, 2)
-    value = layout.pack_record(key, row, layout.pack_body(identity, text, plain))
+    value = record_layout.pack_record(key, row, record_layout.pack_body(identity, text, plain))
 
-    assert layout.check_record(key, memoryview(value)) == row
-    assert layout.unpack_body(memoryview(value)) == (identity, text, metadata)
+    assert record_layout.check_record(key, memoryview(value)) == row
+    assert record_layout.unpack_body(memoryview(value)) == (identity, text, metadata)
 
 
 @given(METADATA)
@@ -311,8 +311,8 @@ def test_metadata_comes_back_with_its_types(metadata):
             return datetime, value.utcoffset()
         return type(value)
 
-    body = layout.pack_body(1, None, plain_metadata(metadata))
-    _, _, found = layout.unpack_body(bytes(8) + body)
+    body = record_layout.pack_body(1, None, plain_metadata(metadata))
+    _, _, found = record_layout.unpack_body(bytes(8) + body)
 
     assert found == metadata
     assert types(found) == types(metadata)
@@ -321,19 +321,19 @@ def test_metadata_comes_back_with_its_types(metadata):
 @given(st.data())
 def test_a_flipped_bit_in_a_record_or_its_key_is_found(data):
     key = layout.record_key(1, 2)
-    value = layout.pack_record(key, 3, layout.pack_body("id", "text", {"a": 1}))
+    value = record_layout.pack_record(key, 3, record_layout.pack_body("id", "text", {"a": 1}))
     joined = key + value
     at, bit = data.draw(st.integers(0, len(joined) - 1)), data.draw(st.integers(0, 7))
     joined = flip(joined, at, 1 << bit)
 
     with pytest.raises(CorruptionError, match="damaged"):
-        layout.check_record(joined[:12], joined[12:])
+        record_layout.check_record(joined[:12], joined[12:])
 
 
 @pytest.mark.parametrize("size", range(9))
 def test_a_record_without_a_body_is_damage(size):
     with pytest.raises(CorruptionError, match="damaged"):
-        layout.check_record(b"key", bytes(size))
+        record_layout.check_record(b"key", bytes(size))
 
 
 @pytest.mark.parametrize(
@@ -357,25 +357,27 @@ def test_a_record_without_a_body_is_damage(size):
 )
 def test_a_body_that_is_no_record_is_damage(body):
     with pytest.raises(CorruptionError, match="cannot be read"):
-        layout.unpack_body(bytes(8) + body)
+        record_layout.unpack_body(bytes(8) + body)
 
 
 @given(st.lists(st.tuples(IDS, st.none() | TEXT, st.none() | METADATA), max_size=5))
 def test_ids_come_back_without_the_rest(found):
     bodies = [
-        layout.pack_body(identity, text, None if metadata is None else plain_metadata(metadata))
+        record_layout.pack_body(
+            identity, text, None if metadata is None else plain_metadata(metadata)
+        )
         for identity, text, metadata in found
     ]
-    ids = layout.unpack_ids([memoryview(bytes(8) + body) for body in bodies])
+    ids = record_layout.unpack_ids([memoryview(bytes(8) + body) for body in bodies])
 
     assert ids == [identity for identity, _, _ in found]
     assert list(map(type, ids)) == [type(identity) for identity, _, _ in found]
 
 
 def test_an_id_is_found_before_a_text_of_any_size():
-    value = bytes(8) + layout.pack_body(1, "x" * (101 << 20), None)
+    value = bytes(8) + record_layout.pack_body(1, "x" * (101 << 20), None)
 
-    assert layout.unpack_ids([value, value]) == [1, 1]
+    assert record_layout.unpack_ids([value, value]) == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +400,7 @@ def test_an_id_is_found_before_a_text_of_any_size():
 )
 def test_a_body_without_an_id_is_damage(body):
     with pytest.raises(CorruptionError, match="records: a record"):
-        layout.unpack_ids([bytes(8) + body])
+        record_layout.unpack_ids([bytes(8) + body])
 
 
 # Metadata
@@ -519,9 +521,9 @@ def test_metadata_as_deep_as_allowed_comes_back():
     value = 1
     for _ in range(63):
         value = [value]
-    body = layout.pack_body(1, None, plain_metadata({"a": value}))
+    body = record_layout.pack_body(1, None, plain_metadata({"a": value}))
 
-    assert layout.unpack_body(bytes(8) + body)[2] == {"a": value}
+    assert record_layout.unpack_body(bytes(8) + body)[2] == {"a": value}
 
 
 @pytest.mark.parametrize(
@@ -537,8 +539,8 @@ def test_metadata_as_deep_as_allowed_comes_back():
     ],
 )
 def test_a_datetime_comes_back(moment):
-    body = layout.pack_body(1, None, plain_metadata({"a": moment}))
-    (found,) = layout.unpack_body(bytes(8) + body)[2].values()
+    body = record_layout.pack_body(1, None, plain_metadata({"a": moment}))
+    (found,) = record_layout.unpack_body(bytes(8) + body)[2].values()
 
     assert found == moment
     assert found.utcoffset() == moment.utcoffset()
@@ -559,9 +561,9 @@ def test_an_instant_before_or_after_the_years_of_utc_is_refused(moment):
 def test_an_offset_with_parts_of_a_second_keeps_the_instant():
     zone = timezone(timedelta(hours=1, microseconds=900_000))
     moment = datetime(2024, 1, 1, tzinfo=zone)
-    body = layout.pack_body(1, None, plain_metadata({"a": moment}))
+    body = record_layout.pack_body(1, None, plain_metadata({"a": moment}))
 
-    assert layout.unpack_body(bytes(8) + body)[2] == {"a": moment}
+    assert record_layout.unpack_body(bytes(8) + body)[2] == {"a": moment}
 
 
 def test_a_time_that_is_not_one_is_refused():

@@ -1,6 +1,6 @@
 import pytest
 
-from vecstore import CorruptionError, layout, records
+from vecstore import CorruptionError, layout, record_layout, records
 from vecstore.records import Stored
 from vecstore.store import Store
 
@@ -14,7 +14,7 @@ def store():
 
 def put(store, order, identity, row=0, collection=1, text="t", metadata=None, leads_to=None):
     key = layout.record_key(collection, order)
-    value = layout.pack_record(key, row, layout.pack_body(identity, text, metadata))
+    value = record_layout.pack_record(key, row, record_layout.pack_body(identity, text, metadata))
     target = order if leads_to is None else leads_to
 
     def work(txn):
@@ -139,7 +139,7 @@ def test_rows_and_values_stand_in_the_order_that_was_asked_for(store):
         rows, values = records.verified(snapshot, 1, [2, 0])
 
         assert rows == [5, 7]
-        assert layout.unpack_ids(values) == ["id2", "id0"]
+        assert record_layout.unpack_ids(values) == ["id2", "id0"]
 
 
 def test_a_missing_record_among_others_is_named(store):

@@ -33,14 +33,15 @@ from vecstore.errors import (
     VectorError,
 )
 from vecstore.filters import F, Filter
-from vecstore.hits import Audit, Explanation, Hit, Hits, Plan, Record
-from vecstore.spec import CollectionSpec
+from vecstore.hits import Audit, Explanation, Hit, Hits, Passage, Plan, Record
+from vecstore.spec import Chunking, CollectionSpec
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyExistsError",
     "Audit",
+    "Chunking",
     "ClosedError",
     "Collection",
     "CollectionSpec",
@@ -60,6 +61,7 @@ __all__ = [
     "MissingExtraError",
     "ModelNotFoundError",
     "NotFoundError",
+    "Passage",
     "Plan",
     "Problem",
     "ReadOnlyError",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore import catalog, fields, rows, search
+from vecstore import catalog, fields, records, rows, search
 from vecstore.ann.calibration import Z_95
 from vecstore.ann.model import Progress
 from vecstore.catalog import Entry
@@ -94,7 +94,16 @@ def _draw(
     rng = np.random.default_rng(SEED)
     picked = np.sort(rng.permutation(members)[:sample])
     found = rows.gather_packed(reader, entry.number, state, entry.form, picked)
-    return unpack(found.packed, entry.spec), found.orders
+    orders = found.orders
+    if state.passages:
+        # A passage stands for its record, as hits do.
+        known = records.remembered_parts(reader, entry.uid)
+        parts = records.parts_of(reader, entry.number, known, orders.tolist())
+        orders = orders.copy()
+        for place, part in enumerate(parts):
+            if part is not None:
+                orders[place] = part.parent
+    return unpack(found.packed, entry.spec), orders
 
 
 def _recalls(

@@ -102,6 +102,21 @@ def save_state(txn: Transaction, number: int, state: State) -> None:
     txn.put("meta", layout.state_key(number), state.pack())
 
 
+def format_of(reader: Reader) -> int:
+    """The version of a file's format."""
+    value = reader.get("meta", layout.KEY_FORMAT) or b""
+    number = layout.unpack_meta(value, "meta: format").get("format")
+    if not isinstance(number, int):
+        raise CorruptionError(f"meta: {number!r} is no version of a format")
+    return number
+
+
+def raise_format(txn: Transaction) -> None:
+    """Make a file one that older releases refuse: they would not know what passages are."""
+    if format_of(txn) < layout.FORMAT:
+        txn.put("meta", layout.KEY_FORMAT, layout.pack_format(layout.FORMAT))
+
+
 def create(txn: Transaction, spec: CollectionSpec) -> Entry:
     """Make an empty collection; AlreadyExistsError if the name is taken."""
     _check_free(txn, spec.name)

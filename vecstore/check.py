@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vecstore import attached, catalog, layout, records, rows
+from vecstore import attached, catalog, layout, record_layout, records, rows
 from vecstore.ann import verify
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError, NotFoundError, StoreError
 from vecstore.layout import BLOCK_ROWS, Packed, State
+from vecstore.record_layout import Content, Part, Passages
 from vecstore.rows import PART_WORDS, Words
 from vecstore.store import Reader
 from vecstore.vectors import count_bits, lengths, unit_slack, widen
@@ -139,6 +140,8 @@ class _CollectionCheck:
         self.where = f"collection {entry.spec.name!r}"
         # Which order each row's record has, as the records say; -1 for none.
         self.orders: dict[int, int] = {}
+        # What records say of their passages, by order, as far as these were not met yet.
+        self.expected: dict[int, tuple[int, Passages]] = {}
 
     def run(self) -> None:
         """Check everything; the records first, they are what the rest must agree with."""
@@ -149,26 +152,51 @@ class _CollectionCheck:
         verify.verify(self.reader, self.report, self.entry, self.state, alive)
 
     def _check_records(self) -> None:
-        """Records are whole, and ids, orders and rows lead back to them (3, 4)."""
+        """Records are whole, and ids, orders and rows lead back to them (3, 4, 18)."""
         where, state, prefix = self.where, self.state, layout.collection_key(self.number)
-        count = 0
+        count = passages = 0
         for key, value in self.reader.items("records", prefix):
-            count += 1
+            passage = record_layout.is_passage(value)
+            count, passages = count + (not passage), passages + passage
             with self.report.guard(f"{where}, records"):
                 if len(key) != 12:
                     raise CorruptionError(f"key {key.hex()} has {len(key)} bytes (3)")
                 order = int.from_bytes(key[4:], "big")
-                row = layout.check_record(key, value)
-                identity, _, _ = layout.unpack_body(value)
+                row = record_layout.check_record(key, value)
                 if order >= state.next_order:
                     self.report.add(where, f"order {order} was never given out (3)")
                 if row in self.orders:
                     self.report.add(where, f"row {row} belongs to two records (4)")
                 self.orders[row] = order
-                if records.find(self.reader, self.number, identity) != order:
-                    self.report.add(where, f"id {identity!r} does not lead to its record (3)")
+                if passage:
+                    self._check_passage(order, record_layout.unpack_part(key, value))
+                else:
+                    self._check_record(order, record_layout.unpack_content(order, value))
         if count != state.records:
             self.report.add(where, f"{count} records, the counter says {state.records} (3)")
+        if passages != state.passages:
+            what = f"{passages} passages behind the first, the counter says {state.passages} (18)"
+            self.report.add(where, what)
+        for order in sorted(self.expected):
+            self.report.add(where, f"the passage of order {order} is missing (18)")
+        if passages and catalog.format_of(self.reader) < layout.FORMAT:
+            self.report.add(where, "passages are in a file of a format without (18)")
+
+    def _check_record(self, order: int, content: Content) -> None:
+        identity, _, _, passages = content
+        if records.find(self.reader, self.number, identity) != order:
+            self.report.add(self.where, f"id {identity!r} does not lead to its record (3)")
+        if passages is not None:
+            self.expected |= dict.fromkeys(passages.orders, (order, passages))
+
+    def _check_passage(self, order: int, part: Part) -> None:
+        """A passage is one of its record, which came before it (18)."""
+        parent, passages = self.expected.pop(order, (None, None))
+        if parent != part.parent:
+            what = f"order {order} is a passage of order {part.parent}, which has no such (18)"
+            self.report.add(self.where, what)
+            return
+        record_layout.check_part(part, passages)
 
     def _check_ids(self) -> None:
         """Together with the records' own ids: ids and records are one to one (3)."""

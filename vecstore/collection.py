@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -14,6 +15,7 @@ from vecstore import (
     arguments,
     audit,
     bars,
+    batches,
     catalog,
     explain,
     fields,
@@ -27,16 +29,13 @@ from vecstore import (
 )
 from vecstore.ann.index import Kind
 from vecstore.arguments import Where
-from vecstore.catalog import Entry
-from vecstore.errors import NotFoundError, UsageError
+from vecstore.errors import UsageError
 from vecstore.filters import Filter
-from vecstore.handle import Handle
+from vecstore.handle import Handle, shown
 from vecstore.hits import Audit, Explanation, Hit, Hits, Record
 from vecstore.planner import Recall
-from vecstore.records import Stored
-from vecstore.spec import Id, Include, check_id, is_id, show
-from vecstore.store import Reader, Transaction
-from vecstore.vectors import Bits, Vectors, as_queries, unpack, usual_query
+from vecstore.spec import Chunking, Id, Include, check_id, is_id, show
+from vecstore.vectors import Bits, Vectors, as_queries, usual_query
 
 DEFAULT_INCLUDE: tuple[Include, ...] = ("text", "metadata")
 DEFAULT_RECALL = 0.95
@@ -66,7 +65,9 @@ class Collection(Handle):
             return records.find(reader, self._entry(reader).number, check_id(value)) is not None
 
     def stats(self) -> dict[str, Any]:
-        """Return counts and sizes: records, dead rows, bytes of vectors, the spec, the index.
+        """Return counts and sizes: records, their vectors, dead rows, bytes, the spec, the index.
+
+        "vectors" are more than "records" where these have passages.
 
         Of the index: the kind that is wanted ("index"), [dims, bits] of its short and of its fine
         codes ("codes"), how many principal directions it keeps ("directions"; codes of more dims
@@ -92,9 +93,10 @@ class Collection(Handle):
             "tiers": [],
             **entry.spec.to_dict(),
             "records": state.records,
-            "dead_rows": held - state.records,
+            "vectors": state.rows,
+            "dead_rows": held - state.rows,
             "blocks": blocks,
-            "vector_bytes": state.records * entry.form.row_bytes,
+            "vector_bytes": state.rows * entry.form.row_bytes,
             **found,
             "space": taken,
         }
@@ -108,6 +110,7 @@ class Collection(Handle):
         vectors: ArrayLike | None = None,
         ids: Id | Iterable[Id | None] | None = None,
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        chunk: bool | Chunking = False,
         timeout: float | None = None,
     ) -> list[Id]:
         """Store new records and return their ids.
@@ -120,13 +123,16 @@ class Collection(Handle):
                 packed bits, uint8 of shape (n, dim / 8), or booleans of shape (n, dim).
             ids: str or int of 64 bits; None makes ids that sort by time.
             metadata: Dicts of any JSON values, datetimes and bytes, or None.
+            chunk: True, or a `Chunking`, to cut long texts into passages, each with a vector of
+                its own: the best of them says how near the record is. Without, what an encoder
+                does not read of a text is not found.
             timeout: Seconds to wait for the right to write.
 
         Raises:
             AlreadyExistsError: An id exists; nothing was stored.
             UsageError, VectorError, EncoderError, StoreError: Nothing was stored.
         """
-        batch = ingest.prepare(self._declared, texts, vectors, ids, metadata)
+        batch = batches.prepare(self._declared, texts, vectors, ids, metadata, chunk)
         if batch.packed is None:
             # Embedding is slow: find out first whether the ids are free.
             with self._source.reading() as reader:
@@ -140,13 +146,15 @@ class Collection(Handle):
         vectors: ArrayLike | None = None,
         ids: Id | Iterable[Id | None] | None = None,
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        chunk: bool | Chunking = False,
         timeout: float | None = None,
     ) -> list[Id]:
         """Store records, replacing those whose ids exist; arguments as in `add`.
 
-        A replaced record loses its former text and metadata, and keeps its place in the order.
+        A replaced record loses its former text, passages and metadata, and keeps its place in the
+        order.
         """
-        batch = ingest.prepare(self._declared, texts, vectors, ids, metadata)
+        batch = batches.prepare(self._declared, texts, vectors, ids, metadata, chunk)
         return self._store(ingest.upsert, batch, timeout)
 
     def update(
@@ -156,20 +164,24 @@ class Collection(Handle):
         text: str | Sequence[str | None] | None = None,
         vector: ArrayLike | None = None,
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        chunk: bool | Chunking | None = None,
         timeout: float | None = None,
     ) -> None:
         """Change parts of existing records: one id and bare values, or parallel sequences.
 
         Metadata is merged at its top level: fields not named stay. A new text is embedded anew,
-        unless a vector comes with it.
+        unless a vector comes with it, and cut into passages as `chunk` says; by default as the
+        former text was. A vector takes the place of those of all passages.
 
         Raises:
             NotFoundError: An id does not exist; nothing was changed.
         """
-        batch = ingest.prepare_update(self._declared, ids, text, vector, metadata)
+        batch = batches.prepare_update(self._declared, ids, text, vector, metadata, chunk)
         if batch.packed is None and any(item is not None for item in batch.texts):
             with self._source.reading() as reader:
-                ingest.check_known(reader, self._entry(reader), batch.ids)
+                known = ingest.chunkings(reader, self._entry(reader), batch.ids)
+            if chunk is None:
+                batch = replace(batch, chunkings=known)
         self._store(ingest.update, batch, timeout)
 
     def delete(
@@ -197,6 +209,7 @@ class Collection(Handle):
         items: Iterable[Mapping[str, Any]],
         *,
         upsert: bool = False,
+        chunk: bool | Chunking = False,
         batch: int = BATCH,
         progress: bool | None = None,
         timeout: float | None = None,
@@ -210,6 +223,7 @@ class Collection(Handle):
         Args:
             items: The dicts.
             upsert: Replace records whose ids exist, instead of raising AlreadyExistsError.
+            chunk: As in `add`, for records that come without a vector.
             batch: Records per transaction.
             progress: Show a progress bar on stderr; by default if that is a terminal.
             timeout: Seconds to wait for the right to write, each time.
@@ -225,12 +239,13 @@ class Collection(Handle):
         stored = 0
         with bars.counting(progress, total) as advance:
             try:
-                for group in ingest.groups(items, size):
+                for group in batches.groups(items, size):
                     write(
                         group.texts,
                         vectors=group.vectors,
                         ids=group.ids,
                         metadata=group.metadata,
+                        chunk=chunk if group.vectors is None else False,
                         timeout=timeout,
                     )
                     stored += len(group.ids)
@@ -269,7 +284,7 @@ class Collection(Handle):
         with self._source.reading() as reader:
             entry = self._entry(reader)
             found = [records.get(reader, entry.number, value) for value in listed]
-            there = iter(_records(reader, entry, [item for item in found if item], wanted))
+            there = iter(shown(reader, entry, [item for item in found if item], wanted))
             result = [None if item is None else next(there) for item in found]
         return result[0] if is_id(ids) else result
 
@@ -279,7 +294,7 @@ class Collection(Handle):
         with self._source.reading() as reader:
             entry = self._entry(reader)
             state = catalog.state(reader, entry.number)
-            return fields.resolve(reader, entry.number, state, parsed).count
+            return fields.count(reader, entry.number, state, parsed)
 
     def scan(
         self,
@@ -319,7 +334,7 @@ class Collection(Handle):
                 page = list(itertools.islice(allowed, size))
                 # The cursor must not outlive its transaction.
                 walked.close()
-                found = _records(reader, entry, page, wanted)
+                found = shown(reader, entry, page, wanted)
             yield from found
             if len(page) < size:
                 return
@@ -553,62 +568,3 @@ class Collection(Handle):
                 timeout=timeout,
             )
         return {**report, "seconds": time.perf_counter() - begun}
-
-    # Inside
-
-    def _write(self, change: Callable[[Transaction, Entry], T], timeout: float | None) -> T:
-        """Change the collection in one transaction, and let its index be kept up to date."""
-
-        def work(txn: Transaction) -> tuple[T, bool]:
-            result = change(txn, self._entry(txn))
-            return result, maintenance.may_be_due(catalog.state(txn, self._number))
-
-        result, due = self._source.writing(work, timeout)
-        if due:
-            self._source.wrote(self._number, self._uid)
-        return result
-
-    def _store(
-        self,
-        write: Callable[[Transaction, Entry, ingest.Batch], None],
-        batch: ingest.Batch,
-        timeout: float | None,
-    ) -> list[Id]:
-        ready = ingest.encode(self._declared, batch, self._encoder)
-        self._write(lambda txn, entry: write(txn, entry, ready), timeout)
-        return ready.ids
-
-    def _order_of(self, after: Id | Record | Hit | None) -> int:
-        if after is None:
-            return -1
-        if isinstance(after, Record | Hit):
-            return after.order
-        with self._source.reading() as reader:
-            order = records.find(reader, self._entry(reader).number, check_id(after))
-        if order is None:
-            raise NotFoundError(
-                f"after={after!r} is not an id of this collection; if its record was deleted, pass"
-                " the Record that the scan gave instead of its id"
-            )
-        return order
-
-
-def _records(
-    reader: Reader, entry: Entry, found: list[Stored], wanted: frozenset[Include]
-) -> list[Record]:
-    vectors: Iterable[Any] = [None] * len(found)
-    if "vector" in wanted and found:
-        state = catalog.state(reader, entry.number)
-        places = np.array([item.row for item in found], np.intp)
-        stored = rows.gather_packed(reader, entry.number, state, entry.form, places)
-        vectors = unpack(stored.packed, entry.spec)
-    return [
-        Record(
-            id=item.id,
-            text=item.text if "text" in wanted else None,
-            metadata=item.metadata if "metadata" in wanted else None,
-            vector=vector,
-            order=item.order,
-        )
-        for item, vector in zip(found, vectors, strict=True)
-    ]

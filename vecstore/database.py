@@ -137,11 +137,15 @@ class Database:
         with one_moment as view:
             return {
                 "path": self.path,
-                "format": layout.FORMAT,
+                "format": self._format(),
                 "file_bytes": self._store.file_size(),
                 **self._store.usage(),
                 "collections": {name: view.collection(name).stats() for name in view.collections()},
             }
+
+    def _format(self) -> int:
+        with self.reading() as reader:
+            return catalog.format_of(reader)
 
     # Collections
 

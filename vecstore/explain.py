@@ -36,12 +36,13 @@ class _Watch:
         """A stage has ended."""
         took = (time.perf_counter_ns() - self._begun) / 1e6
         if stats is None:
-            self.milliseconds[stage] = took
+            self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + took
         else:
             # The kernel counts cycles, and numpy nanoseconds: only their shares are known.
             parts = {name: stats[0][place] for name, place in STAGES.items()}
             whole = max(1, sum(parts.values()))
-            self.milliseconds |= {name: took * part / whole for name, part in parts.items()}
+            for name, part in parts.items():
+                self.milliseconds[name] = self.milliseconds.get(name, 0.0) + took * part / whole
         self._begun = time.perf_counter_ns()
 
 
@@ -122,8 +123,8 @@ def stats(reader: Reader, entry: Entry, state: State) -> dict[str, Any]:
         trained, directions = found.trained, found.model.directions.rows
         form = found.model.shape
         # Rows in lists are named there; those of the tail stand in their order.
-        size = state.records * (form.tile_bytes // TILE_ROWS + form.fine_bytes)
-        size += 4 * (state.records - shape["tail"])
+        size = state.rows * (form.tile_bytes // TILE_ROWS + form.fine_bytes)
+        size += 4 * (state.rows - shape["tail"])
     bits = buckets.load(reader, entry, state)
     if bits is not None:
         trained, size = bits.rows, sum(bits.bytes_of())

@@ -10,6 +10,7 @@ from vecstore import records, rows
 from vecstore.errors import CorruptionError
 from vecstore.filters import Filter
 from vecstore.layout import State
+from vecstore.record_layout import Part
 from vecstore.rows import Words
 from vecstore.store import Reader, Snapshot
 
@@ -19,7 +20,10 @@ MASKS = 64
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """The rows that may be returned: a bit per row, uint64 (blocks,), and how many are set."""
+    """The rows that may be returned: a bit per row, uint64 (blocks,), and how many are set.
+
+    Of a record that has passages all rows are, or none is.
+    """
 
     words: Words
     count: int
@@ -32,7 +36,7 @@ def resolve(reader: Reader, collection: int, state: State, where: Filter | None)
     """
     alive = rows.live(reader, collection, state)
     if where is None:
-        return Mask(alive, state.records)
+        return Mask(alive, state.rows)
     if not isinstance(reader, Snapshot):
         return _walk(reader, collection, alive, where)
     masks: dict[bytes, Mask] = reader.cache.setdefault(("masks", collection), {})
@@ -47,8 +51,25 @@ def resolve(reader: Reader, collection: int, state: State, where: Filter | None)
     return mask
 
 
+def count(reader: Reader, collection: int, state: State, where: Filter | None) -> int:
+    """How many records satisfy `where`."""
+    if where is None:
+        return state.records
+    if not state.passages:
+        return resolve(reader, collection, state, where).count
+    return sum(where.matches(record) for record in records.walk(reader, collection))
+
+
 def _walk(reader: Reader, collection: int, alive: Words, where: Filter) -> Mask:
-    found = [record.row for record in records.walk(reader, collection) if where.matches(record)]
+    found, allowed = list[int](), set[int]()
+    for item in records.walk_rows(reader, collection):
+        if isinstance(item, Part):
+            if item.parent in allowed:
+                found.append(item.row)
+        elif where.matches(item):
+            found.append(item.row)
+            if item.passages is not None:
+                allowed.add(item.order)
     words = np.zeros_like(alive)
     if found:
         if max(found) >= len(alive) * 64:

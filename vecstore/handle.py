@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vecstore import arguments, attached, catalog, ingest, rows, search
+from vecstore import arguments, attached, catalog, ingest, maintenance, records, rows, search
+from vecstore.batches import Batch
 from vecstore.catalog import Entry
 from vecstore.encoders import Encoder
 from vecstore.encoders.adapters import Adapter
-from vecstore.errors import EncoderMismatchError, StoreError, UsageError, VecstoreError
-from vecstore.hits import Hits
+from vecstore.errors import (
+    EncoderMismatchError,
+    NotFoundError,
+    StoreError,
+    UsageError,
+    VecstoreError,
+)
+from vecstore.hits import Hit, Hits, Passage, Record
 from vecstore.recent import Recent
+from vecstore.records import Stored
 from vecstore.search import Request
-from vecstore.spec import CollectionSpec, show
+from vecstore.spec import CollectionSpec, Id, Include, check_id, show
 from vecstore.store import Reader, Transaction
 from vecstore.vectors import (
     Bits,
@@ -219,3 +228,85 @@ class Handle:
             recent = self._source.recent(self._uid)
             if recent is not None:
                 recent.add(vectors)
+
+    # Writing
+
+    def _write(self, change: Callable[[Transaction, Entry], T], timeout: float | None) -> T:
+        """Change the collection in one transaction, and let its index be kept up to date."""
+
+        def work(txn: Transaction) -> tuple[T, bool]:
+            result = change(txn, self._entry(txn))
+            return result, maintenance.may_be_due(catalog.state(txn, self._number))
+
+        result, due = self._source.writing(work, timeout)
+        if due:
+            self._source.wrote(self._number, self._uid)
+        return result
+
+    def _store(
+        self,
+        write: Callable[[Transaction, Entry, Batch], None],
+        batch: Batch,
+        timeout: float | None,
+    ) -> list[Id]:
+        ready = ingest.encode(self._declared, batch, self._encoder)
+        self._write(lambda txn, entry: write(txn, entry, ready), timeout)
+        return ready.ids
+
+    def _order_of(self, after: Id | Record | Hit | None) -> int:
+        if after is None:
+            return -1
+        if isinstance(after, Record | Hit):
+            return after.order
+        with self._source.reading() as reader:
+            order = records.find(reader, self._entry(reader).number, check_id(after))
+        if order is None:
+            raise NotFoundError(
+                f"after={after!r} is not an id of this collection; if its record was deleted, pass"
+                " the Record that the scan gave instead of its id"
+            )
+        return order
+
+
+def shown(
+    reader: Reader, entry: Entry, found: list[Stored], wanted: frozenset[Include]
+) -> list[Record]:
+    """Stored records as users get them."""
+    vectors: Iterable[Any] = [None] * len(found)
+    if "vector" in wanted and found:
+        vectors = _vectors(reader, entry, found)
+    return [
+        Record(
+            id=item.id,
+            text=item.text if "text" in wanted else None,
+            metadata=item.metadata if "metadata" in wanted else None,
+            vector=vector,
+            passages=_passages(item, wanted),
+            order=item.order,
+        )
+        for item, vector in zip(found, vectors, strict=True)
+    ]
+
+
+def _passages(item: Stored, wanted: frozenset[Include]) -> tuple[Passage, ...]:
+    spans = () if item.passages is None else item.passages.spans
+    text = item.text if "text" in wanted else None
+    return tuple(Passage.of(text, index, *span) for index, span in enumerate(spans))
+
+
+def _vectors(reader: Reader, entry: Entry, found: list[Stored]) -> list[Any]:
+    """The vector of each record, or of one that has passages those of all of them."""
+    state = catalog.state(reader, entry.number)
+    places = [[item.row] for item in found]
+    for held, item in zip(places, found, strict=True):
+        held += [part.row for part in records.parts(reader, entry.number, item)]
+    flat = np.array(list(itertools.chain(*places)), np.intp)
+    stored = rows.gather_packed(reader, entry.number, state, entry.form, flat)
+    vectors, at = unpack(stored.packed, entry.spec), 0
+    made = []
+    for held, item in zip(places, found, strict=True):
+        part = vectors[at : at + len(held)]
+        # A copy: a record must not keep all others' vectors.
+        made.append(part[0] if item.passages is None else part.copy())
+        at += len(held)
+    return made

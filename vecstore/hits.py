@@ -28,19 +28,47 @@ Method = Literal["scan", "rows", "index", "buckets", "none"]
 Columns = dict[str, list[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a record's text that has a vector of its own.
+
+    Attributes:
+        index: Which of the record's passages it is, from 0 on.
+        start: Where it begins in the text, in characters.
+        end: Where it ends.
+        text: The piece; None in a record without its text.
+    """
+
+    index: int
+    start: int
+    end: int
+    text: str | None = None
+
+    @classmethod
+    def of(cls, text: str | None, index: int, start: int, end: int) -> Self:
+        """The passage of a text."""
+        return cls(index, start, end, None if text is None else text[start:end])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return index, start and end, and the text where present, as a dict."""
+        return _present(self, ("index", "start", "end", "text"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One stored record.
 
     `text`, `metadata` and `vector` are None where they were not asked for or not stored;
     `vector` is float32 of shape (dim,), as the user gave it, or uint8 of shape (dim / 8,) where
-    the collection holds binary vectors.
+    the collection holds binary vectors. `passages` are those of a text that was cut, else (); then
+    `vector` holds theirs, float32 of shape (passages, dim).
     """
 
     id: Id
     text: str | None = None
     metadata: dict[str, Any] | None = None
     vector: NDArray[np.float32] | NDArray[np.uint8] | None = field(default=None, compare=False)
+    passages: tuple[Passage, ...] = field(default=(), repr=False, compare=False)
     order: int = field(default=-1, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,6 +84,9 @@ class Hit:
     product, minus the Euclidean distance, or minus the number of differing bits. `distance` is
     smaller for better answers: 1 - cosine, minus the inner product, the Euclidean distance, or the
     number of differing bits.
+
+    `passage` is the best one of a record that has passages, else None; score, distance and `vector`
+    are its own.
     """
 
     id: Id
@@ -64,11 +95,21 @@ class Hit:
     text: str | None = None
     metadata: dict[str, Any] | None = None
     vector: NDArray[np.float32] | NDArray[np.uint8] | None = field(default=None, compare=False)
+    passage: Passage | None = None
     order: int = field(default=-1, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return id, score, distance, and text, metadata and vector where present, as a dict."""
-        return _present(self, ("id", "score", "distance", "text", "metadata", "vector"))
+        """Return id, score, distance, and what else is present, as a dict."""
+        found = _present(self, ("id", "score", "distance", "text", "metadata", "vector", "passage"))
+        if self.passage is not None:
+            found["passage"] = self.passage.to_dict()
+        return found
+
+    @property
+    def shown_text(self) -> str | None:
+        """What a table shows of the text: the passage, if it has one."""
+        passage = self.passage
+        return self.text if self.text is None or passage is None else passage.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +278,11 @@ class Hits(Sequence[Hit]):
             for name in ("text", "metadata", "vector")
             if any(value is not None for value in self._columns.get(name, ()))
         ]
-        return {name: self._columns[name] for name in names}
+        shown = {name: self._columns[name] for name in names}
+        passages = self._columns.get("passage", ())
+        if any(value is not None for value in passages):
+            shown["passage"] = [value and value.to_dict() for value in passages]
+        return shown
 
     def __repr__(self) -> str:
         return f"Hits({self.ids!r}, complete={self.complete!r})"
@@ -249,7 +294,7 @@ class Hits(Sequence[Hit]):
         rows = [
             [
                 one_line(str(value)[:MAX_SHOWN])
-                for value in (hit.id, hit.text or "", hit.metadata or "")
+                for value in (hit.id, hit.shown_text or "", hit.metadata or "")
             ]
             for hit in self._hits
         ]
@@ -434,6 +479,6 @@ def one_line(value: object) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in words)
 
 
-def _present(value: Record | Hit, names: tuple[str, ...]) -> dict[str, Any]:
+def _present(value: Record | Hit | Passage, names: tuple[str, ...]) -> dict[str, Any]:
     items = ((name, getattr(value, name)) for name in names)
     return {name: item for name, item in items if item is not None}

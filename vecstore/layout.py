@@ -1,6 +1,7 @@
 """What does every byte on disk mean? The only implementation of docs/layout.md.
 
-That of the index is in `index_layout.py`; the kinds of all bulk values, and the tiers, are here.
+Those of records are in `record_layout.py`, those of an index in `index_layout.py`; the kinds of all
+bulk values, and the tiers, are here.
 Keys are big-endian so that they sort, payloads little-endian so that numpy reads them in place.
 Nothing here touches a file: values become bytes and bytes become values.
 """
@@ -13,18 +14,18 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore.errors import CorruptionError, UsageError
+from vecstore.errors import CorruptionError
 from vecstore.spec import MIN_INT_ID, CollectionSpec, Id
 
 MAGIC = "vecstore"
-FORMAT = 1
+# The newest that is known here. Files without passages are of the oldest that can hold them.
+FORMAT, PLAIN_FORMAT = 2, 1
 OLDEST_READABLE = 1
 
 DATABASES = ("meta", "ids", "records", "tiers", "lists", "index", "fields", "live")
@@ -46,30 +47,14 @@ ORDERS_BYTES = NORMS_BYTES = BLOCK_ROWS * 8
 COLUMNS_BYTES = ORDERS_BYTES + NORMS_BYTES
 SCALES_BYTES = BLOCK_ROWS * 4
 
-RECORD = struct.Struct("<II")
 STATE = struct.Struct("<QQQIIII")
+PASSAGES = struct.Struct("<Q")
 CHECKSUM = struct.Struct("<I")
 ORDER = struct.Struct("<Q")
 NO_BLOCK = 2**32 - 1
 
 KEY_FORMAT = b"format"
 KEY_NEXT = b"next"
-
-DATETIME_CODE = 1
-NAIVE = -(2**31)
-_DATETIME = struct.Struct("<qi")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-# The first bytes of msgpack for three parts, a text of under 32 bytes and an int of one byte.
-_THREE_PARTS, _SHORT_TEXT, _UINT8 = 0x93, 0xA0, 0xCC
-_ID_AT = RECORD.size + 1
-# How many bytes belong to the first byte of an id; other ids are rare.
-_ID_SIZES = {
-    **dict.fromkeys(range(128), 0),
-    **{_SHORT_TEXT + size: size for size in range(32)},
-    **{_UINT8 + power: 1 << power for power in range(4)},
-}
-_ID, _TEXT, _METADATA = (str, int), (str, type(None)), (dict, type(None))
 
 assert HEADER.size == 48
 assert STATE.size == 40
@@ -409,128 +394,6 @@ def unpack_part(value: bytes | memoryview, collection: int, part: int) -> bytear
     return bytearray(value[HEADER.size : HEADER.size + PART_BYTES])
 
 
-# Records
-
-
-def pack_body(value: Id, text: str | None, metadata: Mapping[str, Any] | None) -> bytes:
-    """Make the body of a record: msgpack of id, text and metadata.
-
-    The metadata must come from `plain_metadata`.
-    """
-    packed: bytes = msgpack.packb((value, text, metadata), default=pack_extension)
-    return packed
-
-
-def pack_record(key: bytes, row: int, body: bytes) -> bytes:
-    """Make the value of a record: checksum over key, row and body; then row and body."""
-    rest = row.to_bytes(4, "little") + body
-    return zlib.crc32(rest, zlib.crc32(key)).to_bytes(4, "little") + rest
-
-
-def pack_records(
-    collection: int,
-    first: int,
-    rows: Sequence[int],
-    ids: Sequence[Id],
-    texts: Sequence[str | None],
-    metadata: Sequence[Mapping[str, Any] | None],
-) -> list[tuple[bytes, bytes]]:
-    """Make keys and values of records with ascending orders; as `pack_record`, but many at once."""
-    pack = msgpack.Packer(default=pack_extension).pack
-    prefix, crc32 = collection_key(collection), zlib.crc32
-    items = []
-    bodies = map(pack, zip(ids, texts, metadata, strict=True))
-    for order, (row, body) in enumerate(zip(rows, bodies, strict=True), first):
-        key = prefix + order.to_bytes(8, "big")
-        rest = row.to_bytes(4, "little") + body
-        items.append((key, crc32(rest, crc32(key)).to_bytes(4, "little") + rest))
-    return items
-
-
-def check_record(key: bytes, value: bytes | memoryview) -> int:
-    """Return the row of a record, having checked its checksum.
-
-    Raises:
-        CorruptionError: The record is damaged, or stands under another key.
-    """
-    if len(value) > RECORD.size:
-        crc: int
-        row: int
-        crc, row = RECORD.unpack_from(value)
-        if zlib.crc32(value[4:], zlib.crc32(key)) == crc:
-            return row
-    raise CorruptionError(
-        f"records: the record under key {bytes(key).hex()} is damaged"
-        f" ({len(value)} bytes, wrong checksum)"
-    )
-
-
-def unpack_ids(values: Sequence[bytes | memoryview]) -> list[Id]:
-    """Return the ids of records, as `unpack_body` does; texts and metadata are passed over."""
-    try:
-        return list(map(_unpack_id, values))
-    except UnicodeDecodeError as error:
-        raise CorruptionError(f"records: a record cannot be read: {error}") from error
-
-
-def _unpack_id(value: bytes | memoryview) -> Id:
-    # Only all of a value can be had from msgpack, and most of it is text.
-    if len(value) > _ID_AT and value[RECORD.size] == _THREE_PARTS:
-        head, start = value[_ID_AT], _ID_AT + 1
-        size = _ID_SIZES.get(head)
-        # Text and metadata take at least a byte each.
-        if size is not None and start + size + 2 <= len(value):
-            if head < _SHORT_TEXT:
-                return head
-            content = value[start : start + size]
-            return int.from_bytes(content, "big") if head >= _UINT8 else str(content, "utf-8")
-    return unpack_body(value)[0]
-
-
-def unpack_body(value: bytes | memoryview) -> tuple[Id, str | None, dict[str, Any] | None]:
-    """Return id, text and metadata of a record whose checksum `check_record` has passed.
-
-    Raises:
-        CorruptionError: The checksum is right but the content is not a record.
-    """
-    try:
-        body = msgpack.unpackb(
-            value[RECORD.size :], ext_hook=unpack_extension, strict_map_key=True, use_list=True
-        )
-        identity, text, metadata = body
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise CorruptionError(f"records: a record cannot be read: {error}") from error
-    kinds = (type(identity), type(text), type(metadata))
-    if kinds[0] not in _ID or kinds[1] not in _TEXT or kinds[2] not in _METADATA:
-        raise CorruptionError(f"records: a record holds {kinds}, not id, text and metadata")
-    return identity, text, metadata
-
-
-def pack_extension(value: object) -> msgpack.ExtType:
-    """What msgpack stores for a datetime, the only type here that it does not know."""
-    if isinstance(value, datetime):
-        offset = value.utcoffset()
-        instant = value if offset is not None else value.replace(tzinfo=UTC)
-        micros = (instant - _EPOCH) // _MICROSECOND
-        seconds = NAIVE if offset is None else round(offset.total_seconds())
-        return msgpack.ExtType(DATETIME_CODE, _DATETIME.pack(micros, seconds))
-    raise UsageError(f"metadata holds {type(value).__name__} {value!r:.60}, which cannot be stored")
-
-
-def unpack_extension(code: int, data: bytes) -> datetime:
-    """The datetime of a msgpack extension; ValueError if it is none."""
-    if code != DATETIME_CODE or len(data) != _DATETIME.size:
-        raise ValueError(f"extension type {code} of {len(data)} bytes is unknown")
-    micros, seconds = _DATETIME.unpack(data)
-    try:
-        instant = _EPOCH + timedelta(microseconds=micros)
-        if seconds == NAIVE:
-            return instant.replace(tzinfo=None)
-        return instant.astimezone(UTC if seconds == 0 else timezone(timedelta(seconds=seconds)))
-    except (OverflowError, ValueError) as error:
-        raise ValueError(f"a datetime is out of range: {error}") from error
-
-
 # Small values in `meta`
 
 
@@ -546,6 +409,7 @@ class State:
         open_block: The block that takes the next rows, or NO_BLOCK.
         open_rows: Rows used in the open block.
         backlog: Rows that came or died since the index was last brought up to date.
+        passages: Living rows of passages that are not the first ones of their records.
     """
 
     records: int = 0
@@ -555,13 +419,20 @@ class State:
     open_block: int = NO_BLOCK
     open_rows: int = 0
     backlog: int = 0
+    passages: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Living rows."""
+        return self.records + self.passages
 
     def pack(self) -> bytes:
         """Return the stored form."""
         counters = (self.records, self.next_order, self.generation, self.blocks)
         try:
             backlog = min(self.backlog, 2**32 - 1)
-            return pack_checked(STATE.pack(*counters, self.open_block, self.open_rows, backlog))
+            data = STATE.pack(*counters, self.open_block, self.open_rows, backlog)
+            return pack_checked(data + (PASSAGES.pack(self.passages) if self.passages else b""))
         except struct.error:
             # Counting on from counters that were wrong.
             raise CorruptionError(f"meta: a collection's counters are impossible: {self}") from None
@@ -570,10 +441,11 @@ class State:
     def unpack(cls, value: bytes | memoryview) -> State:
         """Read the stored form; CorruptionError if it is damaged or impossible."""
         data = unpack_checked(value, "meta: a collection's counters")
-        if len(data) != STATE.size:
+        counters, more = data[: STATE.size], data[STATE.size :]
+        if len(counters) != STATE.size or len(more) not in (0, PASSAGES.size):
             raise CorruptionError(f"meta: a collection's counters have {len(data)} bytes")
-        state = cls(*STATE.unpack(data))
-        fits = state.blocks <= MAX_ROWS // BLOCK_ROWS and state.records <= state.blocks * BLOCK_ROWS
+        state = cls(*STATE.unpack(counters), *(PASSAGES.unpack(more) if more else ()))
+        fits = state.blocks <= MAX_ROWS // BLOCK_ROWS and state.rows <= state.blocks * BLOCK_ROWS
         if state.open_block == NO_BLOCK:
             fits = fits and state.open_rows == 0
         else:
@@ -599,6 +471,12 @@ def unpack_checked(value: bytes | memoryview, where: str) -> bytes:
 def pack_meta(values: Mapping[str, Any]) -> bytes:
     """Make a small value of `meta` from plain values."""
     return pack_checked(msgpack.packb(values))
+
+
+def pack_format(number: int) -> bytes:
+    """Make the value of `meta` that says which version of the format a file is of."""
+    # What came before knows nothing of what is new in this one.
+    return pack_meta({"magic": MAGIC, "format": number, "oldest_readable": number})
 
 
 def unpack_meta(value: bytes | memoryview, where: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore import catalog, layout, rows
+from vecstore import catalog, layout, record_layout, rows
 from vecstore.ann import buckets, index, ivf, rounding, training
 from vecstore.ann.index import Index, IndexedRows, Kind
 from vecstore.ann.ivf import Draft
@@ -90,7 +90,7 @@ def _load(txn: Transaction, entry: Entry, writer: IndexedRows, block: int) -> _L
         value = txn.get("records", key)
         if value is None:
             raise CorruptionError(f"records: order {order} of block {block} is missing")
-        layout.check_record(key, value)
+        record_layout.check_record(key, value)
         values[key] = value
     return _Load(block, inside, found, values)
 
@@ -101,7 +101,9 @@ def _move(txn: Transaction, writer: IndexedRows, load: _Load) -> None:
     moved = writer.add(found.packed.take(inside), found.orders[inside])
     writer.kill(load.block * BLOCK_ROWS + inside)
     for (key, value), row in zip(load.values.items(), moved.tolist(), strict=True):
-        txn.put("records", key, layout.pack_record(key, row, value[layout.RECORD.size :]))
+        txn.put(
+            "records", key, record_layout.pack_record(key, row, value[record_layout.RECORD.size :])
+        )
 
 
 # The index
@@ -154,8 +156,8 @@ def after_write(source: Source, number: int, uid: bytes, timeout: float | None =
 
 def may_be_due(state: State) -> bool:
     """Whether there may be something to do, as the counters alone can tell."""
-    changed = state.backlog >= min(BACKLOG, state.records)
-    return changed and state.records >= min(LEAST_ROWS, AUTO_ROWS)
+    changed = state.backlog >= min(BACKLOG, state.rows)
+    return changed and state.rows >= min(LEAST_ROWS, AUTO_ROWS)
 
 
 def due(reader: Reader, entry: Entry, state: State) -> Step | None:
@@ -164,29 +166,29 @@ def due(reader: Reader, entry: Entry, state: State) -> Step | None:
         return None
     wanted = index.kind(reader, entry.number)
     if entry.spec.metric == "hamming":
-        worth = state.backlog >= max(BACKLOG, BUCKETS_SHARE * state.records)
+        worth = state.backlog >= max(BACKLOG, BUCKETS_SHARE * state.rows)
         return "keep up" if wanted == "hash" and worth else None
     if wanted == "flat":
         return None
     found = index.load(reader, entry, state)
     if wanted == "hash":
-        grown = found is not None and GROWTH * max(found.trained, LEAST_ROWS) <= state.records
-        return "train" if grown and state.records <= QUICK_ROWS else None
+        grown = found is not None and GROWTH * max(found.trained, LEAST_ROWS) <= state.rows
+        return "train" if grown and state.rows <= QUICK_ROWS else None
     if found is None:
-        return "train" if state.records >= _least_rows(entry, wanted) else None
-    if GROWTH * found.trained <= state.records <= QUICK_ROWS:
+        return "train" if state.rows >= _least_rows(entry, wanted) else None
+    if GROWTH * found.trained <= state.rows <= QUICK_ROWS:
         return "train"
     if state.backlog < max(BACKLOG, BACKLOG_EACH * found.model.lists):
         return None
-    if state.records < LEAST_ROWS or not _is_renewed(reader, entry, state, found):
+    if state.rows < LEAST_ROWS or not _is_renewed(reader, entry, state, found):
         return "keep up"
-    return "train" if state.records <= QUICK_ROWS else "keep up and calibrate"
+    return "train" if state.rows <= QUICK_ROWS else "keep up and calibrate"
 
 
 def _is_renewed(reader: Reader, entry: Entry, state: State, found: Index) -> bool:
     """Whether many of the rows came since the index was made."""
     tail = rows.count(rows.live(reader, entry.number, state)[~found.listed])
-    return found.arrived + tail >= RENEWED * state.records
+    return found.arrived + tail >= RENEWED * state.rows
 
 
 def _least_rows(entry: Entry, wanted: Kind) -> int:
@@ -256,7 +258,7 @@ def calibrate(
             return False
         state = catalog.state(reader, entry.number)
         seen = index.load(reader, entry, state)
-        if seen is None or (seen.model.lists and state.records < LEAST_ROWS):
+        if seen is None or (seen.model.lists and state.rows < LEAST_ROWS):
             # Of so few rows all are compared; what was measured is for times when there are more.
             return False
         budgets = training.calibrate(reader, entry, state, seen, real=real, progress=progress)
@@ -268,7 +270,7 @@ def calibrate(
         if found is None or found.edition != seen.edition:
             return False
         # Small ones are to be trained anew for what has arrived; large ones are only measured.
-        arrived = found.arrived if state.records <= QUICK_ROWS else 0
+        arrived = found.arrived if state.rows <= QUICK_ROWS else 0
         saved = replace(found, budgets=budgets, arrived=arrived)
         index.save_plan(txn, entry.number, saved)
         return True
@@ -362,8 +364,8 @@ def _draft(
     if train is None:
         train = found is None or _is_renewed(reader, entry, state, found)
         if found is not None:
-            train |= not 0.5 <= state.records / max(1, found.trained) <= 2
-    if not train or state.records < _least_rows(entry, wanted):
+            train |= not 0.5 <= state.rows / max(1, found.trained) <= 2
+    if not train or state.rows < _least_rows(entry, wanted):
         return None
     return _train(reader, entry, state, wanted, real, progress)
 
@@ -417,7 +419,7 @@ def reindex(
     if wanted != "flat" and entry.spec.metric != "hamming":
         with source.reading() as reader:
             state = catalog.state(reader, number)
-            if isinstance(reader, Snapshot) and state.records >= _least_rows(entry, wanted):
+            if isinstance(reader, Snapshot) and state.rows >= _least_rows(entry, wanted):
                 draft = _train(reader, entry, state, wanted, real, tell)
     source.writing(
         lambda txn: set_kind(txn, catalog.read(txn, number, uid), wanted, draft), timeout
@@ -450,7 +452,7 @@ def set_kind(txn: Transaction, entry: Entry, wanted: Kind, draft: Draft | None =
         if with_bytes:
             _round(txn, entry, state)
         index.save_kind(txn, entry.number, wanted, with_bytes=with_bytes)
-        state.backlog = state.records
+        state.backlog = state.rows
     catalog.save_state(txn, entry.number, state)
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from vecstore.errors import UsageError
-from vecstore.layout import pack_extension, unpack_extension
+from vecstore.record_layout import pack_extension, unpack_extension
 from vecstore.spec import MAX_INT_ID, MIN_INT_ID, encode_utf8, show
 
 MAX_DEPTH = 64

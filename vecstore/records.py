@@ -1,7 +1,8 @@
 """How is a record found, read and walked? The `ids` and `records` databases.
 
 `ids` leads from an id to the record's order, `records` from the order to row, id, text and
-metadata. The order is given once and kept for life, whatever row the record moves to.
+metadata. The order is given once and kept for life, whatever row the record moves to. Passages of a
+record behind its first one have orders and rows of their own.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from vecstore import layout
+from vecstore import layout, record_layout
 from vecstore.errors import CorruptionError
+from vecstore.record_layout import Part, Passages
 from vecstore.spec import Id
 from vecstore.store import Reader, Snapshot
 
@@ -21,13 +23,14 @@ REMEMBERED, COLLECTIONS = 32_768, 8
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A record as it is stored: `row` leads to its vector."""
+    """A record as it is stored: `row` leads to its vector, or to that of its first passage."""
 
     order: int
     row: int
     id: Id
     text: str | None
     metadata: dict[str, Any] | None
+    passages: Passages | None = None
 
 
 def find(reader: Reader, collection: int, value: Id) -> int | None:
@@ -63,7 +66,7 @@ def verified(
     if not all(values) and None in values:
         order = orders[values.index(None)]
         raise CorruptionError(f"records: order {order} of collection {collection} is missing")
-    return list(map(layout.check_record, keys, values)), values
+    return list(map(record_layout.check_record, keys, values)), values
 
 
 def remembered(reader: Reader, uid: bytes) -> dict[int, Id]:
@@ -77,6 +80,60 @@ def remembered(reader: Reader, uid: bytes) -> dict[int, Id]:
     return known
 
 
+def remembered_parts(reader: Reader, uid: bytes) -> dict[int, Part | None]:
+    """The passages of a collection that were read before, by order, for `parts_of`.
+
+    An order that is a passage's is never anything else, and its passage never changes but its row.
+    """
+    if not isinstance(reader, Snapshot):
+        return {}
+    known: dict[int, Part | None] = reader.store.tables.keep("parts", uid, COLLECTIONS, dict)
+    return known
+
+
+def parts_of(
+    reader: Reader, collection: int, known: dict[int, Part | None], orders: list[int]
+) -> list[Part | None]:
+    """The passages that have some orders; None for an order that is a record's.
+
+    The rows may be those of another version of the file.
+    """
+    # Other threads may forget all of them at any time.
+    found = {order: known[order] for order in orders if order in known}
+    missing = [order for order in orders if order not in found]
+    if missing:
+        keys = [layout.record_key(collection, order) for order in missing]
+        for order, key, value in zip(missing, keys, reader.get_each("records", keys), strict=True):
+            # What is no passage is verified when it is read as a record.
+            passage = value is not None and record_layout.is_passage(value)
+            found[order] = record_layout.unpack_part(key, value) if passage else None
+        if len(known) + len(missing) > REMEMBERED:
+            known.clear()
+        known.update(found)
+    return [found[order] for order in orders]
+
+
+def part(reader: Reader, collection: int, record: Stored, index: int) -> Part:
+    """A passage of a record, behind its first; CorruptionError if it is missing or damaged."""
+    assert record.passages is not None
+    order = record.passages.orders[index - 1]
+    key = layout.record_key(collection, order)
+    value = reader.get("records", key)
+    if value is None:
+        raise CorruptionError(f"records: order {order} of collection {collection} is missing")
+    found = record_layout.unpack_part(key, value)
+    if (found.parent, found.index) != (record.order, index):
+        raise CorruptionError(f"records: order {order} is no passage of order {record.order}")
+    record_layout.check_part(found, record.passages)
+    return found
+
+
+def parts(reader: Reader, collection: int, record: Stored) -> list[Part]:
+    """The passages of a record behind its first; errors as `part`."""
+    count = 0 if record.passages is None else len(record.passages.orders)
+    return [part(reader, collection, record, index) for index in range(1, count + 1)]
+
+
 def ids(reader: Reader, collection: int, known: dict[int, Id], orders: list[int]) -> list[Id]:
     """The ids of the records of some orders, some of which are `remembered`; errors as `read`."""
     try:
@@ -87,7 +144,7 @@ def ids(reader: Reader, collection: int, known: dict[int, Id], orders: list[int]
     found = [known.get(order) for order in orders]
     missing = [order for order, value in zip(orders, found, strict=True) if value is None]
     if missing:
-        read_now = layout.unpack_ids(verified(reader, collection, missing)[1])
+        read_now = record_layout.unpack_ids(verified(reader, collection, missing)[1])
         if len(known) + len(missing) > REMEMBERED:
             known.clear()
         fresh = dict(zip(missing, read_now, strict=True))
@@ -110,12 +167,22 @@ def get(reader: Reader, collection: int, value: Id) -> Stored | None:
 
 def walk(reader: Reader, collection: int, after: int = -1) -> Generator[Stored, None, None]:
     """Yield the records of a collection by ascending order, beyond `after`."""
+    for found in walk_rows(reader, collection, after):
+        if isinstance(found, Stored):
+            yield found
+
+
+def walk_rows(
+    reader: Reader, collection: int, after: int = -1
+) -> Generator[Stored | Part, None, None]:
+    """Yield all that has a row by ascending order: a passage comes behind its record."""
     prefix = layout.collection_key(collection)
     start = layout.record_key(collection, after + 1)
     for key, value in reader.items("records", prefix, start):
-        yield _unpack(key, value)
+        passage = record_layout.is_passage(value)
+        yield record_layout.unpack_part(key, value) if passage else _unpack(key, value)
 
 
 def _unpack(key: bytes, value: bytes | memoryview) -> Stored:
-    row = layout.check_record(key, value)
-    return Stored(int.from_bytes(key[4:], "big"), row, *layout.unpack_body(value))
+    row, order = record_layout.check_record(key, value), int.from_bytes(key[4:], "big")
+    return Stored(order, row, *record_layout.unpack_content(order, value))

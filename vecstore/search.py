@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vecstore import catalog, fields, layout, plain, planner, records, rows
+from vecstore import catalog, fields, plain, planner, record_layout, records, rows
 from vecstore.ann import bits, buckets, engine, flat, index, lookup
 from vecstore.ann.bits import BitComparison
 from vecstore.ann.flat import Comparison
@@ -23,9 +23,10 @@ from vecstore.errors import CorruptionError
 from vecstore.exact import Exact, ExactBits
 from vecstore.fields import Mask
 from vecstore.filters import Filter
-from vecstore.hits import Columns, Complete, Hits, Plan
+from vecstore.hits import Columns, Complete, Hits, Passage, Plan
 from vecstore.layout import BLOCK_ROWS, State
 from vecstore.planner import Recall
+from vecstore.record_layout import Part
 from vecstore.spec import Id, Include
 from vecstore.store import Reader, Snapshot
 from vecstore.vectors import Bits, Vectors, unpack
@@ -94,7 +95,13 @@ def run(
     They are float32 (m, dim) that the metric can compare, or uint8 (m, dim / 8) under hamming; with
     `request.dims` as short as that says.
     """
-    return _find(reader, _remembered(reader, entry, request, lap), queries, request, lap)
+    made = _remembered(reader, entry, request, lap)
+    if made.state.passages:
+        return _best_of_each(reader, entry, queries, request, lap)
+    return [
+        _hits(reader, made, request, lap, ranked)
+        for ranked in _find(reader, made, queries, request, lap)
+    ]
 
 
 # How a snapshot searches otherwise than by numpy's comparison of all rows.
@@ -109,10 +116,28 @@ def run_usual(reader: Reader, entry: Entry, query: Vectors, request: Request) ->
     if not isinstance(reader, Snapshot):
         return None
     made = _remembered(reader, entry, request, None)
-    if not isinstance(made.job, engine.Job):
+    if not isinstance(made.job, engine.Job) or made.state.passages:
         return None
     found = made.job.search_one(reader, query)
-    return None if found is None else _answer(reader, made, found, 0, request, None)
+    return None if found is None else _hits(reader, made, request, None, _ranked(made, found, 0))
+
+
+class Ranked(NamedTuple):
+    """The best rows of one query, best first.
+
+    Attributes:
+        scores: Exact scores.
+        orders: The orders of the rows.
+        places: The rows; None if an index found them.
+        plan: How they were found.
+        counts: What an index counted.
+    """
+
+    scores: list[float]
+    orders: list[int]
+    places: list[int] | None
+    plan: Plan
+    counts: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +233,8 @@ def _find(
     queries: Vectors | Bits,
     request: Request,
     lap: Lap | None,
-) -> list[Hits]:
-    """Answer queries as was prepared; jobs are of snapshots alone, and each of its own vectors."""
+) -> list[Ranked]:
+    """Find rows as was prepared; jobs are of snapshots alone, and each of its own vectors."""
     match made.job:
         case engine.Job() as job:
             return _approximate(reader, made, job, queries, request, lap)  # type: ignore[arg-type]
@@ -218,7 +243,7 @@ def _find(
         case Comparison() | BitComparison() as job if job.ready(len(queries)):
             return _compared(reader, made, job, queries, request, lap)  # type: ignore[arg-type]
     if made.plan.method == "none":
-        return [Hits([], plan=made.plan, complete="exhausted") for _ in queries]
+        return [Ranked([], [], None, made.plan) for _ in queries]
     return _exact(reader, made, queries, request, lap)
 
 
@@ -228,9 +253,9 @@ def _exact(
     queries: Vectors | Bits,
     request: Request,
     lap: Lap | None,
-) -> list[Hits]:
+) -> list[Ranked]:
     """Compare every allowed row."""
-    entry, state, found = made.entry, made.state, []
+    entry, state, found = made.entry, made.state, list[Ranked]()
     kind = ExactBits if entry.spec.metric == "hamming" else Exact
     for part in _slices(queries, state):
         search = kind(reader, entry, state, made.mask, part, request.dims)
@@ -241,7 +266,7 @@ def _exact(
             scores, orders, places = (column.tolist() for column in best)
             if lap is not None:
                 lap("settle")
-            found.append(_hits(reader, made, request, lap, scores, orders, places))
+            found.append(Ranked(scores, orders, places, made.plan))
     return found
 
 
@@ -259,7 +284,7 @@ def _looked_up(
     queries: Bits,
     request: Request,
     lap: Lap | None,
-) -> list[Hits]:
+) -> list[Ranked]:
     """Look into buckets, and compare all rows where that is faster."""
     radius = made.entry.spec.dim
     if request.min_score is not None:
@@ -273,7 +298,7 @@ def _looked_up(
     if lap is not None:
         lap("buckets")
     left = [number for number, one in enumerate(found) if one is None]
-    compared: Iterator[Hits] = iter(())
+    compared: Iterator[Ranked] = iter(())
     if left:
         plan = planner.instead(made.plan, request.recall)
         instead = replace(made, plan=plan, job=job.comparison)
@@ -285,7 +310,7 @@ def _looked_up(
             continue
         scores, orders = (0.0 - one.bits).tolist(), one.orders.tolist()
         counts = [one.buckets, one.scanned, 0, one.compared]
-        answers.append(_hits(reader, made, request, lap, scores, orders, None, counts))
+        answers.append(Ranked(scores, orders, None, made.plan, counts))
     return answers
 
 
@@ -296,24 +321,16 @@ def _approximate(
     queries: Vectors,
     request: Request,
     lap: Lap | None,
-) -> list[Hits]:
+) -> list[Ranked]:
     """Look through the index."""
     found = job.search(reader, queries, request.threads)
     if lap is not None:
         lap("search", found.stats)
-    numbers = range(len(found.orders))
-    return [_answer(reader, made, found, number, request, lap) for number in numbers]
+    return [_ranked(made, found, number) for number in range(len(found.orders))]
 
 
-def _answer(
-    reader: Reader,
-    made: _Preparation,
-    found: engine.Found,
-    number: int,
-    request: Request,
-    lap: Lap | None,
-) -> Hits:
-    """The hits of one of the queries that an index has answered."""
+def _ranked(made: _Preparation, found: engine.Found, number: int) -> Ranked:
+    """The rows of one of the queries that an index has answered."""
     orders = found.orders[number]
     if len(set(orders)) < len(orders):
         # Checksums of lists are not verified on each search.
@@ -321,9 +338,7 @@ def _answer(
             f"lists: collection {made.entry.number} has a row in two lists, or two rows of one"
             " record; db.check() says more, and reindex(kind) makes the lists anew"
         )
-    return _hits(
-        reader, made, request, lap, found.scores[number], orders, None, found.stats[number]
-    )
+    return Ranked(found.scores[number], orders, None, made.plan, found.stats[number])
 
 
 def _compared(
@@ -333,7 +348,7 @@ def _compared(
     queries: Vectors | Bits,
     request: Request,
     lap: Lap | None,
-) -> list[Hits]:
+) -> list[Ranked]:
     """Compare every allowed row with compiled code."""
     found = job.compare(reader, queries, request.threads)  # type: ignore[arg-type]
     if lap is not None:
@@ -349,32 +364,15 @@ def _compared(
             answers.append(next(compared))
             continue
         orders, scores = found.orders[number], found.scores[number]
-        answers.append(_hits(reader, made, request, lap, scores, orders, None, counts))
+        answers.append(Ranked(scores, orders, None, made.plan, counts))
     return answers
 
 
 def _hits(
-    reader: Reader,
-    made: _Preparation,
-    request: Request,
-    lap: Lap | None,
-    scores: list[float],
-    orders: list[int],
-    places: list[int] | None,
-    counts: list[int] | None = None,
+    reader: Reader, made: _Preparation, request: Request, lap: Lap | None, ranked: Ranked
 ) -> Hits:
-    """Hits of the best rows of one query, best first.
-
-    Args:
-        reader: Where to read.
-        made: How they were found.
-        request: What was asked for.
-        lap: Told when the records were read.
-        scores: Exact scores.
-        orders: The records' orders.
-        places: Their rows; None if an index found them.
-        counts: What the index counted.
-    """
+    """Hits of the best rows of one query, each of which is a record."""
+    scores, orders, places, plan, counts = ranked
     if request.min_score is not None:
         least = request.min_score
         del scores[sum(score >= least for score in scores) :]
@@ -387,14 +385,28 @@ def _hits(
         columns: Columns = {"id": records.ids(reader, made.entry.number, made.known, orders)}
     else:
         columns = _hydrate(reader, made, request.include, orders, places)
+    return _answer(made, request, lap, columns, scores, orders, plan, counts)
+
+
+def _answer(
+    made: _Preparation,
+    request: Request,
+    lap: Lap | None,
+    columns: Columns,
+    scores: list[float],
+    orders: list[int],
+    plan: Plan,
+    counts: list[int] | None,
+) -> Hits:
+    """Hits with what their records hold, and the rest."""
     best, columns["score"], columns["order"] = made.best, scores, orders
     columns["distance"] = [best - score for score in scores]
     if lap is not None:
         lap("hydrate")
-    complete: Complete = "approximate" if made.plan.method == "index" else "exact"
+    complete: Complete = "approximate" if plan.method == "index" else "exact"
     if len(scores) < request.k:
         complete = "exhausted"
-    return Hits.of(columns, plan=made.plan, complete=complete, counts=counts)
+    return Hits.of(columns, plan=plan, complete=complete, counts=counts)
 
 
 def _hydrate(
@@ -408,20 +420,20 @@ def _hydrate(
     rows_, values = records.verified(reader, made.entry.number, orders)
     if places is not None and places != rows_:
         wrong = next(i for i, row in enumerate(places) if row != rows_[i])
-        (identity,) = layout.unpack_ids([values[wrong]])
+        (identity,) = record_layout.unpack_ids([values[wrong]])
         raise CorruptionError(
             f"records: row {places[wrong]} leads to id {identity!r}, whose row is {rows_[wrong]}"
         )
     columns: Columns = {}
     if "text" in include or "metadata" in include:
-        bodies = list(map(layout.unpack_body, values))
+        bodies = list(map(record_layout.unpack_body, values))
         columns["id"] = [body[0] for body in bodies]
         if "text" in include:
             columns["text"] = [body[1] for body in bodies]
         if "metadata" in include:
             columns["metadata"] = [body[2] for body in bodies]
     else:
-        columns["id"] = layout.unpack_ids(values)
+        columns["id"] = record_layout.unpack_ids(values)
     if "vector" in include:
         columns["vector"] = _vectors(reader, made, rows_)
     return columns
@@ -432,3 +444,127 @@ def _vectors(reader: Reader, made: _Preparation, places: list[int]) -> list[Any]
     entry, chosen = made.entry, np.array(places, np.intp)
     stored = rows.gather_packed(reader, entry.number, made.state, entry.form, chosen)
     return list(unpack(stored.packed, entry.spec))
+
+
+# Where records have passages
+
+
+# How many rows are asked for, first, for each record that is wanted; and how many times more then.
+ROWS_EACH, MORE = 4, 4
+
+
+def _best_of_each(
+    reader: Reader, entry: Entry, queries: Vectors | Bits, request: Request, lap: Lap | None
+) -> list[Hits]:
+    """Answer queries by records, each of which is as near as the best of its rows.
+
+    Rows are asked for, and more of them until they are of enough records.
+    """
+    state = catalog.state(reader, entry.number)
+    each = min(ROWS_EACH, -(-state.rows // max(1, state.records)))
+    size = each * (request.offset + request.k)
+    known = records.remembered_parts(reader, entry.uid)
+    answers: list[Hits | None] = [None] * len(queries)
+    left = list(range(len(queries)))
+    while left:
+        asked = replace(request, k=size, offset=0)
+        if request.after is not None:
+            # What is behind the hit is known from the best rows on, as a record's best one is.
+            asked = replace(asked, after=None, recall="exact")
+        made = _remembered(reader, entry, asked, lap)
+        missing, found = [], _find(reader, made, queries[left], asked, lap)
+        for number, ranked in zip(left, found, strict=True):
+            parts = records.parts_of(reader, entry.number, known, ranked.orders)
+            exhausted = len(ranked.orders) < size or made.mask.count <= size
+            best = _best(request, ranked, parts, exhausted=exhausted)
+            if best is None:
+                missing.append(number)
+            else:
+                answers[number] = _passage_hits(reader, made, request, lap, ranked, parts, best)
+        left, size = missing, MORE * size
+    return [hits for hits in answers if hits is not None]
+
+
+def _best(
+    request: Request, ranked: Ranked, parts: list[Part | None], *, exhausted: bool
+) -> list[int] | None:
+    """Which rows are the best ones of the records wanted; None if there may be others.
+
+    Args:
+        request: What was asked for, of records.
+        ranked: The best rows.
+        parts: The passage of each; None for a row that is its record's own.
+        exhausted: Whether no other row is allowed.
+    """
+    scores = ranked.scores
+    best: dict[int, int] = {}
+    for i, (order, part) in enumerate(zip(ranked.orders, parts, strict=True)):
+        best.setdefault(order if part is None else part.parent, i)
+    # Of rows that tie with the last one others may be missing.
+    last = -math.inf if exhausted or not scores else scores[-1]
+    found = sorted((-scores[i], order, i) for order, i in best.items() if scores[i] > last)
+    if request.after is not None:
+        score, order = request.after
+        found = [one for one in found if one[:2] > (-score, order)]
+    if request.min_score is not None:
+        least = request.min_score
+        found = [one for one in found if -one[0] >= least]
+        exhausted |= last < least
+    if not exhausted and len(found) < request.offset + request.k:
+        return None
+    return [i for _, _, i in found[request.offset : request.offset + request.k]]
+
+
+def _passage_hits(
+    reader: Reader,
+    made: _Preparation,
+    request: Request,
+    lap: Lap | None,
+    ranked: Ranked,
+    parts: list[Part | None],
+    chosen: list[int],
+) -> Hits:
+    """Hits of some of the rows, each of another record."""
+    number, rows_orders = made.entry.number, [ranked.orders[i] for i in chosen]
+    rows_, values = records.verified(reader, number, rows_orders)
+    if ranked.places is not None:
+        _check_places([ranked.places[i] for i in chosen], rows_, rows_orders)
+    picked = [parts[i] for i in chosen]
+    orders = [
+        order if part is None else part.parent
+        for order, part in zip(rows_orders, picked, strict=True)
+    ]
+    behind = [part.parent for part in picked if part is not None]
+    others = iter(records.verified(reader, number, behind)[1])
+    contents = [
+        record_layout.unpack_content(order, value if part is None else next(others))
+        for order, value, part in zip(orders, values, picked, strict=True)
+    ]
+    columns: Columns = {"id": [content[0] for content in contents]}
+    columns["passage"] = list(map(_passage, picked, contents))
+    if "text" in request.include:
+        columns["text"] = [content[1] for content in contents]
+    if "metadata" in request.include:
+        columns["metadata"] = [content[2] for content in contents]
+    if "vector" in request.include:
+        columns["vector"] = _vectors(reader, made, rows_)
+    scores = [ranked.scores[i] for i in chosen]
+    return _answer(made, request, lap, columns, scores, orders, ranked.plan, ranked.counts)
+
+
+def _passage(part: Part | None, content: record_layout.Content) -> Passage | None:
+    """The passage of a hit; CorruptionError if its record does not know it."""
+    _, text, _, passages = content
+    if part is not None:
+        record_layout.check_part(part, passages)
+        return Passage.of(text, part.index, part.start, part.end)
+    return None if passages is None else Passage.of(text, 0, *passages.spans[0])
+
+
+def _check_places(places: list[int], rows_: list[int], orders: list[int]) -> None:
+    """Raise CorruptionError unless rows are where their records say."""
+    for place, row, order in zip(places, rows_, orders, strict=True):
+        if place != row:
+            raise CorruptionError(
+                f"records: row {place} leads to order {order}, whose row is {row}"
+            )

@@ -24,6 +24,8 @@ CODE_BITS, FINE_BITS = (1, 2, 4), 4
 MAX_NAME_BYTES = 255
 # LMDB's key limit of 511 bytes, less the collection's number and the id's type tag.
 MAX_ID_BYTES = 506
+# Of a passage.
+MAX_TOKENS = 2**20
 MIN_INT_ID, MAX_INT_ID = -(2**63), 2**63 - 1
 
 
@@ -151,6 +153,39 @@ class CollectionSpec:
             precision=values.get("precision", "float32"),
             tiers=tuple((dims, bits) for dims, bits in values.get("tiers", ())),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunking:
+    """How long texts are cut into passages, each of which gets a vector of its own.
+
+    Attributes:
+        tokens: The most tokens of a passage; None for as many as the encoder reads, for 256 where
+            it does not say how many these are, and with `late` for a quarter of either.
+        overlap: The most tokens that a passage repeats of the one before it, in whole sentences;
+            at most half of `tokens`.
+        late: Whether the encoder reads all of the text before passages get their vectors (late
+            chunking), for which it has to offer vectors of tokens.
+    """
+
+    tokens: int | None = None
+    overlap: int = 0
+    late: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("tokens", self.tokens, 1), ("overlap", self.overlap, 0)):
+            whole = type(value) is int and least <= value <= MAX_TOKENS
+            if not whole and not (name == "tokens" and value is None):
+                raise UsageError(
+                    f"{name}={show(value)} must be a whole number of at least {least}, and at most"
+                    f" {MAX_TOKENS:,}"
+                )
+        if type(self.late) is not bool:
+            raise UsageError(f"late={show(self.late)} must be True or False")
+        if self.tokens is not None and 2 * self.overlap > self.tokens:
+            raise UsageError(
+                f"overlap={self.overlap} is more than half of the {self.tokens} tokens of a passage"
+            )
 
 
 def check_name(name: object) -> str:

@@ -73,5 +73,5 @@ def table(names: Sequence[str], rows: Iterable[Sequence[object]], width: int) ->
 
 def hit_table(hits: Iterable[Hit], width: int) -> Table:
     """Hits as a table."""
-    rows = [(f"{hit.score:.3f}", hit.id, hit.text, hit.metadata) for hit in hits]
+    rows = [(f"{hit.score:.3f}", hit.id, hit.shown_text, hit.metadata) for hit in hits]
     return table(("score", "id", "text", "metadata"), rows, width)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import vecstore
-from vecstore import index_layout, layout, spec
+from vecstore import index_layout, layout, record_layout, spec
 from vecstore.ann import codes, index, rotation
 from vecstore.ann import model as models
 
@@ -218,10 +218,12 @@ def declared(precision, dim):
 
 def test_the_counters_are_those_of_the_layout():
     counters = rows_of("meta")[1]
-    fields = "".join({"8": "Q", "4": "I"}[row[1]] for row in counters)
+    fields = "".join({"8": "Q", "4": "I"}[row[1]] for row in counters[:-1])
     names = [row[0] for row in counters]
 
     assert layout.STATE.format == "<" + fields
+    assert counters[-1][:2] == ["passages", "8 or none"]
+    assert layout.PASSAGES.format == "<Q"
     assert list(layout.State.__dataclass_fields__) == names
 
 
@@ -229,7 +231,7 @@ def test_a_record_begins_as_the_layout_says():
     (rows,) = rows_of("ids and records")
 
     assert [row[:2] for row in rows[:2]] == [["crc32", "4"], ["row", "4"]]
-    assert layout.RECORD.format == "<II"
+    assert record_layout.RECORD.format == "<II"
 
 
 def example(metric, lists, dim=40):
@@ -386,11 +388,12 @@ def test_the_invariants_that_check_names_are_those_of_the_layout():
 def test_limits_are_those_of_the_layout():
     assert f"at most {spec.MAX_ID_BYTES} bytes" in LAYOUT
     assert f"bitmap of {layout.PART_ROWS:,} rows" in LAYOUT
-    assert f"extension {layout.DATETIME_CODE} is a datetime" in LAYOUT
+    assert f"extension {record_layout.DATETIME_CODE} is a datetime" in LAYOUT
 
 
 def test_the_newest_format_is_the_last_one_of_the_layout():
     versions = rows_of("Versions")[-1]
 
     assert int(versions[-1][0]) == layout.FORMAT
-    assert f"`format` ({layout.FORMAT}), `oldest_readable` ({layout.OLDEST_READABLE})" in LAYOUT
+    assert int(versions[0][0]) == layout.PLAIN_FORMAT == layout.OLDEST_READABLE
+    assert f"`format` ({layout.PLAIN_FORMAT}, or {layout.FORMAT} once there were passages)" in LAYOUT

@@ -381,10 +381,10 @@ def test_a_child_forked_while_threads_search_and_change_an_index_ends_normally(f
 
 def test_a_child_makes_ids_though_a_thread_of_its_parent_was_at_it(forked):
     forked("""
-        from vecstore import ingest
+        from vecstore import batches
         held, done = threading.Event(), threading.Event()
         def hold():
-            with ingest._last_id_lock:
+            with batches._last_id_lock:
                 held.set()
                 done.wait()
         thread = threading.Thread(target=hold)

@@ -319,7 +319,7 @@ class Job(Calls):
         integers[plain.OFFSETS] = model.distances
         integers[plain.LISTS] = model.lists
         integers[plain.K] = k
-        integers[plain.ROOM] = min(state.records, ROOM) + ROOM_EACH * k
+        integers[plain.ROOM] = min(state.rows, ROOM) + ROOM_EACH * k
         integers[plain.METRIC] = METRICS[entry.spec.metric]
         integers[plain.PRECISION] = entry.form.code
         integers[plain.LEAST] = budget.least

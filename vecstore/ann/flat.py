@@ -45,7 +45,7 @@ class Comparison(Comparing):
 
     def __init__(self, entry: Entry, state: State, mask: Words, k: int) -> None:
         super().__init__(entry, state, mask, k, 4 * entry.spec.dim)
-        self.integers[plain.ROOM] = min(state.records, ROOM) + ROOM_EACH * k
+        self.integers[plain.ROOM] = min(state.rows, ROOM) + ROOM_EACH * k
         self.integers[plain.METRIC] = METRICS[entry.spec.metric]
         self.integers[plain.PRECISION] = entry.form.code
 
@@ -78,7 +78,7 @@ def comparison(
     reader: Reader, entry: Entry, state: State, mask: Words, wanted: int
 ) -> Comparison | None:
     """How to compare the rows of a mask, if bytes are there and find so many of them faster."""
-    small = 4 * entry.spec.dim * state.records < LEAST_BYTES
+    small = 4 * entry.spec.dim * state.rows < LEAST_BYTES
     if not isinstance(reader, Snapshot) or small or not 0 < wanted <= MOST_WANTED:
         return None
     if rows.count(mask) < LEAST_A_BLOCK * np.count_nonzero(mask):

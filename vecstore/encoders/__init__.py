@@ -24,7 +24,7 @@ from vecstore.encoders.cutting import Truncated
 from vecstore.encoders.function import FunctionEncoder
 from vecstore.encoders.hashing import HashEncoder
 from vecstore.encoders.onnx import OnnxEncoder
-from vecstore.encoders.protocol import Encoder, Kind
+from vecstore.encoders.protocol import Encoder, Kind, LateChunking, Tokenizing
 from vecstore.encoders.texts import check_kind, check_texts
 from vecstore.errors import SpecError, VecstoreError
 
@@ -35,7 +35,9 @@ __all__ = [
     "FunctionEncoder",
     "HashEncoder",
     "Kind",
+    "LateChunking",
     "OnnxEncoder",
+    "Tokenizing",
     "Truncated",
     "adapt_encoder",
     "bundled",

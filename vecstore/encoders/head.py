@@ -117,7 +117,12 @@ class Head:
         vectors = self._joined(outputs)
         if vectors.ndim == 2:
             return self._normalized(vectors) if self._normalize else vectors
-        vectors = self._pool(vectors, mask, skipped)
+        return self.finish(self._pool(vectors, mask, skipped))
+
+    def finish(self, vectors: Floats) -> Floats:
+        """Do to pooled vectors, float32 (n, dim), what follows the pooling outside the graph."""
+        if not self._steps:
+            return self._normalized(vectors) if self._normalize else vectors
         for step in self._steps:
             vectors = step(vectors)
         return vectors

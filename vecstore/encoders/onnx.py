@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vecstore.encoders import tokens
 from vecstore.encoders.cutting import Tally, Truncated
 from vecstore.encoders.dense import read_dense
 from vecstore.encoders.folder import ModelFolder, at_layer, read_folder
@@ -184,6 +185,61 @@ class OnnxEncoder:
                 self._encode_window(checked[part], kind, whole, start)
                 vectors[part] = shorten(whole, self._prefix)
         return vectors
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a document are read, special ones and the prompt left out.
+
+        Raises:
+            EncoderError, MissingExtraError: As `encode`.
+        """
+        return self._loaded().room(self._folder.prompts["document"])
+
+    def token_offsets(self, text: str) -> NDArray[np.int64]:
+        """Where each token of a text begins and ends, int64 (t, 2), in characters.
+
+        All of the text is tokenized, however long it is, without prompt and special tokens.
+
+        Raises:
+            EncoderError, MissingExtraError: As `encode`.
+        """
+        return tokens.offsets(self._loaded(), text)
+
+    def encode_passages(self, text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+        """Encode passages of a text that is read as a whole, in windows where it is long.
+
+        A passage's vector is the mean of those of its tokens (late chunking), of the special ones
+        too where the text begins or ends.
+
+        Args:
+            text: The text.
+            spans: Where each passage begins and ends, in characters; both ascend.
+
+        Returns:
+            float32 of shape (len(spans), dim).
+
+        Raises:
+            EncoderError: As `encode`; or the model has no output with vectors of tokens, or makes
+                a text's vector otherwise than as their mean.
+            MissingExtraError: As `encode`.
+        """
+        check_texts([text])
+        session = self._loaded()
+        found = tokens.pool_passages(
+            session,
+            self._folder.prompts["document"],
+            text,
+            spans,
+            at_once=1 if session.mixes_batches else self._batch_size,
+            skip_prompt=self._folder.skip_prompt,
+        )
+        if self._prefix is not None:
+            found = shorten(found, self._prefix)
+        if found.shape[1] != self.dim or not np.isfinite(found).all():
+            raise EncoderError(
+                f"{self._folder.model} returned {found.shape[1]} numbers or NaN for passages"
+            )
+        return found
 
     def _encode_window(
         self, texts: list[str], kind: Kind, vectors: NDArray[np.float32], start: int

@@ -33,3 +33,23 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str], kind: Kind = "document") -> NDArray[np.float32]:
         """Return float32 of shape (len(texts), dim)."""
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """What an encoder may offer besides, so that long texts are cut by its own tokens."""
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a document are read."""
+
+    def token_offsets(self, text: str) -> NDArray[np.int64]:
+        """Return where each token of all of a text begins and ends, int64 of shape (t, 2)."""
+
+
+@runtime_checkable
+class LateChunking(Protocol):
+    """What an encoder may offer besides, so that it reads all of a text before it is cut."""
+
+    def encode_passages(self, text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+        """Return the vectors of passages of one text, float32 of shape (len(spans), dim)."""

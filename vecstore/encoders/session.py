@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 Provider = str | tuple[str, Mapping[str, Any]]
+_TOKENS = "token_embeddings"
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 # They scale a tensor by its largest value, so that texts in a batch change each other's vectors.
 _BATCH_DEPENDENT = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul"}
@@ -82,6 +83,16 @@ class Session:
         shapes = [outline.outputs[name].shape for name in self._outputs]
         self._head = Head(folder, tokens=any(shape is None or len(shape) != 2 for shape in shapes))
         self._graph = _load_graph(folder, outline, self._outputs, threads, providers)
+        self._tokens_output = _choose_tokens(outline, self._outputs)
+        # Loaded when passages are to be pooled: the other one may lack this output.
+        self._load_tokens = lambda: _load_graph(
+            folder, outline, [self._tokens_output or ""], threads, providers
+        )
+        self._tokens_graph: onnxruntime.InferenceSession | None = None
+        # Without truncation; made when a text is to be cut.
+        self._whole: tokenizers.Tokenizer | None = None
+        # Whether the graph itself scales vectors to unit length; None while that is not known.
+        self.scales: bool | None = None
         self._types = {
             given.name: np.int32 if given.type == "tensor(int32)" else np.int64
             for given in self._graph.get_inputs()
@@ -122,6 +133,58 @@ class Session:
             outputs = [np.asarray(output) for output in self._graph.run(self._outputs, feed)]
         return self._head(outputs, mask, skipped)
 
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return str(self._folder.model)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the graph has an output with vectors of tokens."""
+        return self._tokens_output is not None
+
+    def room(self, prompt: str) -> int:
+        """How many tokens of a text the model reads behind a prompt."""
+        return self._max_length - len(self._encode(prompt).ids)
+
+    def tokens(self, text: str) -> tokenizers.Encoding:
+        """What the tokenizer makes of all of a text, without special tokens.
+
+        Positions are those in the text.
+        """
+        if self._whole is None:
+            whole = _load_tokenizer(self._folder, self._max_length)
+            whole.no_truncation()
+            self._whole = whole
+        if self._folder.lowercase:
+            # The one character that becomes two in lower case.
+            text = text.replace("\u0130", "i").lower()
+        with _foreign(f"{self._folder.tokenizer} failed"):
+            return self._whole.encode(text, add_special_tokens=False)
+
+    def run_tokens(self, encodings: Sequence[tokenizers.Encoding]) -> Floats:
+        """Return the vectors of the tokens of one batch, float32 (batch, sequence, dim).
+
+        Raises:
+            EncoderError: The graph failed, or returned something else.
+        """
+        if self._tokens_graph is None:
+            same = self._outputs == [self._tokens_output]
+            self._tokens_graph = self._graph if same else self._load_tokens()
+        feed, mask = self._feed(encodings)
+        with _foreign(f"{self._folder.model} failed"):
+            output = np.asarray(self._tokens_graph.run([self._tokens_output], feed)[0])
+        if output.dtype.kind != "f" or output.ndim != 3 or output.shape[:2] != mask.shape:
+            raise EncoderError(
+                f"{self._folder.model} returned {output.dtype} of shape {output.shape} for"
+                f" {mask.shape} tokens, expected one vector for each token"
+            )
+        return output.astype(np.float32, copy=False)
+
+    def finish(self, vectors: Floats) -> Floats:
+        """Do to pooled vectors what the model does behind its pooling."""
+        return self._head.finish(vectors)
+
     def _encode(self, text: str) -> tokenizers.Encoding:
         # At least one.
         for part in cutting.prefixes(text, self._max_length):
@@ -152,6 +215,13 @@ class Session:
             "position_ids": np.broadcast_to(np.arange(shape[1]), shape),
         }
         return {name: np.ascontiguousarray(given[name], t) for name, t in self._types.items()}, mask
+
+
+def _choose_tokens(outline: Outline, outputs: Sequence[str]) -> str | None:
+    """The name of the output that holds vectors of tokens, if there is one."""
+    names = [*outputs, _TOKENS] if len(outputs) == 1 else []
+    shapes = {name: outline.outputs[name].shape for name in names if name in outline.outputs}
+    return next((name for name, shape in shapes.items() if len(shape or ()) == 3), None)
 
 
 def batch_dependence(outline: Outline) -> list[str]:

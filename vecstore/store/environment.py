@@ -195,12 +195,8 @@ class Store:
         with self._env.begin(write=True) as txn:
             for name in layout.DATABASES:
                 self.databases[name] = self._env.open_db(name.encode(), txn=txn)
-            values = {
-                "magic": layout.MAGIC,
-                "format": layout.FORMAT,
-                "oldest_readable": layout.OLDEST_READABLE,
-            }
-            txn.put(layout.KEY_FORMAT, layout.pack_meta(values), db=self.databases["meta"])
+            value = layout.pack_format(layout.PLAIN_FORMAT)
+            txn.put(layout.KEY_FORMAT, value, db=self.databases["meta"])
 
     def check_open(self) -> None:
         """Raise ClosedError if the store cannot be used (any more, or in this process)."""
