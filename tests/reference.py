@@ -13,31 +13,39 @@ from typing import Any
 
 import numpy as np
 
-from vecstore import Filter, Hits, Record
+from vecstore import Filter, Hit, Hits, Record
 from vecstore.filters import parse
 
 Embed = Callable[[str], np.ndarray]
+Cut = Callable[[str], list[str]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a record holds."""
+    """What a record holds; of passages, `vector` is theirs, (passages, dim)."""
 
     vector: np.ndarray
     text: str | None = None
     metadata: dict[str, Any] | None = None
+    passages: tuple[str, ...] = ()
 
 
 class Model:
     """A collection as a dict: its order is the order of first storing."""
 
     def __init__(
-        self, dim: int, metric: str, embed: Embed | None = None, precision: str = "float32"
+        self,
+        dim: int,
+        metric: str,
+        embed: Embed | None = None,
+        precision: str = "float32",
+        cut: Cut | None = None,
     ) -> None:
         self.dim = dim
         self.metric = metric
         self.embed = embed
         self.precision = precision
+        self.cut = cut
         self.rows: dict[Any, Row] = {}
 
     @property
@@ -50,23 +58,41 @@ class Model:
         return np.packbits(np.asarray(vectors) > 0, axis=-1) if self.dtype is np.uint8 else vectors
 
     def copy(self) -> Model:
-        twin = Model(self.dim, self.metric, self.embed, self.precision)
+        twin = Model(self.dim, self.metric, self.embed, self.precision, self.cut)
         twin.rows = dict(self.rows)
         return twin
 
-    def put(self, key: Any, vector: Any = None, text: str | None = None, metadata: Any = None):
+    def put(
+        self,
+        key: Any,
+        vector: Any = None,
+        text: str | None = None,
+        metadata: Any = None,
+        *,
+        chunk: bool = False,
+    ):
         """Add or replace; a dict keeps the place of a key that it has."""
+        passages: tuple[str, ...] = ()
         if vector is None:
-            vector = self.embed(text)
-        self.rows[key] = Row(np.asarray(vector, self.dtype), text, metadata)
+            vector, passages = self.embedded(text, chunk=chunk)
+        self.rows[key] = Row(np.asarray(vector, self.dtype), text, metadata, passages)
+
+    def embedded(self, text: str, *, chunk: bool) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The vector of a text; or those of its passages, and these."""
+        parts = self.cut(text) if chunk else [text]
+        if len(parts) == 1:
+            return self.embed(text), ()
+        return np.array([self.embed(part) for part in parts]), tuple(parts)
 
     def change(self, key: Any, vector: Any = None, text: str | None = None, metadata: Any = None):
-        """Update: merge metadata at the top level, embed a new text."""
+        """Update: merge metadata at the top level, embed a new text, cut as the old one was."""
         old = self.rows[key]
+        passages = old.passages if vector is None else ()
         if vector is None and text is not None:
-            vector = self.embed(text)
+            vector, passages = self.embedded(text, chunk=bool(old.passages))
         self.rows[key] = replace(
             old,
+            passages=passages,
             vector=old.vector if vector is None else np.asarray(vector, self.dtype),
             text=old.text if text is None else text,
             metadata=old.metadata if metadata is None else {**(old.metadata or {}), **metadata},
@@ -107,8 +133,12 @@ class Model:
         keys = self.matching(where)
         if not keys:
             return []
-        stored = np.array([self.rows[key].vector for key in keys])
-        found = scores(stored, np.asarray(query, self.dtype), self.metric, self.precision, dims)
+        stored = [np.atleast_2d(self.rows[key].vector) for key in keys]
+        query = np.asarray(query, self.dtype)
+        each = scores(np.concatenate(stored), query, self.metric, self.precision, dims)
+        # A record is as near as the best of its passages.
+        ends = np.cumsum([len(part) for part in stored]).tolist()
+        found = [max(each[end - len(part) : end]) for end, part in zip(ends, stored, strict=True)]
         ranked = sorted(zip(found, keys, strict=True), key=lambda pair: -pair[0])
         return [pair for pair in ranked if min_score is None or pair[0] >= min_score]
 
@@ -139,8 +169,23 @@ class Model:
             assert abs(hit.score - score) <= slack
             assert abs(hit.score - known[hit.id]) <= slack
             assert hit.distance == (1 - hit.score if self.metric == "cosine" else -hit.score)
+            self.check_passage(hit, query, dims, slack)
         if hits.ids != [key for _, key in expected]:
             self.check_twins(hits.ids, list(known), whole=offset == 0)
+
+    def check_passage(self, hit: Hit, query: Any, dims: int | None, slack: float) -> None:
+        """Assert that a hit tells the passage that its score is of."""
+        row = self.rows[hit.id]
+        if not row.passages:
+            assert hit.passage is None
+            return
+        place = hit.passage.index
+        own = row.vector[place : place + 1]
+        query = np.asarray(query, self.dtype)
+        (score,) = scores(own, query, self.metric, self.precision, dims)
+        assert abs(score - hit.score) <= slack
+        assert hit.passage.text == row.passages[place]
+        assert row.text[hit.passage.start : hit.passage.end] == hit.passage.text
 
     def check_near(self, hits: Hits, query: Any, k: int, *, where: Any = None) -> None:
         """Assert that hits may be an approximate answer: better ones may be missing, no more.
@@ -157,8 +202,11 @@ class Model:
         slack = self.slack(query)
         for hit in hits:
             assert hit.id in known, f"{hit.id!r} does not qualify"
-            assert abs(hit.score - known[hit.id]) <= slack
+            # Of several passages, a lesser one may be found.
+            assert hit.score <= known[hit.id] + slack
+            assert hit.passage is not None or hit.score >= known[hit.id] - slack
             assert hit.distance == (1 - hit.score if self.metric == "cosine" else -hit.score)
+            self.check_passage(hit, query, None, slack)
 
     def check_twins(self, found: list[Any], ranked: list[Any], *, whole: bool) -> None:
         """Assert that records with equal vectors stand in the order of storing, none left out."""

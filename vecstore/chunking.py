@@ -31,7 +31,8 @@ _PARAGRAPH = re.compile(r"\n\s*\n|[\f\u2029]")
 _ITEM = re.compile(r"\n(?=[^\S\n]*(?:[-*+\u2022\u2023\u25e6\u00b7\u2013\u2014]|#+|\d{1,3}[.)])\s)")
 _CLOSERS = r"[\"'\u201d\u2019\u00bb)\]]*"
 _WIDE_CLOSERS = r"[\u300d\u300f\u201d\u2019\uff09\u3011]*"
-_STOP = re.compile(rf"[.!?\u2026]+{_CLOSERS}(?=\s)|[\u3002\uff01\uff1f\uff61]+{_WIDE_CLOSERS}")
+# What follows is looked at elsewhere: here, a long run of dots would be tried from each of them.
+_STOP = re.compile(rf"[.!?\u2026]+{_CLOSERS}|[\u3002\uff01\uff1f\uff61]+{_WIDE_CLOSERS}")
 _FOLLOWING = re.compile(r"\s*(\S)")
 _LINE = re.compile(r"[^\n]+")
 # Where there are no spaces, commas part words.
@@ -173,7 +174,7 @@ def _ends(text: str, match: re.Match[str], start: int) -> bool:
     if match[0][0] in "\u3002\uff01\uff1f\uff61":
         return True
     following = _FOLLOWING.match(text, match.end())
-    if following is not None and following[1].islower():
+    if following is not None and (following.start(1) == match.end() or following[1].islower()):
         return False
     if match[0] != ".":
         return True

@@ -137,9 +137,15 @@ def token_graph(
 
 
 def pooled_graph(
-    *, output: str = "sentence_embedding", width: int | str = TABLE.shape[1]
+    *,
+    output: str = "sentence_embedding",
+    width: int | str = TABLE.shape[1],
+    tokens: str | None = None,
 ) -> onnx.ModelProto:
-    """One vector per text: the mean over its tokens, padding left out."""
+    """One vector per text: the mean over its tokens, padding left out.
+
+    `tokens` names an output of vectors of tokens beside it.
+    """
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
@@ -150,6 +156,10 @@ def pooled_graph(
         helper.make_node("Div", ["sum", "count"], [output]),
     ]
     outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", width])]
+    if tokens is not None:
+        shape = ["batch", "sequence", TABLE.shape[1]]
+        nodes.append(helper.make_node("Identity", ["rows"], [tokens]))
+        outputs.append(helper.make_tensor_value_info(tokens, TensorProto.FLOAT, shape))
     return _model(nodes, ("input_ids", "attention_mask"), outputs, TensorProto.INT64, TABLE)
 
 

@@ -396,4 +396,6 @@ def test_the_newest_format_is_the_last_one_of_the_layout():
 
     assert int(versions[-1][0]) == layout.FORMAT
     assert int(versions[0][0]) == layout.PLAIN_FORMAT == layout.OLDEST_READABLE
-    assert f"`format` ({layout.PLAIN_FORMAT}, or {layout.FORMAT} once there were passages)" in LAYOUT
+    assert (
+        f"`format` ({layout.PLAIN_FORMAT}, or {layout.FORMAT} once there were passages)" in LAYOUT
+    )

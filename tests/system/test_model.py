@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 from reference import Model, same_record
 
 import vecstore
-from vecstore import AlreadyExistsError, NotFoundError, Record, UsageError
+from vecstore import AlreadyExistsError, Chunking, NotFoundError, Record, UsageError, chunking
 from vecstore.encoders import HashEncoder
 
 DIM = 8
@@ -38,6 +38,9 @@ POOL[10:] = POOL[:2]
 ids = st.sampled_from([*range(40), *"abcdefgh", "1", "2", ""])
 vectors = st.integers(0, len(POOL) - 1).map(lambda number: POOL[number])
 texts = st.sampled_from(["red apples", "green apples", "a late train", "a train", "late apples"])
+# What is cut into passages, of a sentence or two.
+stories = st.lists(texts, min_size=1, max_size=6).map(lambda parts: ". ".join(parts).capitalize())
+CHUNKING = Chunking(tokens=6, overlap=3)
 values = st.none() | own.metadata
 # What the collections of bare vectors are made with.
 KINDS: dict[str, dict[str, Any]] = {
@@ -65,6 +68,11 @@ def embed(text: str) -> np.ndarray:
     return ENCODER.encode([text])[0]
 
 
+def cut(text: str) -> list[str]:
+    spans = chunking.cut(text, chunking.approximate(text), CHUNKING.tokens, CHUNKING.overlap)
+    return [text[start:end] for start, end in spans]
+
+
 class Machine(RuleBasedStateMachine):
     """One file with a collection of each kind and one for texts; models hold the truth."""
 
@@ -80,7 +88,7 @@ class Machine(RuleBasedStateMachine):
         for name in KINDS:
             self.make(name)
         self.db.collection("texts", encoder=ENCODER)
-        self.models["texts"] = Model(DIM, "cosine", embed)
+        self.models["texts"] = Model(DIM, "cosine", embed, cut=cut)
 
     def make(self, name: str) -> None:
         collection = self.db.collection(name, dim=DIM, **KINDS[name])
@@ -115,6 +123,35 @@ class Machine(RuleBasedStateMachine):
     @rule(name=names, batch=batches, method=st.sampled_from(["add", "upsert"]))
     def store(self, name: str, batch: list[tuple], method: str) -> None:
         self.write(name, batch, method)
+
+    @rule(
+        batch=st.dictionaries(ids, st.tuples(stories, values), min_size=1, max_size=40),
+        method=st.sampled_from(["add", "upsert"]),
+    )
+    def store_chunked(self, batch: dict[Any, tuple], method: str) -> None:
+        collection, model = self.pick("texts")
+        known = [key for key in batch if key in model.rows]
+        if method == "add":
+            batch = {key: batch[key] for key in batch if key not in known}
+        if not batch:
+            return
+        words, metadata = (list(part) for part in zip(*batch.values(), strict=True))
+        stored = getattr(collection, method)(
+            words, ids=list(batch), metadata=metadata, chunk=CHUNKING
+        )
+        assert stored == list(batch)
+        for key, (text, value) in batch.items():
+            model.put(key, None, text, value, chunk=True)
+
+    @rule(batch=st.dictionaries(ids, stories, min_size=1, max_size=10))
+    def update_stories(self, batch: dict[Any, str]) -> None:
+        """What was cut is cut again, and nothing else."""
+        collection, model = self.pick("texts")
+        known = {key: text for key, text in batch.items() if key in model.rows}
+        if known:
+            collection.update(list(known), text=list(known.values()))
+        for key, text in known.items():
+            model.change(key, None, text)
 
     @rule(name=st.sampled_from([*KINDS]), bulk=bulks)
     def store_many(self, name: str, bulk: tuple[int, int]) -> None:

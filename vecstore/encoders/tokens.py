@@ -141,7 +141,7 @@ class _Pools:
     """The means of the vectors of tokens that begin in each of some spans."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
-        self._spans = np.array(spans, np.float64)
+        self._given, self._spans = spans, np.array(spans, np.float64)
         # What stands before all passages, and behind them, belongs to the outermost.
         self._spans[0, 0], self._spans[-1, 1] = -np.inf, np.inf
         self._counts = np.zeros(len(spans))
@@ -164,7 +164,7 @@ class _Pools:
         """The means; EncoderError for a span in which no token begins."""
         if self._sums is None or not self._counts.all():
             which = int(np.argmin(self._counts))
-            start, end = self._spans[which].tolist()
+            start, end = self._given[which]
             raise EncoderError(f"passage {which}, from {start} to {end}, has no token")
         means: Floats = (self._sums / self._counts[:, None]).astype(np.float32)
         return means

@@ -1,0 +1,169 @@
+"""Do passages get the means of their tokens' vectors, each token once, however long a text is?"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vecstore import Chunking, EncoderError, UsageError, passages
+from vecstore.encoders import HashEncoder, LateChunking, OnnxEncoder, Tokenizing, bundled, tokens
+
+NORMALIZED = [{"type": "models.Transformer"}, {"type": "models.Normalize", "path": "1"}]
+MEAN = [{"type": "models.Transformer"}, {"type": "models.Pooling", "path": "1_Pooling"}]
+KNOWN = ["red", "green", "blue", "apple", "pear", "train", "late"]
+words = st.lists(st.sampled_from([*KNOWN, "unknown"]), min_size=1, max_size=60)
+
+
+def spans_of(text, edges):
+    """Spans of whole words of a text, from some of its words to others."""
+    places = [match.span() for match in re.finditer(r"\S+", text)]
+    return [(places[first][0], places[last][1]) for first, last in edges]
+
+
+def pooled(twin, table, text, span, whole):
+    """The mean of the vectors of a span's words; special tokens belong to the outermost."""
+    ids = twin.ids(text[span[0] : span[1]])
+    ids = ids[0 if span == whole[0] else 1 : None if span == whole[-1] else -1]
+    return table[ids].astype(np.float64).mean(axis=0)
+
+
+@pytest.fixture
+def tiny(make_model, graphs):
+    """Models by how many tokens they read; one vector per text, and one per token."""
+    folder = make_model(graphs["pooled"](tokens="token_embeddings"))
+    return {size: OnnxEncoder(folder, max_length=size) for size in (4, 6, 11, 64)}
+
+
+@given(words, st.sampled_from([4, 6, 11, 64]), st.data())
+def test_each_token_counts_once_whatever_the_windows(tiny, twin, table, found, size, data):
+    text = " ".join(found)
+    starts = sorted(data.draw(st.sets(st.integers(0, len(found) - 1), min_size=1, max_size=8)))
+    ends = [later - 1 for later in starts[1:]] + [len(found) - 1]
+    edges = list(zip([0, *starts[1:]], ends, strict=True))
+    spans = spans_of(text, edges)
+
+    vectors = tiny[size].encode_passages(text, spans)
+
+    expected = np.array([pooled(twin, table, text, span, spans) for span in spans])
+    np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_passages_may_overlap(tiny, twin, table):
+    text = "red green blue apple pear train late"
+    spans = spans_of(text, [(0, 3), (2, 5), (4, 6)])
+
+    vectors = tiny[6].encode_passages(text, spans)
+
+    expected = np.array([pooled(twin, table, text, span, spans) for span in spans])
+    np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("modules", [NORMALIZED, None])
+def test_a_single_passage_is_the_text(make_model, graphs, modules):
+    configs = {} if modules is None else {"modules": modules}
+    encoder = OnnxEncoder(make_model(graphs["pooled"](tokens="token_embeddings"), **configs))
+    text = "red apple late train"
+
+    found = encoder.encode_passages(text, [(0, len(text))])
+
+    np.testing.assert_allclose(found, encoder.encode([text]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_prompt_stands_before_each_window(make_model, twin, table, skip):
+    encoder = OnnxEncoder(
+        make_model(
+            modules=MEAN,
+            pooling={"pooling_mode": "mean", "include_prompt": not skip},
+            prompts={"prompts": {"document": "query : "}},
+        ),
+        max_length=8,
+    )
+    text = "red green blue apple pear train late"
+    short = "red apple"
+
+    assert encoder.room == 4
+    np.testing.assert_allclose(
+        encoder.encode_passages(short, [(0, len(short))]), encoder.encode([short]), rtol=1e-5
+    )
+    (_, middle, _) = encoder.encode_passages(text, spans_of(text, [(0, 1), (2, 4), (5, 6)]))
+    ids = twin.ids("blue apple pear")[1:-1]
+    np.testing.assert_allclose(middle, table[ids].mean(axis=0), rtol=1e-5)
+
+
+def test_tokens_have_their_places(make_model, monkeypatch):
+    monkeypatch.setattr(tokens, "SEGMENT", 7)
+    encoder = OnnxEncoder(make_model(), max_length=5)
+    text = "  red\n\napple nothing-so-long  late "
+
+    found = encoder.token_offsets(text)
+
+    assert "".join(text[start:end] for start, end in found) == "redapplenothing-so-longlate"
+    assert [text[start:end] for start, end in found][:2] == ["red", "apple"]
+    assert encoder.room == 3
+    assert encoder.token_offsets(" ").shape == (0, 2)
+
+
+def test_places_stay_where_lower_case_is_longer(make_model):
+    encoder = OnnxEncoder(make_model(sentence={"do_lower_case": True}))
+    text = "\u0130\u0130 RED apple"
+
+    assert [text[start:end] for start, end in encoder.token_offsets(text)] == [
+        "\u0130\u0130",
+        "RED",
+        "apple",
+    ]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_passages_fit_the_bundled_model(text):
+    encoder = bundled()
+    text = f"{text} İstanbul 東京タワー naïve ½ {text} antidisestablishmentarianism"
+    spans = passages.cut(text, Chunking(tokens=12), encoder)
+
+    for start, end in spans:
+        assert len(encoder.token_offsets(text[start:end])) <= 12
+    assert (
+        "".join(text[start:end] for start, end in spans).split() == text.split() or len(spans) > 1
+    )
+
+
+def test_a_model_without_vectors_of_tokens_says_so(make_model, graphs):
+    encoder = OnnxEncoder(make_model(graphs["pooled"]()))
+
+    with pytest.raises(EncoderError, match="has no output token_embeddings"):
+        encoder.encode_passages("red apple", [(0, 3), (4, 9)])
+    with pytest.raises(EncoderError, match="'hash' has no vectors of tokens"):
+        passages.late_vectors("red apple", [(0, 3), (4, 9)], HashEncoder())
+
+
+def test_a_model_that_pools_otherwise_says_so(make_model):
+    folder = make_model(modules=MEAN, pooling={"pooling_mode": "cls"})
+
+    with pytest.raises(EncoderError, match="otherwise than as the mean"):
+        OnnxEncoder(folder).encode_passages("red apple", [(0, 3), (4, 9)])
+
+
+def test_a_passage_without_a_token_is_refused(make_model):
+    encoder = OnnxEncoder(make_model())
+
+    with pytest.raises(EncoderError, match="passage 1, from 3 to 4, has no token"):
+        encoder.encode_passages("red apple pear", [(0, 3), (3, 4), (4, 14)])
+
+
+def test_what_an_encoder_offers(make_model):
+    encoder = OnnxEncoder(make_model(), max_length=10)
+
+    assert isinstance(encoder, Tokenizing)
+    assert isinstance(encoder, LateChunking)
+    assert not isinstance(HashEncoder(), Tokenizing)
+    with pytest.raises(UsageError, match="tokens=9 is more than the 8 tokens"):
+        passages.cut("red", Chunking(tokens=9), encoder)
+    with pytest.raises(UsageError, match="overlap=5 is more than half of the 8 tokens"):
+        passages.cut("red", Chunking(overlap=5), encoder)
+    with pytest.raises(UsageError, match="overlap=2 is more than half of the 2 tokens"):
+        passages.cut("red", Chunking(overlap=2, late=True), encoder)
