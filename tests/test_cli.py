@@ -940,3 +940,34 @@ def test_demo_over_a_file_of_another_model(run: Run) -> None:
 
     expected = "demo.vecstore was made with another model; remove it, or name another file"
     assert result.stderr.endswith(f"{expected}\n")
+
+
+def test_long_texts_are_chunked_shown_and_dumped(run: Run, tmp_path: Path) -> None:
+    long = "Red apples grow on trees. " * 60 + "The last train leaves at midnight."
+    records = [{"id": "long", "text": long}, {"id": "short", "text": "a green pear"}]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    options = ("--chunk-tokens", 20, "--chunk-overlap", 8)
+    run("add", "long.vecstore", tmp_path / "long.jsonl", *options)
+
+    found = json.loads(run("search", "long.vecstore", "midnight train", "--json").stdout)["hits"]
+    dumped = run("dump", "long.vecstore", "--vectors").stdout
+    lines = [json.loads(line) for line in dumped.splitlines()]
+    run("add", "again.vecstore", "-", "--chunk", stdin=json.dumps(lines[0]))
+
+    assert [hit["id"] for hit in found] == ["long", "short"]
+    assert found[0]["passage"]["text"].endswith("leaves at midnight.")
+    assert "midnight" in run("search", "long.vecstore", "midnight train", "-k", 1).stdout
+    assert [line["id"] for line in lines] == ["long", "short"]
+    assert lines[0] == records[0]
+    assert len(lines[1]["vector"]) == 384
+    with vecstore.open("again.vecstore") as db:
+        assert len(db.collection("default").get("long").passages) > 1
+
+
+def test_a_chunking_that_cannot_be_is_a_wrong_call(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("red apples\n")
+    call = ("add", "a.vecstore", tmp_path / "a.txt", "--chunk-tokens", 4, "--chunk-overlap", 3)
+
+    result = run(*call, status=2)
+
+    assert "overlap=3 is more than half of the 4 tokens" in result.stderr

@@ -29,7 +29,7 @@ from vecstore.errors import (
     VecstoreError,
 )
 from vecstore.hits import one_line
-from vecstore.spec import METRICS, PRECISIONS
+from vecstore.spec import METRICS, PRECISIONS, Chunking
 
 if TYPE_CHECKING:
     from vecstore.ann.index import Kind
@@ -187,6 +187,14 @@ def info(database: str, as_json: bool) -> None:
     help="Read a column of a CSV as int, float, bool, datetime or json. May be repeated.",
 )
 @click.option("--upsert", is_flag=True, help="Replace records whose ids exist.")
+@click.option("--chunk", is_flag=True, help="Cut long texts into passages.")
+@click.option(
+    "--chunk-tokens", type=click.IntRange(min=1), metavar="N", help="At most so many in a passage."
+)
+@click.option(
+    "--chunk-overlap", type=click.IntRange(min=0), metavar="N", help="Repeat at most so many."
+)
+@click.option("--late", is_flag=True, help="Read all of a text before it is cut (late chunking).")
 @click.option("--dim", type=int, help="Make a collection of vectors of this dimension.")
 @click.option("--metric", type=click.Choice(METRICS), help="Of a new collection.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of a new collection.")
@@ -213,6 +221,10 @@ def add(
     id_field: str,
     types: tuple[str, ...],
     upsert: bool,
+    chunk: bool,
+    chunk_tokens: int | None,
+    chunk_overlap: int | None,
+    late: bool,
     **declared: Any,
 ) -> None:
     """Add records from files or stdin (-).
@@ -228,10 +240,11 @@ def add(
         fields = formats.Fields(text_field, id_field, formats.cell_types(types))
     except UsageError as error:
         raise click.BadParameter(str(error), param_hint="--type") from None
+    chunking = _chunking(chunk, chunk_tokens, chunk_overlap, late)
     total = None if "-" in files else sum(Path(file).stat().st_size for file in files)
     with vecstore.open(database) as db:
         name = _choose(db, name, new=DEFAULT_COLLECTION)
-        loader = _Loader(db.collection(name, **declared), upsert=upsert)
+        loader = _Loader(db.collection(name, **declared), upsert=upsert, chunk=chunking)
         try:
             with terminal.bar("Adding", total) as advance:
                 for file, of in zip(files, kinds, strict=True):
@@ -440,7 +453,8 @@ def audit(
 def dump(database: str, name: str | None, where: Any, vectors: bool | None) -> None:
     """Print records as jsonl, for `vecstore add`.
 
-    They come as they are at one moment, in the order of insertion.
+    They come as they are at one moment, in the order of insertion. A record with passages is one
+    line without vectors; `vecstore add --chunk` cuts it again.
     """
     out = sys.stdout.buffer
     with vecstore.open(database, read_only=True) as db, db.snapshot() as view:
@@ -451,7 +465,11 @@ def dump(database: str, name: str | None, where: Any, vectors: bool | None) -> N
         if vectors:
             include.append("vector")
         for record in chosen.scan(where, include=include):
-            out.write(formats.dumps(record.to_dict()).encode() + b"\n")
+            shown = record.to_dict()
+            if record.passages:
+                # A record that is added has one vector, or none yet.
+                shown.pop("vector", None)
+            out.write(formats.dumps(shown).encode() + b"\n")
     out.flush()
 
 
@@ -502,16 +520,29 @@ def _choose(db: Database, name: str | None, *, new: str | None = None) -> str:
     return name or names[0]
 
 
+def _chunking(chunk: bool, tokens: int | None, overlap: int | None, late: bool) -> bool | Chunking:
+    """What `add` is told of chunking; each of its options asks for it."""
+    if tokens is None and overlap is None and not late:
+        return chunk
+    try:
+        return Chunking(tokens, overlap or 0, late)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from None
+
+
 class _Loader:
     """Stores records in batches and counts them; a bad record is found and named.
 
     Whatever precedes a bad record is stored, what follows it is not.
     """
 
-    def __init__(self, collection: Collection, *, upsert: bool) -> None:
+    def __init__(
+        self, collection: Collection, *, upsert: bool, chunk: bool | Chunking = False
+    ) -> None:
         self.count = 0
         self._collection = collection
         self._upsert = upsert
+        self._chunk = chunk
         self._before = _truncated(collection)
 
     def load(self, items: Iterable[formats.Item], advance: Callable[[int], object]) -> None:
@@ -535,7 +566,10 @@ class _Loader:
     def _store(self, batch: list[formats.Item]) -> None:
         try:
             self._collection.add_records(
-                (item.record for item in batch), upsert=self._upsert, progress=False
+                (item.record for item in batch),
+                upsert=self._upsert,
+                chunk=self._chunk,
+                progress=False,
             )
         except EncoderError:
             raise

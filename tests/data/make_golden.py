@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import vecstore
-from vecstore import layout
+from vecstore import Chunking
 from vecstore.encoders import HashEncoder
 
 FOLDER = Path(__file__).parent
@@ -78,6 +78,25 @@ def fill_stored(db: vecstore.Database) -> None:
     bits.delete(list(range(3, 30, 4)))
     for name, declared in INDEXED.items():
         _fill_index(db.collection(name, dim=DIM, **declared), rng)
+
+
+def fill_passages(db: vecstore.Database) -> None:
+    """Store records with passages, some of which came and went."""
+    for name, metric in (("stories", "cosine"), ("tales", "l2")):
+        stories = db.collection(name, encoder=HashEncoder(dim=16), metric=metric)
+        texts = [f"Story {n}. " + "It goes on. " * n + f"End of {n}." for n in range(24)]
+        metadata = [{"n": n} for n in range(24)]
+        for late in (0, 12):
+            part = slice(late, late + 12)
+            stories.add(
+                texts[part],
+                ids=list(range(24))[part],
+                metadata=metadata[part],
+                chunk=Chunking(tokens=24 + late, overlap=late // 2),
+            )
+        stories.delete([3, 17, 20])
+        stories.update(5, text="Story 5 is told anew. " * 9)
+        stories.update(6, metadata={"added": True})
 
 
 INDEXED: dict[str, dict[str, Any]] = {
@@ -144,6 +163,25 @@ def describe_stored(db: vecstore.Database) -> dict[str, object]:
     return found
 
 
+def describe_passages(db: vecstore.Database) -> dict[str, object]:
+    """What a reader of the file with passages must find, as plain JSON."""
+    found: dict[str, object] = {}
+    for name in db.collections():
+        collection = db.collection(name)
+        entry = _spec_and_records(collection)
+        entry["passages"] = [
+            [[item.start, item.end] for item in record.passages] for record in collection.scan()
+        ]
+        hits = collection.search(_query(collection), k=12)
+        entry["all"] = [[*row, hit.passage and hit.passage.index] for row, hit in _pairs(hits)]
+        found[name] = entry
+    return found
+
+
+def _pairs(hits: vecstore.Hits) -> list[tuple[list[object], vecstore.Hit]]:
+    return list(zip(_answer(hits), hits, strict=True))
+
+
 def _spec_and_records(collection: vecstore.Collection) -> dict[str, object]:
     records = collection.scan(include=("text", "metadata", "vector"))
     return {
@@ -170,17 +208,21 @@ def _queries() -> NDArray[np.float64]:
 
 Recipe = tuple[Callable[[vecstore.Database], None], Callable[[vecstore.Database], Any]]
 
-# What each file is called behind its format's number, how it is filled, and what is in it.
-RECIPES: dict[str, Recipe] = {"": (fill, describe), "_stored": (fill_stored, describe_stored)}
+# What each file is called, how it is filled, and what is in it.
+RECIPES: dict[str, Recipe] = {
+    "format_1": (fill, describe),
+    "format_1_stored": (fill_stored, describe_stored),
+    "format_2_passages": (fill_passages, describe_passages),
+}
 
 
-def make(name: str, recipe: Recipe) -> None:
+def make(target: Path, recipe: Recipe) -> None:
     """Write a file and what must be found in it."""
-    target = FOLDER / name
     fill_it, describe_it = recipe
     with vecstore.open(":memory:") as db:
         fill_it(db)
         assert db.check() == []
+        assert target.name.startswith(f"format_{db.stats()['format']}")
         answers = describe_it(db)
         db.backup(target)
     target.chmod(0o644)
@@ -191,10 +233,10 @@ def make(name: str, recipe: Recipe) -> None:
 
 def main() -> None:
     """Make the files that are not there."""
-    for suffix, recipe in RECIPES.items():
-        name = f"format_{layout.FORMAT}{suffix}.vecstore"
-        if not (FOLDER / name).exists():
-            make(name, recipe)
+    for name, recipe in RECIPES.items():
+        target = FOLDER / f"{name}.vecstore"
+        if not target.exists():
+            make(target, recipe)
 
 
 if __name__ == "__main__":

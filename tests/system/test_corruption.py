@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 import vecstore
-from vecstore import CorruptionError, FormatError, layout
+from vecstore import Chunking, CorruptionError, FormatError, layout
 from vecstore.ann import buckets
+from vecstore.encoders import HashEncoder
 from vecstore.store import Store
 
 PAGE = 4096
@@ -73,7 +74,7 @@ READER = """
             db.close()
             return found
         content = []
-        for name in sorted({*db.collections()} & {"cosine", "l2", "lists", "codes", "bits"}):
+        for name in sorted({*db.collections()} & {"cosine", "l2", "lists", "codes", "bits", "c"}):
             for work in (
                 lambda c: [repr((r.id, r.text, r.metadata, r.vector.tolist())) for r in
                            c.scan(include=("text", "metadata", "vector"))],
@@ -113,6 +114,9 @@ def sound(tmp_path_factory):
             points.delete(list(range(20, 40)))
             points.upsert(vectors=rng.normal(size=(10, 8)), ids=list(range(10)))
         db.collection("empty", dim=4)
+        texts = [f"Text {i} is long. " * (1 + i % 5) for i in range(40)]
+        stories = db.collection("c", encoder=HashEncoder(8))
+        stories.add(texts, ids=list(range(40)), chunk=Chunking(tokens=8))
     return path
 
 
