@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from vecstore import attached, catalog, check, declared, encoders, layout, maintenance
+from vecstore import attached, catalog, check, declared, encoders, maintenance
 from vecstore.ann.index import Kind
 from vecstore.catalog import Entry
 from vecstore.check import Problem

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore import arguments, bars, catalog, database, ingest, layout
+from vecstore import arguments, bars, batches, catalog, database, ingest, layout
 from vecstore.catalog import Entry
 from vecstore.collection import Collection
 from vecstore.database import Database
@@ -192,7 +192,7 @@ def _write(db: Database, name: str, change: Callable[[Transaction, Entry], None]
 def write_about(db: Database, name: str, values: dict[str, Any]) -> None:
     """Change what is known of word vectors: values are merged into what there is."""
     extra = db.collection(extra_name(name))
-    batch = ingest.prepare_update(extra.spec, ABOUT, None, None, values)
+    batch = batches.prepare_update(extra.spec, ABOUT, None, None, values)
     _write(db, extra.name, lambda txn, entry: ingest.update(txn, entry, batch))
 
 
@@ -310,7 +310,7 @@ class _Writer:
         metadata: list[Any] | None = None,
     ) -> None:
         """Store records; digests are kept of them."""
-        batch = ingest.prepare(collection.spec, None, vectors, ids, metadata)
+        batch = batches.prepare(collection.spec, None, vectors, ids, metadata)
         _write(self._db, collection.name, lambda txn, entry: ingest.add(txn, entry, batch))
         self._names.update("".join(f"{value}\0" for value in ids).encode())
         self._numbers.update(vectors.astype("<f4", copy=False).tobytes())

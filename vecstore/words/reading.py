@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vecstore import catalog, layout, records, rows
+from vecstore import catalog, layout, record_layout, records, rows
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.spec import Id
@@ -58,7 +58,7 @@ def read(source: Source, entry: Entry, ids: Sequence[Id], *, metadata: bool = Fa
             raise CorruptionError(f"ids: an entry of {entry.spec.name!r} is damaged")
         orders = [int.from_bytes(order, "little") for order in held]
         places, values = records.verified(reader, entry.number, orders)
-        if layout.unpack_ids(values) != there:
+        if record_layout.unpack_ids(values) != there:
             raise CorruptionError(f"ids: an id of {entry.spec.name!r} leads to another record")
         state = catalog.state(reader, entry.number)
         gathered = rows.gather_packed(
@@ -67,5 +67,5 @@ def read(source: Source, entry: Entry, ids: Sequence[Id], *, metadata: bool = Fa
         return Read(
             dict(zip(there, range(len(there)), strict=True)),
             original(gathered.packed, entry.spec.metric),
-            [layout.unpack_body(value)[2] or {} for value in values] if metadata else [],
+            [record_layout.unpack_body(value)[2] or {} for value in values] if metadata else [],
         )
