@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from vecstore import chunking
-from vecstore.chunking import Span
+from vecstore.chunking import Offsets, Span
 from vecstore.encoders import Encoder
-from vecstore.errors import EncoderError, UsageError
+from vecstore.errors import EncoderError, UsageError, VecstoreError
 from vecstore.spec import Chunking, show
 
 # Tokens of a passage where neither the user nor the encoder says how many.
@@ -43,14 +45,35 @@ def cut(text: str, wanted: Chunking | None, encoder: Encoder) -> list[Span]:
     if wanted is None:
         return [(0, len(text))]
     room = _room(wanted, encoder)
-    tokenize = getattr(encoder, "token_offsets", chunking.approximate)
-    spans = chunking.cut(text, tokenize(text), room, wanted.overlap)
+    spans = chunking.cut(text, _offsets(text, encoder), room, wanted.overlap)
     return spans if len(spans) > 1 else [(0, len(text))]
+
+
+def _offsets(text: str, encoder: Encoder) -> Offsets:
+    """The tokens of a text, checked."""
+    tokenize = getattr(encoder, "token_offsets", None)
+    if tokenize is None:
+        return chunking.approximate(text)
+    try:
+        offsets = np.asarray(tokenize(text), np.int64)
+    except VecstoreError:
+        raise
+    except Exception as error:
+        raise EncoderError(f"encoder {encoder.name!r} failed: {error!r}") from error
+    flat = offsets.ndim == 2 and offsets.shape[1] == 2
+    if not flat or (len(offsets) and not 0 <= offsets.min() <= offsets.max() <= len(text)):
+        raise EncoderError(
+            f"what encoder {encoder.name!r} returned as the places of tokens, of shape"
+            f" {offsets.shape}, are none in a text of {len(text)} characters"
+        )
+    return offsets
 
 
 def _room(wanted: Chunking, encoder: Encoder) -> int:
     """How many tokens a passage may have."""
     most: int | None = getattr(encoder, "room", None)
+    if most is not None and (type(most) is not int or most < 1):
+        raise EncoderError(f"encoder {encoder.name!r} says that it reads {most!r} tokens")
     room = wanted.tokens
     if room is None:
         room = TOKENS if most is None else most

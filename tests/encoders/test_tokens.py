@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vecstore import Chunking, EncoderError, UsageError, passages
 from vecstore.encoders import HashEncoder, LateChunking, OnnxEncoder, Tokenizing, bundled, tokens
@@ -117,6 +118,66 @@ def test_places_stay_where_lower_case_is_longer(make_model):
         "RED",
         "apple",
     ]
+
+
+def test_a_blank_may_belong_to_the_word_behind_it(make_model, table):
+    folder = make_model()
+    vocabulary = {
+        word: number for number, word in enumerate(["<unk>", *(f"\u2581{w}" for w in KNOWN)])
+    }
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    encoder, text = OnnxEncoder(folder, max_length=3), "red green  blue apple pear"
+
+    assert tokenizer.encode(text).offsets[1] == (3, 9)
+    assert [text[start:end] for start, end in encoder.token_offsets(text)][:2] == ["red", "green"]
+    vectors = encoder.encode_passages(text, spans_of(text, [(0, 0), (1, 2), (3, 4)]))
+    means = [table[ids].mean(axis=0) for ids in ([1], [2, 0, 3], [4, 5])]
+    assert tokenizer.encode(text).ids == [1, 2, 0, 3, 4, 5]
+    np.testing.assert_allclose(vectors, means, rtol=1e-5)
+
+
+def test_records_are_chunked_late(make_model, graphs, memory):
+    encoder = OnnxEncoder(make_model(graphs["pooled"](tokens="token_embeddings")), max_length=10)
+    stories = memory.collection("c", encoder=encoder)
+    text = "red apple late train . green pear"
+    stories.add([text, "red"], ids=[1, 2], chunk=Chunking(tokens=3, late=True))
+
+    found = stories.get(1, include=("text", "vector"))
+
+    spans = [(item.start, item.end) for item in found.passages]
+    assert len(spans) == 3
+    np.testing.assert_allclose(found.vector, encoder.encode_passages(text, spans), rtol=1e-5)
+    assert stories.search("red", 1).ids == [2]
+    stories.update(1, text=text.replace("red", "blue"))
+    assert len(stories.get(1).passages) == 3
+
+
+class Tokens(HashEncoder):
+    """An encoder whose tokens are wrong in some way."""
+
+    def __init__(self, found, room=4):
+        super().__init__()
+        self.found, self.room = found, room
+
+    def token_offsets(self, text):
+        return self.found(text)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (Tokens(lambda text: [[0, 99]]), "are none in a text of 9 characters"),
+        (Tokens(lambda text: [0, 1]), r"of shape \(2,\)"),
+        (Tokens(lambda text: [[-1, 2]]), "are none"),
+        (Tokens(lambda text: 1 / 0), "failed: ZeroDivisionError"),
+        (Tokens(lambda text: [], room=0), "says that it reads 0 tokens"),
+    ],
+)
+def test_tokens_of_other_encoders_are_checked(encoder, message):
+    with pytest.raises(EncoderError, match=message):
+        passages.cut("red apple", Chunking(), encoder)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))

@@ -234,6 +234,22 @@ def test_a_record_begins_as_the_layout_says():
     assert record_layout.RECORD.format == "<II"
 
 
+def test_the_bodies_of_records_and_passages_have_as_many_parts_as_the_layout_says():
+    spans = ((0, 1), (1, 2))
+    held = record_layout.Passages(spec.Chunking(5, 2, late=True), (7,), spans)
+    bodies = [
+        record_layout.pack_content("id", "ab", {"a": 1}, None),
+        record_layout.pack_content("id", "ab", {"a": 1}, held),
+        record_layout.pack_part(3, 1, 1, 2),
+    ]
+    found = [msgpack.unpackb(body) for body in bodies]
+
+    assert "has three parts or six, and that of a passage four" in LAYOUT
+    assert found[0] == ["id", "ab", {"a": 1}]
+    assert found[1] == [*found[0], [5, 2, True], [7], [0, 1, 1, 2]]
+    assert found[2] == [3, 1, 1, 2]
+
+
 def example(metric, lists, dim=40):
     """A model of a collection, and codes of 40 rows."""
     model = models.untrained(np.zeros((0, dim), np.float32), metric, seed=1)

@@ -39,9 +39,24 @@ def offsets(session: Session, text: str) -> NDArray[np.int64]:
     """
     found = []
     for start, end in _segments(text):
-        places = np.array(session.tokens(text[start:end]).offsets, np.int64).reshape(-1, 2)
+        part = text[start:end]
+        places = _word_places(session.tokens(part), part)
         found.append(places[places[:, 0] < places[:, 1]] + start)
     return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
+
+
+def _word_places(encoding: tokenizers.Encoding, text: str) -> NDArray[np.int64]:
+    """Where each token begins and ends, int64 (t, 2), without the blank before it.
+
+    To some tokenizers that belongs to the word, while a passage begins behind it.
+    """
+    places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    letters = np.array([not letter.isspace() for letter in text], bool)
+    following = np.where(letters, np.arange(len(text)), len(text))
+    following = np.append(np.minimum.accumulate(following[::-1])[::-1], len(text))
+    behind = np.minimum(following[np.minimum(places[:, 0], len(text))], places[:, 1] - 1)
+    places[:, 0] = np.maximum(places[:, 0], behind)
+    return places
 
 
 def _segments(text: str) -> Iterator[Span]:
@@ -97,10 +112,12 @@ def pool_passages(
     windows = list(_windows(session, prompt, text))
     for at in range(0, len(windows), at_once):
         part = windows[at : at + at_once]
-        encodings = session.tokenize([text[one.start : one.end] for one in part], prompt)
+        parts = [text[one.start : one.end] for one in part]
+        encodings = session.tokenize(parts, prompt)
         vectors = session.run_tokens(encodings)
-        for window, encoding, found in zip(part, encodings, vectors, strict=True):
-            places = _places(encoding, window, len(prompt), leading)
+        for window, own, encoding, found in zip(part, parts, encodings, vectors, strict=True):
+            begins = _word_places(encoding, prompt + own)[:, 0] - len(prompt)
+            places = _places(encoding, begins, window, leading)
             kept = (window.first <= places) & (places < window.last)
             pools.add(places[kept], found[: len(places)][kept])
     return session.finish(pools.means())
@@ -109,6 +126,8 @@ def pool_passages(
 def _windows(session: Session, prompt: str, text: str) -> Iterator[_Window]:
     """Windows of as many tokens as the model can read, each beginning with a token."""
     begins, room = offsets(session, text)[:, 0], session.room(prompt)
+    # Beginning in the middle of a word, a tokenizer may need a few tokens more.
+    room -= room // 16
     shared = room // SHARED
     starts = list(range(0, max(1, len(begins) - shared), max(1, room - shared)))
     for number, at in enumerate(starts):
@@ -122,12 +141,12 @@ def _windows(session: Session, prompt: str, text: str) -> Iterator[_Window]:
 
 
 def _places(
-    encoding: tokenizers.Encoding, window: _Window, prompt: int, leading: float
+    encoding: tokenizers.Encoding, begins: NDArray[np.int64], window: _Window, leading: float
 ) -> NDArray[np.float64]:
     """Where in the text each token begins; special ones and those of the prompt are at its ends."""
     special = np.array(encoding.special_tokens_mask, bool)
-    places = np.array(encoding.offsets, np.float64)[:, 0] - prompt
-    special |= places < 0
+    special |= begins < 0
+    places = begins.astype(np.float64)
     inside = np.flatnonzero(~special)
     before = np.arange(len(places)) < (inside[0] if len(inside) else len(places))
     # They count in the first window, and in the last one.
