@@ -307,7 +307,7 @@ def counter(change):
 
 
 def old_format(txn):
-    txn.put("meta", layout.KEY_FORMAT, layout.pack_format(1))
+    txn.put("meta", layout.KEY_FORMAT, layout.pack_format(1, 1))
 
 
 TEXT = "Red apples. A late train. One pear. Green apples."

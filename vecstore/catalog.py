@@ -102,19 +102,22 @@ def save_state(txn: Transaction, number: int, state: State) -> None:
     txn.put("meta", layout.state_key(number), state.pack())
 
 
-def format_of(reader: Reader) -> int:
-    """The version of a file's format."""
+def format_of(reader: Reader) -> tuple[int, int]:
+    """The version of a file's format, and the oldest whose readers understand the file."""
     value = reader.get("meta", layout.KEY_FORMAT) or b""
-    number = layout.unpack_meta(value, "meta: format").get("format")
-    if not isinstance(number, int):
-        raise CorruptionError(f"meta: {number!r} is no version of a format")
-    return number
+    values = layout.unpack_meta(value, "meta: format")
+    number, oldest = values.get("format"), values.get("oldest_readable")
+    if not isinstance(number, int) or not isinstance(oldest, int):
+        raise CorruptionError(f"meta: {values} is no version of a format")
+    return number, oldest
 
 
 def raise_format(txn: Transaction) -> None:
     """Make a file one that older releases refuse: they would not know what passages are."""
-    if format_of(txn) < layout.FORMAT:
-        txn.put("meta", layout.KEY_FORMAT, layout.pack_format(layout.FORMAT))
+    number, oldest = format_of(txn)
+    if oldest < layout.FORMAT:
+        value = layout.pack_format(max(number, layout.FORMAT), layout.FORMAT)
+        txn.put("meta", layout.KEY_FORMAT, value)
 
 
 def create(txn: Transaction, spec: CollectionSpec) -> Entry:

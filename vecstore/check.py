@@ -179,7 +179,7 @@ class _CollectionCheck:
             self.report.add(where, what)
         for order in sorted(self.expected):
             self.report.add(where, f"the passage of order {order} is missing (18)")
-        if passages and catalog.format_of(self.reader) < layout.FORMAT:
+        if passages and min(catalog.format_of(self.reader)) < layout.FORMAT:
             self.report.add(where, "passages are in a file of a format without (18)")
 
     def _check_record(self, order: int, content: Content) -> None:

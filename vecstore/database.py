@@ -145,7 +145,7 @@ class Database:
 
     def _format(self) -> int:
         with self.reading() as reader:
-            return catalog.format_of(reader)
+            return catalog.format_of(reader)[0]
 
     # Collections
 

@@ -473,10 +473,12 @@ def pack_meta(values: Mapping[str, Any]) -> bytes:
     return pack_checked(msgpack.packb(values))
 
 
-def pack_format(number: int) -> bytes:
-    """Make the value of `meta` that says which version of the format a file is of."""
-    # What came before knows nothing of what is new in this one.
-    return pack_meta({"magic": MAGIC, "format": number, "oldest_readable": number})
+def pack_format(number: int, oldest: int) -> bytes:
+    """Make the value of `meta` that says which version of the format a file is of.
+
+    `oldest` is the oldest version whose readers understand the file.
+    """
+    return pack_meta({"magic": MAGIC, "format": number, "oldest_readable": oldest})
 
 
 def unpack_meta(value: bytes | memoryview, where: str) -> dict[str, Any]:

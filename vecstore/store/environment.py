@@ -195,7 +195,7 @@ class Store:
         with self._env.begin(write=True) as txn:
             for name in layout.DATABASES:
                 self.databases[name] = self._env.open_db(name.encode(), txn=txn)
-            value = layout.pack_format(layout.PLAIN_FORMAT)
+            value = layout.pack_format(layout.PLAIN_FORMAT, layout.PLAIN_FORMAT)
             txn.put(layout.KEY_FORMAT, value, db=self.databases["meta"])
 
     def check_open(self) -> None:
