@@ -10,7 +10,6 @@ import errno
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +18,14 @@ import click
 import vecstore
 from vecstore import eval_command, formats, model_commands, terminal, word_commands
 from vecstore.ann.index import KINDS
-from vecstore.encoders import Truncated
 from vecstore.errors import (
-    AlreadyExistsError,
-    EncoderError,
     EncoderMismatchError,
     NotFoundError,
     UsageError,
     VecstoreError,
 )
 from vecstore.hits import one_line
+from vecstore.loading import Loader
 from vecstore.spec import METRICS, PRECISIONS, Chunking
 
 if TYPE_CHECKING:
@@ -38,8 +35,6 @@ if TYPE_CHECKING:
     from vecstore.spec import Include
 
 DEFAULT_COLLECTION = "default"
-# A batch ends at whichever comes first; together they bound the memory of `add`.
-BATCH_RECORDS, BATCH_BYTES = 200, 16 << 20
 
 
 class _Commands(click.Group):
@@ -122,12 +117,12 @@ def demo(path: str, limit: int | None) -> None:
         start = time.perf_counter()
         with terminal.bar("Indexing", len(fresh)) as advance:
             items = (formats.Item(record, record["id"], 1) for record in fresh)
-            loader = _Loader(docs, upsert=True)
+            loader = Loader(docs, upsert=True)
             loader.load(items, advance)
         spent = time.perf_counter() - start
         done = f"embedded {len(fresh):,} in {spent:.1f} s" if fresh else "nothing new to embed"
         out.print(f"{len(records):,} docstrings in {Path(path).resolve()}; {done}", soft_wrap=True)
-        loader.tell_cut()
+        _tell(loader.lost())
         for answer in demo.answers(docs):
             out.print(f"\n{answer.question.text}", style="bold")
             out.print(f"where {formats.dumps(answer.question.where)}", style="cyan")
@@ -244,7 +239,7 @@ def add(
     total = None if "-" in files else sum(Path(file).stat().st_size for file in files)
     with vecstore.open(database) as db:
         name = _choose(db, name, new=DEFAULT_COLLECTION)
-        loader = _Loader(db.collection(name, **declared), upsert=upsert, chunk=chunking)
+        loader = Loader(db.collection(name, **declared), upsert=upsert, chunk=chunking)
         try:
             with terminal.bar("Adding", total) as advance:
                 for file, of in zip(files, kinds, strict=True):
@@ -256,7 +251,7 @@ def add(
             raise click.ClickException(
                 f"{what} ({loader.count:,} records before it were stored)"
             ) from error
-        loader.tell_cut()
+        _tell(loader.lost())
     click.echo(one_line(f"{loader.count:,} records stored in {name!r} of {database}"))
 
 
@@ -530,94 +525,6 @@ def _chunking(chunk: bool, tokens: int | None, overlap: int | None, late: bool) 
         raise click.UsageError(str(error)) from None
 
 
-class _Loader:
-    """Stores records in batches and counts them; a bad record is found and named.
-
-    Whatever precedes a bad record is stored, what follows it is not.
-    """
-
-    def __init__(
-        self, collection: Collection, *, upsert: bool, chunk: bool | Chunking = False
-    ) -> None:
-        self.count = 0
-        self._collection = collection
-        self._upsert = upsert
-        self._chunk = chunk
-        self._before = _truncated(collection)
-
-    def load(self, items: Iterable[formats.Item], advance: Callable[[int], object]) -> None:
-        """Store the records; `advance` is told the size of each batch."""
-        for batch in _batches(items):
-            self._store(batch)
-            advance(sum(item.size for item in batch))
-
-    def tell_cut(self) -> None:
-        """Say how many texts were longer than their encoder reads, if any was."""
-        before, after = self._before, _truncated(self._collection)
-        if before is None or after is None or after.cut == before.cut:
-            return
-        cut, texts = after.cut - before.cut, after.texts - before.texts
-        limit = getattr(self._collection.encoder, "max_length", "its most")
-        what = (
-            f"{cut:,} of {texts:,} texts were cut at {limit} tokens, and their ends are not found"
-        )
-        click.echo(one_line(f"{what}; split them into records of their own"), err=True)
-
-    def _store(self, batch: list[formats.Item]) -> None:
-        try:
-            self._collection.add_records(
-                (item.record for item in batch),
-                upsert=self._upsert,
-                chunk=self._chunk,
-                progress=False,
-            )
-        except EncoderError:
-            raise
-        except (UsageError, AlreadyExistsError) as error:
-            # The batch left no trace. Halving finds the culprit in few attempts.
-            if len(batch) == 1:
-                raise UsageError(f"{batch[0].place}: {error}") from error
-            self._store(batch[: len(batch) // 2])
-            self._store(batch[len(batch) // 2 :])
-        else:
-            self.count += len(batch)
-
-
-def _truncated(collection: Collection) -> Truncated | None:
-    """What the encoder of a collection has cut so far; None where there is none that counts it."""
-    try:
-        found = getattr(collection.encoder, "truncated", None)
-    except EncoderError:
-        # Records that come with vectors need none.
-        return None
-    return found if isinstance(found, Truncated) else None
-
-
-def _batches(items: Iterable[formats.Item]) -> Iterator[list[formats.Item]]:
-    """Cut into batches that `add_records` stores in one transaction each."""
-    batch: list[formats.Item] = []
-    seen: set[object] = set()
-    size = 0
-    try:
-        for item in items:
-            identity = item.record.get("id")
-            full = len(batch) == BATCH_RECORDS or size >= BATCH_BYTES
-            mixed = batch and ("vector" in item.record) != ("vector" in batch[0].record)
-            if full or mixed or identity in seen:
-                yield batch
-                batch, seen, size = [], set(), 0
-            batch.append(item)
-            size += item.size
-            if identity is not None:
-                seen.add(identity)
-    except UsageError:
-        if batch:
-            yield batch
-        raise
-    if batch:
-        yield batch
-
-
 def _vector(query: str, collection: Collection) -> Any:
     try:
         return formats.parse_json(query)
@@ -630,6 +537,12 @@ def _vector(query: str, collection: Collection) -> Any:
 
 
 # Output
+
+
+def _tell(what: str | None) -> None:
+    """Say something beside the answer, if there is anything to say."""
+    if what is not None:
+        click.echo(one_line(what), err=True)
 
 
 def _message(error: BaseException) -> str:

@@ -6,6 +6,7 @@ raises leaves this module under its own name. Running a session is safe from sev
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,9 +85,9 @@ class Session:
         self._head = Head(folder, tokens=any(shape is None or len(shape) != 2 for shape in shapes))
         self._graph = _load_graph(folder, outline, self._outputs, threads, providers)
         self._tokens_output = _choose_tokens(outline, self._outputs)
-        # Loaded when passages are to be pooled: the other one may lack this output.
-        self._load_tokens = lambda: _load_graph(
-            folder, outline, [self._tokens_output or ""], threads, providers
+        # Loaded when passages are to be pooled: the other graph may lack this output.
+        self._load = functools.partial(
+            _load_graph, folder, outline, threads=threads, providers=providers
         )
         self._tokens_graph: onnxruntime.InferenceSession | None = None
         # Without truncation; made when a text is to be cut.
@@ -168,12 +169,16 @@ class Session:
         Raises:
             EncoderError: The graph failed, or returned something else.
         """
+        wanted = [self._tokens_output or ""]
         if self._tokens_graph is None:
-            same = self._outputs == [self._tokens_output]
-            self._tokens_graph = self._graph if same else self._load_tokens()
+            same = self._outputs == wanted
+            self._tokens_graph = self._graph if same else self._load(outputs=wanted)
         feed, mask = self._feed(encodings)
+        # The part of a graph that tokens need may take less.
+        taken = {given.name for given in self._tokens_graph.get_inputs()}
+        feed = {name: values for name, values in feed.items() if name in taken}
         with _foreign(f"{self._folder.model} failed"):
-            output = np.asarray(self._tokens_graph.run([self._tokens_output], feed)[0])
+            output = np.asarray(self._tokens_graph.run(wanted, feed)[0])
         if output.dtype.kind != "f" or output.ndim != 3 or output.shape[:2] != mask.shape:
             raise EncoderError(
                 f"{self._folder.model} returned {output.dtype} of shape {output.shape} for"

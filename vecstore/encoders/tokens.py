@@ -29,6 +29,8 @@ SEGMENT = 1 << 16
 SHARED = 4
 # How nearly the mean of a text's token vectors has to be its vector, as a cosine.
 ALIKE = 0.999
+# How near to 1 a length is that was made so.
+UNIT = 1e-4
 _PROBE = "The mean of these"
 
 
@@ -120,7 +122,11 @@ def pool_passages(
             places = _places(encoding, begins, window, leading)
             kept = (window.first <= places) & (places < window.last)
             pools.add(places[kept], found[: len(places)][kept])
-    return session.finish(pools.means())
+    found = session.finish(pools.means())
+    if not session.scales:
+        return found
+    scaled: Floats = found / np.linalg.norm(found, axis=1, keepdims=True)
+    return scaled
 
 
 def _windows(session: Session, prompt: str, text: str) -> Iterator[_Window]:
@@ -191,9 +197,9 @@ class _Pools:
 
 def check_output(session: Session) -> None:
     """Raise EncoderError unless a model has vectors of tokens whose mean is the text's vector."""
-    if session.tokens_checked:
+    if session.scales is not None:
         return
-    if session.tokens_output is None:
+    if not session.has_tokens:
         raise EncoderError(
             f"{session.name} has no output token_embeddings, so that late chunking is not possible;"
             " use chunk=True"
@@ -201,11 +207,11 @@ def check_output(session: Session) -> None:
     encodings = session.tokenize([_PROBE], "")
     whole = session.run(encodings, 0)[0].astype(np.float64)
     tokens = session.run_tokens(encodings)[0][: len(encodings[0].ids)]
-    mean = tokens.mean(axis=0, dtype=np.float64)
-    sizes = np.linalg.norm(whole) * np.linalg.norm(mean)
-    if mean.shape != whole.shape or not whole @ mean >= ALIKE * sizes:
+    mean = session.finish(tokens.mean(axis=0, keepdims=True))[0].astype(np.float64)
+    size = np.linalg.norm(whole)
+    if mean.shape != whole.shape or not whole @ mean >= ALIKE * size * np.linalg.norm(mean):
         raise EncoderError(
             f"{session.name} makes a text's vector otherwise than as the mean of those of its"
             " tokens, so that late chunking is not possible; use chunk=True"
         )
-    session.tokens_checked = True
+    session.scales = bool(abs(size - 1) < UNIT < abs(np.linalg.norm(mean) - 1))
