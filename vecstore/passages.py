@@ -12,7 +12,7 @@ import numpy as np
 
 from vecstore import chunking
 from vecstore.chunking import Offsets, Span
-from vecstore.encoders import Encoder
+from vecstore.encoders import AdaptedEncoder, Encoder
 from vecstore.errors import EncoderError, UsageError, VecstoreError
 from vecstore.spec import Chunking, show
 
@@ -51,7 +51,7 @@ def cut(text: str, wanted: Chunking | None, encoder: Encoder) -> list[Span]:
 
 def _offsets(text: str, encoder: Encoder) -> Offsets:
     """The tokens of a text, checked."""
-    tokenize = getattr(encoder, "token_offsets", None)
+    tokenize = getattr(_reader(encoder), "token_offsets", None)
     if tokenize is None:
         return chunking.approximate(text)
     try:
@@ -69,9 +69,14 @@ def _offsets(text: str, encoder: Encoder) -> Offsets:
     return offsets
 
 
+def _reader(encoder: Encoder) -> Encoder:
+    """What reads the tokens: an adapter changes vectors only."""
+    return encoder.base if isinstance(encoder, AdaptedEncoder) else encoder
+
+
 def _room(wanted: Chunking, encoder: Encoder) -> int:
     """How many tokens a passage may have."""
-    most: int | None = getattr(encoder, "room", None)
+    most: int | None = getattr(_reader(encoder), "room", None)
     if most is not None and (type(most) is not int or most < 1):
         raise EncoderError(f"encoder {encoder.name!r} says that it reads {most!r} tokens")
     room = wanted.tokens

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vecstore import Chunking, EncoderError, UsageError, passages
-from vecstore.encoders import HashEncoder, LateChunking, OnnxEncoder, Tokenizing, bundled, tokens
+from vecstore.encoders import (
+    AdaptedEncoder,
+    Adapter,
+    HashEncoder,
+    LateChunking,
+    OnnxEncoder,
+    Tokenizing,
+    bundled,
+    tokens,
+)
 
 NORMALIZED = [{"type": "models.Transformer"}, {"type": "models.Normalize", "path": "1"}]
 MEAN = [{"type": "models.Transformer"}, {"type": "models.Pooling", "path": "1_Pooling"}]
@@ -180,7 +189,8 @@ def test_tokens_of_other_encoders_are_checked(encoder, message):
         passages.cut("red apple", Chunking(), encoder)
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+# To this tokenizer control characters part no words.
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=60))
 def test_passages_fit_the_bundled_model(text):
     encoder = bundled()
     text = f"{text} İstanbul 東京タワー naïve ½ {text} antidisestablishmentarianism"
@@ -228,3 +238,11 @@ def test_what_an_encoder_offers(make_model):
         passages.cut("red", Chunking(overlap=5), encoder)
     with pytest.raises(UsageError, match="overlap=2 is more than half of the 2 tokens"):
         passages.cut("red", Chunking(overlap=2, late=True), encoder)
+
+
+def test_an_adapted_encoder_reads_what_its_base_reads():
+    adapted = AdaptedEncoder(bundled(), Adapter(dim=384))
+
+    assert passages.cut("red " * 300, Chunking(), adapted)[0] == (0, 4 * 254 - 1)
+    with pytest.raises(EncoderError, match="has no vectors of tokens"):
+        passages.late_vectors("red apple", [(0, 3), (4, 9)], adapted)
