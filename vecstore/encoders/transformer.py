@@ -10,7 +10,7 @@ dim). Needs the package onnx, and none of a deep-learning framework.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from vecstore.errors import EncoderError, MissingExtraError
 
 OPSET, IR_VERSION = 17, 8
 _MASKED = np.float32(-1e9)
+_MICROSOFT = "com.microsoft"
 _BERT = {
     "query": "encoder.layer.{}.attention.self.query",
     "key": "encoder.layer.{}.attention.self.key",
@@ -120,33 +121,84 @@ def read_shape(config: Config) -> Shape:
     )
 
 
-def build(tensors: Mapping[str, NDArray[Any]], shape: Shape, *, quantized: bool) -> Any:
+@dataclass(frozen=True, slots=True)
+class Range:
+    """How far the numbers go that enter a matrix, so that they can be rounded to 8 bits.
+
+    Attributes:
+        low: The least, at most 0.
+        high: The largest, over 0.
+        factors: What each is multiplied by before, float32 (in,), so that a few large ones do not
+            make the steps of all others coarse; the rows of the matrix are divided by it. None
+            where nothing is.
+    """
+
+    low: float
+    high: float
+    factors: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """A value in 8 bits: the names of its numbers, of their step and of their zero."""
+
+    range: Range
+    codes: str
+    step: str
+    zero: str
+
+
+def build(
+    tensors: Mapping[str, NDArray[Any]],
+    shape: Shape,
+    *,
+    quantized: bool,
+    ranges: Mapping[str, Range] | None = None,
+    finish: Callable[[Graph, list[str]], None] | None = None,
+) -> Any:
     """Return the onnx.ModelProto of a transformer.
 
     Args:
         tensors: Its weights under PyTorch's names.
         shape: Its sizes.
-        quantized: Whether matrices are stored as int8 with a scale for each output number;
-            arithmetic is float32 either way.
+        quantized: Whether matrices are stored as int8 with a scale for each output number.
+        ranges: Of the matrices that are to multiply in int8, by name; arithmetic is float32
+            elsewhere. A text's vector does not depend on its batch mates either way, since no
+            range does. These graphs are for onnxruntime only.
+        finish: Adds what follows, given the values before the first and behind each layer; by
+            default the output is `last_hidden_state`.
 
     Raises:
         EncoderError: A tensor is missing or of another shape.
         MissingExtraError: onnx is not installed.
     """
-    graph = _Graph(tensors, shape, quantized=quantized)
-    value = _embeddings(graph)
+    graph = Graph(tensors, shape, quantized=quantized, ranges=ranges or {})
+    values = [_embeddings(graph)]
     bias = _attention_bias(graph)
     for layer in range(shape.layers):
-        value = _layer(graph, layer, value, bias)
-    graph.node("Identity", value, output="last_hidden_state")
+        values.append(_layer(graph, layer, values[-1], bias))
+    if finish is None:
+        graph.node("Identity", values[-1], output="last_hidden_state")
+        graph.output("last_hidden_state", "batch", "sequence", shape.dim)
+    else:
+        finish(graph, values)
     return graph.model()
 
 
-class _Graph:
-    """Nodes and constants under construction; most methods return the name of an output."""
+class Graph:
+    """Nodes and constants under construction; most methods return the name of an output.
+
+    Attributes:
+        entering: The value that enters each matrix, by the matrix's name.
+    """
 
     def __init__(
-        self, tensors: Mapping[str, NDArray[Any]], shape: Shape, *, quantized: bool
+        self,
+        tensors: Mapping[str, NDArray[Any]],
+        shape: Shape,
+        *,
+        quantized: bool,
+        ranges: Mapping[str, Range],
     ) -> None:
         try:
             import onnx
@@ -167,16 +219,22 @@ class _Graph:
             ),
             "",
         )
+        self.ranges = ranges
+        self.entering: dict[str, str] = {}
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
+        self.outputs: list[Any] = []
+        self._codes: dict[str, _Codes] = {}
 
     def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Add an operation."""
         name = output or f"{kind.lower()}_{len(self.nodes)}"
         made = self.onnx.helper.make_node(kind, list(inputs), [name], name=name, **attributes)
         self.nodes.append(made)
         return name
 
     def constant(self, name: str, value: Any) -> str:
+        """Add a constant, unless there is one of this name."""
         if name not in self.constants:
             array = np.array(value, np.int64 if type(value) is list else None, order="C")
             self.constants[name] = self.onnx.numpy_helper.from_array(array, name)
@@ -196,9 +254,52 @@ class _Graph:
             raise EncoderError(f"tensor {name!r} has NaN or infinity")
         return loaded
 
+    def output(self, name: str, *axes: str | int) -> None:
+        """Declare a value of float32 as an output."""
+        types = self.onnx.TensorProto
+        self.outputs.append(self.onnx.helper.make_tensor_value_info(name, types.FLOAT, list(axes)))
+
     def linear(self, value: str, name: str, weight: NDArray[Any], bias: NDArray[Any]) -> str:
+        """Multiply by a matrix (in, out) and add (out,)."""
+        self.entering[name] = value
+        if name in self.ranges:
+            return self._int8_linear(value, name, weight, bias)
         product = self.node("MatMul", value, self.matrix(f"{name}.weight", weight))
         return self.node("Add", product, self.constant(f"{name}.bias", bias))
+
+    def _int8_linear(self, value: str, name: str, weight: NDArray[Any], bias: NDArray[Any]) -> str:
+        entering = self._entering_codes(value, self.ranges[name], name)
+        factors = self.ranges[name].factors
+        if factors is not None:
+            weight = weight / factors[:, None]
+        # Of 7 bits: products of two in 8 bits overflow where a processor adds pairs in 16.
+        codes, scale = _rounded(weight, 0, most=63)
+        inputs = [
+            entering.codes,
+            self.constant(f"{name}.codes", codes),
+            entering.step,
+            self.constant(f"{name}.scale", scale[0]),
+            entering.zero,
+            "",
+            self.constant(f"{name}.bias", np.asarray(bias, np.float32)),
+        ]
+        return self.node("MatMulIntegerToFloat", *inputs, domain=_MICROSOFT)
+
+    def _entering_codes(self, value: str, found: Range, name: str) -> _Codes:
+        """A value rounded to 8 bits, once for all matrices that it enters with one range."""
+        known = self._codes.get(value)
+        if known is not None and known.range is found:
+            return known
+        step = np.float32((found.high - found.low) / 255)
+        zero = np.uint8(np.clip(np.rint(-found.low / step), 0, 255))
+        steps = self.constant(f"{name}.step", step), self.constant(f"{name}.zero", zero)
+        scaled = value
+        if found.factors is not None:
+            held = self.constant(f"{name}.factors", np.asarray(found.factors, np.float32))
+            scaled = self.node("Mul", value, held)
+        codes = self.node("QuantizeLinear", scaled, *steps)
+        self._codes[value] = _Codes(found, codes, *steps)
+        return self._codes[value]
 
     def matrix(self, name: str, value: NDArray[np.float32]) -> str:
         """A constant matrix (in, out)."""
@@ -210,6 +311,7 @@ class _Graph:
         return self.node("DequantizeLinear", f"{name}.codes", f"{name}.scale", axis=1)
 
     def norm(self, value: str, name: str) -> str:
+        """Shift and scale each vector to mean 0 and variance 1, then by what was learned."""
         dim = self.shape.dim
         gain = self.constant(f"{name}.weight", self.tensor(f"{name}.weight", dim))
         offset = self.constant(f"{name}.bias", self.tensor(f"{name}.bias", dim))
@@ -218,6 +320,7 @@ class _Graph:
         )
 
     def model(self) -> Any:
+        """The onnx.ModelProto of all that was added."""
         helper, types = self.onnx.helper, self.onnx.TensorProto
         axes = ["batch", "sequence"]
         graph = helper.make_graph(
@@ -227,28 +330,27 @@ class _Graph:
                 helper.make_tensor_value_info(name, types.INT64, axes)
                 for name in ("input_ids", "attention_mask")
             ],
-            [
-                helper.make_tensor_value_info(
-                    "last_hidden_state", types.FLOAT, [*axes, self.shape.dim]
-                )
-            ],
+            self.outputs,
             initializer=list(self.constants.values()),
         )
+        more = [helper.make_opsetid(_MICROSOFT, 1)] if self.ranges else []
         return helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid("", OPSET), *more],
             ir_version=IR_VERSION,
             producer_name="vecstore",
         )
 
 
-def _rounded(value: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def _rounded(
+    value: NDArray[np.float32], axis: int, *, most: int = 127
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return int8 numbers, and the scales along an axis that undo the rounding best."""
-    scale = np.maximum(np.abs(value).max(axis=axis, keepdims=True), 1e-8) / np.float32(127)
-    return np.clip(np.rint(value / scale), -127, 127).astype(np.int8), scale.astype(np.float32)
+    scale = np.maximum(np.abs(value).max(axis=axis, keepdims=True), 1e-8) / np.float32(most)
+    return np.clip(np.rint(value / scale), -most, most).astype(np.int8), scale.astype(np.float32)
 
 
-def _embeddings(graph: _Graph) -> str:
+def _embeddings(graph: Graph) -> str:
     dim = graph.shape.dim
     words = _words(graph, graph.tensor("embeddings.word_embeddings.weight", None, dim))
     positions = graph.tensor("embeddings.position_embeddings.weight", None, dim)
@@ -265,7 +367,7 @@ def _embeddings(graph: _Graph) -> str:
     return graph.norm(graph.node("Add", words, places), "embeddings.LayerNorm")
 
 
-def _words(graph: _Graph, table: NDArray[np.float32]) -> str:
+def _words(graph: Graph, table: NDArray[np.float32]) -> str:
     if not graph.quantized:
         return graph.node("Gather", graph.constant("words", table), "input_ids")
     # Widened after it was gathered, so that the table stays small in memory too.
@@ -276,7 +378,7 @@ def _words(graph: _Graph, table: NDArray[np.float32]) -> str:
     return graph.node("Mul", graph.node("Cast", rows, to=float_type), scales)
 
 
-def _attention_bias(graph: _Graph) -> str:
+def _attention_bias(graph: Graph) -> str:
     """What is added to attention: (batch, 1 or heads, 1 or sequence, sequence)."""
     mask = graph.node("Cast", "attention_mask", to=int(graph.onnx.TensorProto.FLOAT))
     absent = graph.node("Sub", graph.constant("one", np.float32(1)), mask)
@@ -287,7 +389,7 @@ def _attention_bias(graph: _Graph) -> str:
     return graph.node("Add", bias, _distance_bias(graph))
 
 
-def _distance_bias(graph: _Graph) -> str:
+def _distance_bias(graph: Graph) -> str:
     """MPNet's bias of each head by how far a token is from another, (1, heads, s, s)."""
     buckets = graph.tensor("encoder.relative_attention_bias.weight", None, graph.shape.heads)
     longest = len(graph.tensor("embeddings.position_embeddings.weight", None, graph.shape.dim))
@@ -316,7 +418,7 @@ def distance_buckets(distances: NDArray[np.int64], count: int) -> NDArray[np.int
     return np.where(distances > 0, half, 0) + near
 
 
-def _layer(graph: _Graph, layer: int, value: str, bias: str) -> str:
+def _layer(graph: Graph, layer: int, value: str, bias: str) -> str:
     names = {part: name.format(layer) for part, name in FAMILIES[graph.shape.family].items()}
     context = _attention(graph, names, value, bias)
     attended = _dense(graph, names["attended"], context)
@@ -325,7 +427,7 @@ def _layer(graph: _Graph, layer: int, value: str, bias: str) -> str:
     return graph.norm(graph.node("Add", outer, value), names["outer_norm"])
 
 
-def _attention(graph: _Graph, names: Mapping[str, str], value: str, bias: str) -> str:
+def _attention(graph: Graph, names: Mapping[str, str], value: str, bias: str) -> str:
     dim, heads = graph.shape.dim, graph.shape.heads
     size = dim // heads
     split = graph.constant("split_heads", [0, 0, heads, size])
@@ -344,12 +446,12 @@ def _attention(graph: _Graph, names: Mapping[str, str], value: str, bias: str) -
     return graph.node("Reshape", merged, graph.constant("merge_heads", [0, 0, dim]))
 
 
-def _dense(graph: _Graph, name: str, value: str) -> str:
+def _dense(graph: Graph, name: str, value: str) -> str:
     weight = graph.tensor(f"{name}.weight", None, None)
     return graph.linear(value, name, weight.T, graph.tensor(f"{name}.bias", len(weight)))
 
 
-def _activated(graph: _Graph, value: str) -> str:
+def _activated(graph: Graph, value: str) -> str:
     if graph.shape.activation == "relu":
         return graph.node("Relu", value)
     half, one = graph.constant("half", np.float32(0.5)), graph.constant("one", np.float32(1))

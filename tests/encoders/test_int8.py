@@ -1,0 +1,157 @@
+"""Transformers whose matrices multiply in int8: near float32, and the same in every batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from vecstore.encoders.transformer import Graph, Range, Shape, build
+
+DIM, INNER, HEADS, LAYERS, WORDS, POSITIONS = 32, 64, 4, 2, 50, 24
+LARGE = 3
+SHAPE = Shape(
+    family="bert",
+    layers=LAYERS,
+    heads=HEADS,
+    dim=DIM,
+    epsilon=1e-12,
+    activation="gelu",
+    padding=0,
+)
+PARTS = {
+    "attention.self.query": (DIM, DIM),
+    "attention.self.key": (DIM, DIM),
+    "attention.self.value": (DIM, DIM),
+    "attention.output.dense": (DIM, DIM),
+    "intermediate.dense": (INNER, DIM),
+    "output.dense": (DIM, INNER),
+}
+
+
+def tensors() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    made = {
+        "embeddings.word_embeddings.weight": rng.normal(size=(WORDS, DIM)),
+        "embeddings.position_embeddings.weight": rng.normal(size=(POSITIONS, DIM)) / 4,
+        "embeddings.token_type_embeddings.weight": rng.normal(size=(2, DIM)) / 4,
+    }
+    norms = ["embeddings.LayerNorm"]
+    for layer in range(LAYERS):
+        stem = f"encoder.layer.{layer}"
+        for part, shape in PARTS.items():
+            # Small ones in attention: with random weights a hair's breadth would turn it round.
+            size = 0.1 if "query" in part else 1.0
+            made[f"{stem}.{part}.weight"] = size * rng.normal(size=shape) / shape[1] ** 0.5
+            made[f"{stem}.{part}.bias"] = rng.normal(size=shape[0]) / 10
+        norms += [f"{stem}.attention.output.LayerNorm", f"{stem}.output.LayerNorm"]
+    for name in norms:
+        # One number much larger than the others, as real models have.
+        made[f"{name}.weight"] = np.where(np.arange(DIM) == LARGE, 60.0, 1.0)
+        made[f"{name}.bias"] = rng.normal(size=DIM) / 10
+    return {name: value.astype(np.float32) for name, value in made.items()}
+
+
+def run(model: Any, texts: np.ndarray, mask: np.ndarray | None = None) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    mask = np.ones_like(texts) if mask is None else mask
+    return session.run(None, {"input_ids": texts, "attention_mask": mask})
+
+
+def measured(texts: np.ndarray, *, factors: bool) -> dict[str, Range]:
+    """Ranges from what enters the matrices of the float32 graph."""
+    entering: dict[str, str] = {}
+
+    def finish(graph: Graph, _values: list[str]) -> None:
+        entering.update(graph.entering)
+        for value in dict.fromkeys(entering.values()):
+            graph.output(value, "batch", "sequence", f"size of {value}")
+
+    found = run(build(tensors(), SHAPE, quantized=False, finish=finish), texts)
+    ranges = {}
+    for value, array in zip(dict.fromkeys(entering.values()), found, strict=True):
+        largest = np.abs(array).max(axis=(0, 1))
+        down = np.minimum(1, np.median(largest) / largest).astype(np.float32)
+        scaled = array * down if factors else array
+        ends = min(0.0, float(scaled.min())), float(scaled.max())
+        ranges[value] = Range(*ends, down if factors else None)
+    return {matrix: ranges[value] for matrix, value in entering.items()}
+
+
+@pytest.fixture(scope="module")
+def texts() -> np.ndarray:
+    return np.random.default_rng(6).integers(0, WORDS, size=(12, 10))
+
+
+def errors(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """One less the cosine of each token's vectors, without the large number that would decide."""
+    found, wanted = (np.delete(vectors, LARGE, axis=-1) for vectors in (found, wanted))
+    lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(wanted, axis=-1)
+    return 1 - (found * wanted).sum(axis=-1) / lengths
+
+
+def test_int8_is_near_float32_and_nearer_where_large_numbers_are_divided(
+    texts: np.ndarray,
+) -> None:
+    (wanted,) = run(build(tensors(), SHAPE, quantized=False), texts)
+    means = []
+    for factors in (False, True):
+        ranges = measured(texts, factors=factors)
+        (found,) = run(build(tensors(), SHAPE, quantized=True, ranges=ranges), texts)
+        means.append(errors(found, wanted).mean())
+
+    assert means[1] < 0.002
+    assert 5 * means[1] < means[0]
+
+
+def test_a_texts_vectors_do_not_depend_on_its_batch_mates_or_on_padding(texts: np.ndarray) -> None:
+    model = build(tensors(), SHAPE, quantized=True, ranges=measured(texts, factors=True))
+    (together,) = run(model, texts)
+    for row in range(len(texts)):
+        (alone,) = run(model, texts[row : row + 1])
+        assert np.abs(alone[0] - together[row]).max() < 1e-5
+
+    padded = np.concatenate([texts[:3], np.zeros((3, 6), np.int64)], axis=1)
+    mask = np.repeat([[1] * 10 + [0] * 6], 3, axis=0)
+    (found,) = run(model, padded, mask)
+    assert np.abs(found[:, :10] - together[:3]).max() < 1e-5
+
+
+def test_what_enters_three_matrices_is_rounded_once(texts: np.ndarray) -> None:
+    model = build(tensors(), SHAPE, quantized=True, ranges=measured(texts, factors=True))
+    kinds = [node.op_type for node in model.graph.node]
+
+    assert kinds.count("MatMulIntegerToFloat") == 6 * LAYERS
+    # Attention's three matrices share one.
+    assert kinds.count("QuantizeLinear") == 4 * LAYERS
+
+
+def test_products_of_two_fit_16_bits(texts: np.ndarray) -> None:
+    from onnx import numpy_helper
+
+    model = build(tensors(), SHAPE, quantized=True, ranges=measured(texts, factors=True))
+    multiplied = {
+        node.input[1] for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"
+    }
+    codes = [
+        numpy_helper.to_array(tensor).astype(int)
+        for tensor in model.graph.initializer
+        if tensor.name in multiplied
+    ]
+
+    assert len(codes) == 6 * LAYERS
+    assert 2 * 255 * max(np.abs(code).max() for code in codes) < 1 << 15
+
+
+def test_matrices_without_a_range_stay_as_they_are(texts: np.ndarray) -> None:
+    ranges = measured(texts, factors=True)
+    kept = {name: found for name, found in ranges.items() if "layer.1" in name}
+    model = build(tensors(), SHAPE, quantized=False, ranges=kept)
+    kinds = [node.op_type for node in model.graph.node]
+
+    assert kinds.count("MatMulIntegerToFloat") == 6
+    (wanted,) = run(build(tensors(), SHAPE, quantized=False), texts)
+    (found,) = run(model, texts)
+    assert errors(found, wanted).mean() < 0.002
