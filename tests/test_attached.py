@@ -330,7 +330,6 @@ def bundle(**changes):
         (bundle(adapter=turn().to_bytes()[:-1]), "no adapter"),
         (bundle(former=b"x"), "no adapter"),
     ],
-    ids=str,
 )
 def test_a_damaged_adapter_is_found(made, value, message):
     with vecstore.open(made) as db:

@@ -7,7 +7,6 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from vecstore.encoders.protocol import Kind
 from vecstore.encoders.texts import check_kind
 from vecstore.errors import EncoderError, UsageError
+from vecstore.lazy import lazy
 from vecstore.spec import MAX_DIM, MIN_DIM, encode_utf8, show
 from vecstore.vectors import Vectors, as_vectors
 
@@ -134,7 +134,7 @@ class Adapter:
         """Whether it leaves all vectors as they are."""
         return self.documents is None and self.queries is None
 
-    @cached_property
+    @lazy
     def fingerprint(self) -> str:
         """A digest of everything that changes vectors; not of name, prefixes and reports."""
         digest = hashlib.sha256(f"adapter-1:{self.dim}:{self.dim_out}".encode())
