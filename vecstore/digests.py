@@ -43,7 +43,7 @@ class Known:
     """Vectors of some of the texts that were looked up.
 
     Attributes:
-        places: Which of the texts, ascending.
+        places: Which of the texts.
         packed: As many vectors, in stored form.
     """
 

@@ -81,6 +81,25 @@ def encode(spec: CollectionSpec, batch: Batch, encoder: EncoderSource, lookup: L
     return replace(batch, packed=packed, places=np.array(places), cuts=cuts, digests=keys)
 
 
+def known_in(batch: Batch | None, lookup: Lookup) -> Lookup:
+    """Look up texts in a batch too that is not written yet."""
+    if batch is None or batch.packed is None or not any(batch.digests):
+        return lookup
+    packed = batch.packed
+    there = {key: place for place, key in enumerate(batch.digests) if key is not None}
+
+    def both(found: list[bytes], texts: list[str]) -> Known:
+        known = lookup(found, texts)
+        left = set(range(len(texts))).difference(known.places)
+        more = [place for place in sorted(left) if found[place] in there]
+        if not more:
+            return known
+        taken = packed.take([there[found[place]] for place in more])
+        return Known([*known.places, *more], layout.join_packed([known.packed, taken]))
+
+    return both
+
+
 def _cut(
     batch: Batch, encoder: Encoder
 ) -> tuple[list[str], list[int], list[list[Span] | None], list[tuple[int, slice]]]:
