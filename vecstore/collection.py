@@ -114,6 +114,7 @@ class Collection(Handle):
         ids: Id | Iterable[Id | None] | None = None,
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         chunk: bool | Chunking = False,
+        progress: bool | None = None,
         timeout: float | None = None,
     ) -> list[Id]:
         """Store new records and return their ids.
@@ -129,6 +130,8 @@ class Collection(Handle):
             chunk: True, or a `Chunking`, to cut long texts into passages, each with a vector of
                 its own: the best of them says how near the record is. Without, what an encoder
                 does not read of a text is not found.
+            progress: Show on stderr how many texts are embedded, how fast, and the time left; by
+                default for many, if that is a terminal.
             timeout: Seconds to wait for the right to write.
 
         Raises:
@@ -137,7 +140,7 @@ class Collection(Handle):
         """
         batch = batches.prepare(self._declared, texts, vectors, ids, metadata, chunk)
         self._check_new(batch)
-        return self._store(ingest.add, batch, timeout)
+        return self._store(ingest.add, batch, timeout, progress)
 
     def upsert(
         self,
@@ -147,6 +150,7 @@ class Collection(Handle):
         ids: Id | Iterable[Id | None] | None = None,
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         chunk: bool | Chunking = False,
+        progress: bool | None = None,
         timeout: float | None = None,
     ) -> list[Id]:
         """Store records, replacing those whose ids exist; arguments as in `add`.
@@ -155,7 +159,7 @@ class Collection(Handle):
         order.
         """
         batch = batches.prepare(self._declared, texts, vectors, ids, metadata, chunk)
-        return self._store(ingest.upsert, batch, timeout)
+        return self._store(ingest.upsert, batch, timeout, progress)
 
     def update(
         self,

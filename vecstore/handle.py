@@ -259,8 +259,9 @@ class Handle:
         write: Callable[[Transaction, Entry, Batch], None],
         batch: Batch,
         timeout: float | None,
+        progress: bool | None = False,
     ) -> list[Id]:
-        ready = ingest.encode(self._declared, batch, self._encoder, self._known)
+        ready = ingest.encode(self._declared, batch, self._encoder, self._known, progress)
         self._write(lambda txn, entry: write(txn, entry, ready), timeout)
         return ready.ids
 

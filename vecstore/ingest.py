@@ -14,7 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore import catalog, digests, layout, maintenance, passages, record_layout, records, rows
+from vecstore import (
+    bars,
+    catalog,
+    digests,
+    layout,
+    maintenance,
+    passages,
+    record_layout,
+    records,
+    rows,
+)
 from vecstore.ann.index import IndexedRows
 from vecstore.batches import Batch, pick
 from vecstore.catalog import Entry
@@ -37,6 +47,8 @@ from vecstore.store import Reader, Transaction
 from vecstore.vectors import Vectors, as_vectors, check_lengths, differ, shorten, store_form
 
 Metadata = dict[str, Any]
+# Texts embedded between two movements of a bar; for no more than these there is none by default.
+COUNTED = 256
 
 
 class EncoderSource(Protocol):
@@ -53,11 +65,18 @@ class Lookup(Protocol):
         """Look up texts, each under its digest."""
 
 
-def encode(spec: CollectionSpec, batch: Batch, encoder: EncoderSource, lookup: Lookup) -> Batch:
+def encode(
+    spec: CollectionSpec,
+    batch: Batch,
+    encoder: EncoderSource,
+    lookup: Lookup,
+    progress: bool | None = False,
+) -> Batch:
     """Return the batch with vectors for its texts, unless it came with vectors or has no text.
 
     A text that is to be chunked, and fits no passage, gets several. Texts that the collection has
-    are not embedded again.
+    are not embedded again. With `progress` a bar on stderr counts the others; None if that is a
+    terminal and there are many.
     """
     if batch.packed is not None or all(text is None for text in batch.texts):
         return batch
@@ -68,7 +87,7 @@ def encode(spec: CollectionSpec, batch: Batch, encoder: EncoderSource, lookup: L
     for _, found in late:
         alone[found] = False
     made = {text: digests.digest(text) for text in itertools.compress(texts, alone)}
-    parts, numbers = _embed_new(spec, made, model, lookup)
+    parts, numbers = _embed_new(spec, made, model, lookup, progress)
     where = np.array([numbers.get(text, -1) for text in texts], np.intp)
     for i, found in late:
         spans = cuts[i] or []
@@ -127,7 +146,11 @@ def _cut(
 
 
 def _embed_new(
-    spec: CollectionSpec, made: dict[str, bytes], encoder: Encoder, lookup: Lookup
+    spec: CollectionSpec,
+    made: dict[str, bytes],
+    encoder: Encoder,
+    lookup: Lookup,
+    progress: bool | None,
 ) -> tuple[list[Packed], dict[str, int]]:
     """Vectors of distinct documents with their digests: embedded, unless the collection has them.
 
@@ -141,8 +164,24 @@ def _embed_new(
     new = [text for text in texts if text not in there]
     parts = [known.packed] if held else []
     if new:
-        parts.append(_packed(spec, embed(spec, new, encoder, "document")))
+        parts.append(_packed(spec, _embed_counted(spec, new, encoder, progress)))
     return parts, {text: number for number, text in enumerate([*held, *new])}
+
+
+def _embed_counted(
+    spec: CollectionSpec, texts: list[str], encoder: Encoder, progress: bool | None
+) -> Vectors:
+    """Embed documents; in steps where a bar counts them."""
+    if progress is None and len(texts) <= COUNTED:
+        progress = False
+    step = COUNTED if bars.shown(progress) else len(texts)
+    found = []
+    with bars.counting(progress, len(texts), "embedding", "texts") as advance:
+        for at in range(0, len(texts), step):
+            part = texts[at : at + step]
+            found.append(embed(spec, part, encoder, "document"))
+            advance(len(part))
+    return np.concatenate(found) if len(found) > 1 else found[0]
 
 
 def _packed(spec: CollectionSpec, vectors: Vectors) -> Packed:
