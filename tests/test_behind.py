@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vecstore
-from vecstore import EncoderError, UsageError
+from vecstore import EncoderError, UsageError, formats
 from vecstore.behind import behind
 from vecstore.encoders import FunctionEncoder, HashEncoder
+from vecstore.loading import Loader
 
 DIM = 8
 HASH = HashEncoder(DIM)
@@ -179,3 +180,56 @@ def test_encoder_and_stream_stay_in_the_thread_of_the_caller(db):
     encoder = FunctionEncoder(embed, name="mine", version="1", dim=DIM)
     db.collection("c", encoder=encoder).add_records(items(), batch=4)
     assert threads == {threading.current_thread()}
+
+
+def items(rows):
+    return [formats.Item(row, f"line {number}", 10) for number, row in enumerate(rows, 1)]
+
+
+def loaded(loader, rows):
+    """The bytes that were stored, and the error."""
+    sizes = []
+    try:
+        loader.load(items(rows), sizes.append)
+    except UsageError as error:
+        return sum(sizes), str(error)
+    return sum(sizes), None
+
+
+@pytest.mark.parametrize("bad", [0, 199, 200, 399, 430, 649])
+@pytest.mark.parametrize("kind", ["text", "taken", "vector"])
+def test_a_loader_finds_a_bad_record_and_stores_what_precedes_it(memory, bad, kind):
+    notes, seen = counted(memory)
+    rows = [{"id": i, "text": f"text {i}", "vector": None} for i in range(650)]
+    taken = notes.add("there", ids=-1) if kind == "taken" else []
+    broken = {"text": {"text": 7}, "taken": {"id": -1}, "vector": {"vector": [1, 2]}}[kind]
+    rows[bad] |= broken
+    loader = Loader(notes, upsert=False)
+    size, error = loaded(loader, rows)
+    assert error.startswith(f"line {bad + 1}: ")
+    assert loader.count == bad == notes.count() - len(taken)
+    assert size <= 10 * bad
+    assert [record.id for record in notes.scan()] == [*([-1] if taken else []), *range(bad)]
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_loader_stores_all_of_a_stream(memory):
+    notes, _ = counted(memory)
+    rows = [{"text": f"text {i % 400}"} for i in range(901)]
+    rows[450]["vector"] = [1] * DIM
+    loader = Loader(notes, upsert=True)
+    assert loaded(loader, rows) == (9010, None)
+    assert loader.count == notes.count() == 901
+
+
+def test_a_loader_that_meets_a_broken_file_has_stored_what_precedes(memory):
+    notes, _ = counted(memory)
+
+    def broken():
+        yield from items({"text": f"text {i}"} for i in range(430))
+        raise UsageError("line 431: no JSON")
+
+    loader = Loader(notes, upsert=False)
+    with pytest.raises(UsageError, match="431"):
+        loader.load(broken(), lambda size: None)
+    assert loader.count == notes.count() == 430

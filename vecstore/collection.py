@@ -240,11 +240,11 @@ class Collection(Handle):
         if not isinstance(items, Iterable):
             raise UsageError(f"items is {type(items).__name__} {show(items)}, not dicts")
         total = len(items) if isinstance(items, Sequence) else None
-        groups = self._streamed(batches.groups(items, size), upsert, chunk)
+        groups = batches.groups(items, size)
         stored = 0
         with bars.counting(progress, total) as advance:
             try:
-                for count in self._write_each(groups, upsert, timeout):
+                for count in self._store_groups(groups, upsert, chunk, timeout):
                     stored += count
                     advance(count)
             except Exception as error:
@@ -276,10 +276,15 @@ class Collection(Handle):
             before = ingest.encode(self._declared, batch, self._encoder, known)
             yield before
 
-    def _write_each(
-        self, ready: Iterable[Batch], upsert: bool, timeout: float | None
+    def _store_groups(
+        self,
+        groups: Iterable[Group],
+        upsert: bool,
+        chunk: bool | Chunking,
+        timeout: float | None = None,
     ) -> Iterator[int]:
-        """Write batches, each in a transaction of its own, and yield how many records each has."""
+        """Store groups, each in a transaction of its own, and yield how many records each has."""
+        ready = self._streamed(groups, upsert, chunk)
         write = ingest.upsert if upsert else ingest.add
 
         def store(batch: Batch) -> int:
