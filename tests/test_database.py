@@ -241,7 +241,7 @@ def test_a_file_of_somebody_elses_lmdb_is_refused_and_left_alone(path, named):
 
 
 def test_a_database_that_only_looks_like_one_of_vecstore_is_refused(path):
-    environment = lmdb.open(str(path), subdir=False, max_dbs=8, lib_version=0)
+    environment = lmdb.open(str(path), subdir=False, max_dbs=9, lib_version=0)
     for name in layout.DATABASES:
         environment.open_db(name.encode())
     environment.close()

@@ -25,6 +25,7 @@ from vecstore import (
     NotFoundError,
     UsageError,
     VectorError,
+    ingest,
 )
 from vecstore.batches import new_ids
 from vecstore.encoders import FunctionEncoder, HashEncoder
@@ -905,3 +906,26 @@ def test_a_progress_bar_goes_to_stderr_only_where_wanted(
     out, err = capsys.readouterr()
     assert out == ""
     assert "5/5" in err
+
+
+@pytest.mark.parametrize("write", ["add", "upsert"])
+def test_a_bar_counts_the_texts_that_are_embedded(
+    memory: Database, capsys: pytest.CaptureFixture[str], write: str
+) -> None:
+    collection = memory.collection("c", encoder=HashEncoder(dim=8))
+    texts = [f"text {number}" for number in range(2 * ingest.COUNTED + 1)]
+    getattr(collection, write)(texts)
+    assert capsys.readouterr() == ("", "")
+    # Some are there already.
+    getattr(collection, write)([*texts, "new", "newer", "new"], progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "embedding" in err
+    assert "2/2" in err
+
+    other = memory.collection("d", encoder=HashEncoder(dim=8))
+    getattr(other, write)(texts, ids=range(len(texts)), progress=True)
+    assert f"{len(texts)}/{len(texts)}" in capsys.readouterr().err
+    vectors = HashEncoder(dim=8).encode(texts)
+    found = [record.vector for record in other.scan(include=("vector",))]
+    np.testing.assert_allclose(found, vectors, atol=1e-6)

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 
-def _shown(wanted: bool | None) -> bool:
+def shown(wanted: bool | None) -> bool:
+    """Whether there is to be a bar: as is wanted, or if stderr is a terminal."""
     return sys.stderr.isatty() if wanted is None else wanted
 
 
@@ -16,7 +17,7 @@ def counting(
     wanted: bool | None, total: int | None, what: str = "storing", unit: str = "records"
 ) -> Iterator[Callable[[int], None]]:
     """Show how many records are stored, or units of other work done; yield what counts more."""
-    if not _shown(wanted):
+    if not shown(wanted):
         yield lambda count: None
         return
     from rich.console import Console
@@ -51,7 +52,7 @@ def counting(
 @contextlib.contextmanager
 def sharing(wanted: bool | None, what: str) -> Iterator[Callable[[float], None]]:
     """Show the share of some work that is done; yield what is told that share, 0 to 1."""
-    if not _shown(wanted):
+    if not shown(wanted):
         yield lambda share: None
         return
     from rich.console import Console

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class Batch:
             One that comes again has passages.
         chunkings: How the texts are to be cut; None for one that is not.
         cuts: Where they were cut, two spans at least; None for one that was not.
+        digests: Of the texts that the vectors were made of, (m,), None for a vector that is not
+            what the encoder makes of a text alone; empty if none is.
     """
 
     ids: list[Id]
@@ -58,6 +60,7 @@ class Batch:
     places: NDArray[np.intp]
     chunkings: list[Chunking | None]
     cuts: list[list[Span] | None]
+    digests: list[bytes | None] = field(default_factory=list)
 
 
 def pick(batch: Batch, places: list[int]) -> Batch:
@@ -71,6 +74,7 @@ def pick(batch: Batch, places: list[int]) -> Batch:
         np.searchsorted(places, batch.places[chosen]),
         [batch.chunkings[i] for i in places],
         [batch.cuts[i] for i in places],
+        [batch.digests[i] for i in chosen.tolist()] if batch.digests else [],
     )
 
 

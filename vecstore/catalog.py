@@ -12,7 +12,7 @@ from vecstore.layout import Form, State
 from vecstore.spec import CollectionSpec, check_name
 from vecstore.store import Reader, Snapshot, Transaction
 
-PREFIXED = ("ids", "records", "tiers", "lists", "index", "fields", "live")
+PREFIXED = ("ids", "records", "tiers", "lists", "index", "fields", "live", "digests")
 _NAME_PREFIX = layout.name_key("")
 
 
@@ -98,8 +98,12 @@ def state(reader: Reader, number: int) -> State:
 
 def save_state(txn: Transaction, number: int, state: State) -> None:
     """Write the counters of a collection that this transaction changed."""
+    former, marker = layout.pack_generation(state.generation), layout.collection_key(number)
     state.generation += 1
     txn.put("meta", layout.state_key(number), state.pack())
+    # Digests count only if every write knew of them.
+    if txn.has("digests") and txn.get("digests", marker) == former:
+        txn.put("digests", marker, layout.pack_generation(state.generation))
 
 
 def format_of(reader: Reader) -> tuple[int, int]:
@@ -120,11 +124,16 @@ def raise_format(txn: Transaction) -> None:
         txn.put("meta", layout.KEY_FORMAT, value)
 
 
+def following(reader: Reader) -> int:
+    """The number that the next new collection gets; it is above all that were given out."""
+    value = reader.get("meta", layout.KEY_NEXT)
+    return 1 if value is None else _number(value, "meta: next", "next")
+
+
 def create(txn: Transaction, spec: CollectionSpec) -> Entry:
     """Make an empty collection; AlreadyExistsError if the name is taken."""
     _check_free(txn, spec.name)
-    value = txn.get("meta", layout.KEY_NEXT)
-    number = 1 if value is None else _number(value, "meta: next", "next")
+    number = following(txn)
     entry = Entry(number, os.urandom(8), spec)
     txn.put("meta", layout.KEY_NEXT, layout.pack_meta({"next": number + 1}))
     _put(txn, entry)
@@ -153,7 +162,7 @@ def change_encoder(txn: Transaction, entry: Entry, name: str, fingerprint: str) 
 def drop(txn: Transaction, name: str) -> None:
     """Delete a collection with everything in it."""
     entry = _require(txn, name)
-    for database in PREFIXED:
+    for database in filter(txn.has, PREFIXED):
         txn.delete_prefix(database, layout.collection_key(entry.number))
     txn.delete("meta", layout.name_key(name))
     txn.delete("meta", layout.spec_key(entry.number))

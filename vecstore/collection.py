@@ -29,12 +29,15 @@ from vecstore import (
 )
 from vecstore.ann.index import Kind
 from vecstore.arguments import Where
+from vecstore.batches import Batch, Group
+from vecstore.behind import behind
 from vecstore.errors import UsageError
 from vecstore.filters import Filter
 from vecstore.handle import Handle, shown
 from vecstore.hits import Audit, Explanation, Hit, Hits, Record
 from vecstore.planner import Recall
 from vecstore.spec import Chunking, Id, Include, check_id, is_id, show
+from vecstore.store import Transaction
 from vecstore.vectors import Bits, Vectors, as_queries, usual_query
 
 DEFAULT_INCLUDE: tuple[Include, ...] = ("text", "metadata")
@@ -111,6 +114,7 @@ class Collection(Handle):
         ids: Id | Iterable[Id | None] | None = None,
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         chunk: bool | Chunking = False,
+        progress: bool | None = None,
         timeout: float | None = None,
     ) -> list[Id]:
         """Store new records and return their ids.
@@ -126,6 +130,8 @@ class Collection(Handle):
             chunk: True, or a `Chunking`, to cut long texts into passages, each with a vector of
                 its own: the best of them says how near the record is. Without, what an encoder
                 does not read of a text is not found.
+            progress: Show on stderr how many texts are embedded, how fast, and the time left; by
+                default for many, if that is a terminal.
             timeout: Seconds to wait for the right to write.
 
         Raises:
@@ -133,11 +139,8 @@ class Collection(Handle):
             UsageError, VectorError, EncoderError, StoreError: Nothing was stored.
         """
         batch = batches.prepare(self._declared, texts, vectors, ids, metadata, chunk)
-        if batch.packed is None:
-            # Embedding is slow: find out first whether the ids are free.
-            with self._source.reading() as reader:
-                ingest.check_new(reader, self._entry(reader), batch.ids)
-        return self._store(ingest.add, batch, timeout)
+        self._check_new(batch)
+        return self._store(ingest.add, batch, timeout, progress)
 
     def upsert(
         self,
@@ -147,6 +150,7 @@ class Collection(Handle):
         ids: Id | Iterable[Id | None] | None = None,
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         chunk: bool | Chunking = False,
+        progress: bool | None = None,
         timeout: float | None = None,
     ) -> list[Id]:
         """Store records, replacing those whose ids exist; arguments as in `add`.
@@ -155,7 +159,7 @@ class Collection(Handle):
         order.
         """
         batch = batches.prepare(self._declared, texts, vectors, ids, metadata, chunk)
-        return self._store(ingest.upsert, batch, timeout)
+        return self._store(ingest.upsert, batch, timeout, progress)
 
     def update(
         self,
@@ -218,7 +222,8 @@ class Collection(Handle):
 
         Each dict has `text` or `vector` or both, and optionally `id` and `metadata`. Every
         `batch` records are one transaction; should one fail, those before it are stored, and a
-        note on the exception says how many.
+        note on the exception says how many. While some are written, in a thread of their own, the
+        next are embedded; not inside `db.transaction()`.
 
         Args:
             items: The dicts.
@@ -235,27 +240,61 @@ class Collection(Handle):
         if not isinstance(items, Iterable):
             raise UsageError(f"items is {type(items).__name__} {show(items)}, not dicts")
         total = len(items) if isinstance(items, Sequence) else None
-        write = self.upsert if upsert else self.add
+        groups = batches.groups(items, size)
         stored = 0
         with bars.counting(progress, total) as advance:
             try:
-                for group in batches.groups(items, size):
-                    write(
-                        group.texts,
-                        vectors=group.vectors,
-                        ids=group.ids,
-                        metadata=group.metadata,
-                        chunk=chunk if group.vectors is None else False,
-                        timeout=timeout,
-                    )
-                    stored += len(group.ids)
-                    advance(len(group.ids))
+                for count in self._store_groups(groups, upsert, chunk, timeout):
+                    stored += count
+                    advance(count)
             except Exception as error:
                 error.add_note(
                     f"the first {stored} records of the stream are stored, and none after them"
                 )
                 raise
         return stored
+
+    def _check_new(self, batch: Batch) -> None:
+        """Embedding is slow: find out before whether the ids are free."""
+        if batch.packed is None:
+            with self._source.reading() as reader:
+                ingest.check_new(reader, self._entry(reader), batch.ids)
+
+    def _streamed(
+        self, groups: Iterable[Group], upsert: bool, chunk: bool | Chunking
+    ) -> Iterator[Batch]:
+        """Batches ready to be written; the one before may not be there yet when one is made."""
+        before: Batch | None = None
+        for group in groups:
+            cut = chunk if group.vectors is None else False
+            batch = batches.prepare(
+                self._declared, group.texts, group.vectors, group.ids, group.metadata, cut
+            )
+            if not upsert:
+                self._check_new(batch)
+            known = ingest.known_in(before, self._known)
+            before = ingest.encode(self._declared, batch, self._encoder, known)
+            yield before
+
+    def _store_groups(
+        self,
+        groups: Iterable[Group],
+        upsert: bool,
+        chunk: bool | Chunking,
+        timeout: float | None = None,
+    ) -> Iterator[int]:
+        """Store groups, each in a transaction of its own, and yield how many records each has."""
+        ready = self._streamed(groups, upsert, chunk)
+        write = ingest.upsert if upsert else ingest.add
+
+        def store(batch: Batch) -> int:
+            self._write(lambda txn, entry: write(txn, entry, batch), timeout)
+            return len(batch.ids)
+
+        with self._source.reading() as reader:
+            # A transaction belongs to its thread.
+            alone = isinstance(reader, Transaction) or self._declared.encoder is None
+        return map(store, ready) if alone else behind(store, ready)
 
     # Reading
 

@@ -10,9 +10,20 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vecstore import arguments, attached, catalog, ingest, maintenance, records, rows, search
+from vecstore import (
+    arguments,
+    attached,
+    catalog,
+    digests,
+    ingest,
+    maintenance,
+    records,
+    rows,
+    search,
+)
 from vecstore.batches import Batch
 from vecstore.catalog import Entry
+from vecstore.digests import Known
 from vecstore.encoders import Encoder
 from vecstore.encoders.adapters import Adapter
 from vecstore.errors import (
@@ -248,10 +259,16 @@ class Handle:
         write: Callable[[Transaction, Entry, Batch], None],
         batch: Batch,
         timeout: float | None,
+        progress: bool | None = False,
     ) -> list[Id]:
-        ready = ingest.encode(self._declared, batch, self._encoder)
+        ready = ingest.encode(self._declared, batch, self._encoder, self._known, progress)
         self._write(lambda txn, entry: write(txn, entry, ready), timeout)
         return ready.ids
+
+    def _known(self, found: list[bytes], texts: list[str]) -> Known:
+        """The vectors that the collection has of texts, by their digests."""
+        with self._source.reading() as reader:
+            return digests.find(reader, self._entry(reader), found, texts)
 
     def _order_of(self, after: Id | Record | Hit | None) -> int:
         if after is None:

@@ -14,11 +14,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore import catalog, layout, maintenance, passages, record_layout, records, rows
+from vecstore import (
+    bars,
+    catalog,
+    digests,
+    layout,
+    maintenance,
+    passages,
+    record_layout,
+    records,
+    rows,
+)
 from vecstore.ann.index import IndexedRows
 from vecstore.batches import Batch, pick
 from vecstore.catalog import Entry
 from vecstore.chunking import Span
+from vecstore.digests import Known
 from vecstore.encoders import Encoder
 from vecstore.errors import (
     AlreadyExistsError,
@@ -28,7 +39,7 @@ from vecstore.errors import (
     VectorError,
 )
 from vecstore.filters import Filter
-from vecstore.layout import State
+from vecstore.layout import Packed, State
 from vecstore.record_layout import Part, Passages
 from vecstore.records import Stored
 from vecstore.spec import Chunking, CollectionSpec, Id
@@ -36,6 +47,8 @@ from vecstore.store import Reader, Transaction
 from vecstore.vectors import Vectors, as_vectors, check_lengths, differ, shorten, store_form
 
 Metadata = dict[str, Any]
+# Texts embedded between two movements of a bar; for no more than these there is none by default.
+COUNTED = 256
 
 
 class EncoderSource(Protocol):
@@ -45,48 +58,134 @@ class EncoderSource(Protocol):
         """Return the encoder, or raise why there is none."""
 
 
-def encode(spec: CollectionSpec, batch: Batch, encoder: EncoderSource) -> Batch:
+class Lookup(Protocol):
+    """Gives the vectors that a collection has of texts."""
+
+    def __call__(self, found: list[bytes], texts: list[str], /) -> Known:
+        """Look up texts, each under its digest."""
+
+
+def encode(
+    spec: CollectionSpec,
+    batch: Batch,
+    encoder: EncoderSource,
+    lookup: Lookup,
+    progress: bool | None = False,
+) -> Batch:
     """Return the batch with vectors for its texts, unless it came with vectors or has no text.
 
-    A text that is to be chunked, and fits no passage, gets several.
+    A text that is to be chunked, and fits no passage, gets several. Texts that the collection has
+    are not embedded again. With `progress` a bar on stderr counts the others; None if that is a
+    terminal and there are many.
     """
     if batch.packed is not None or all(text is None for text in batch.texts):
         return batch
-    model, cuts = encoder(), list(batch.cuts)
+    model = encoder()
+    texts, places, cuts, late = _cut(batch, model)
+    # Passages in their context are not what the encoder makes of their text alone.
+    alone = np.ones(len(texts), bool)
+    for _, found in late:
+        alone[found] = False
+    made = {text: digests.digest(text) for text in itertools.compress(texts, alone)}
+    parts, numbers = _embed_new(spec, made, model, lookup, progress)
+    where = np.array([numbers.get(text, -1) for text in texts], np.intp)
+    for i, found in late:
+        spans = cuts[i] or []
+        where[found] = np.arange(len(spans)) + sum(map(len, parts))
+        parts.append(_packed(spec, _embed_late(spec, batch.texts[i] or "", spans, model)))
+    packed = layout.join_packed(parts)
+    if len(packed) != len(where) or (where[1:] < where[:-1]).any():
+        packed = packed.take(where)
+    keys = [made[text] if own else None for text, own in zip(texts, alone.tolist(), strict=True)]
+    return replace(batch, packed=packed, places=np.array(places), cuts=cuts, digests=keys)
+
+
+def known_in(batch: Batch | None, lookup: Lookup) -> Lookup:
+    """Look up texts in a batch too that is not written yet."""
+    if batch is None or batch.packed is None or not any(batch.digests):
+        return lookup
+    packed = batch.packed
+    there = {key: place for place, key in enumerate(batch.digests) if key is not None}
+
+    def both(found: list[bytes], texts: list[str]) -> Known:
+        known = lookup(found, texts)
+        left = set(range(len(texts))).difference(known.places)
+        more = [place for place in sorted(left) if found[place] in there]
+        if not more:
+            return known
+        taken = packed.take([there[found[place]] for place in more])
+        return Known([*known.places, *more], layout.join_packed([known.packed, taken]))
+
+    return both
+
+
+def _cut(
+    batch: Batch, encoder: Encoder
+) -> tuple[list[str], list[int], list[list[Span] | None], list[tuple[int, slice]]]:
+    """Cut the texts of a batch that are to be cut.
+
+    Returns:
+        What gets a vector each; the places of their records; the cuts; and of each record whose
+        passages are embedded in their context its place, and where they are.
+    """
     pieces: list[str] = []
-    late: list[tuple[int, int, list[Span]]] = []
     places: list[int] = []
+    late = []
+    cuts = list(batch.cuts)
     for i, (text, chunking) in enumerate(zip(batch.texts, batch.chunkings, strict=True)):
         if text is None:
             continue
-        spans = passages.cut(text, chunking, model)
+        spans = passages.cut(text, chunking, encoder)
         if len(spans) > 1:
             cuts[i] = spans
             if chunking is not None and chunking.late:
-                late.append((i, len(pieces), spans))
+                late.append((i, slice(len(pieces), len(pieces) + len(spans))))
         pieces += [text[start:end] for start, end in spans]
         places += [i] * len(spans)
-    vectors = np.empty((len(pieces), spec.dim), np.float32)
-    rest = np.ones(len(pieces), bool)
-    for i, at, spans in late:
-        found = slice(at, at + len(spans))
-        vectors[found] = _embed_late(spec, batch.texts[i] or "", spans, model)
-        rest[found] = False
-    vectors[rest] = _embed_distinct(spec, list(itertools.compress(pieces, rest)), model)
-    packed = store_form(vectors, spec.metric, spec.precision)
-    return replace(batch, packed=packed, places=np.array(places), cuts=cuts)
+    return pieces, places, cuts, late
 
 
-def _embed_distinct(spec: CollectionSpec, texts: list[str], encoder: Encoder) -> Vectors:
-    """Embed documents, equal ones once."""
-    distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    if not distinct:
-        return np.zeros((0, spec.dim), np.float32)
-    vectors = embed(spec, list(distinct), encoder, "document")
-    if len(distinct) == len(texts):
-        return vectors
-    repeated: Vectors = vectors[[distinct[text] for text in texts]]
-    return repeated
+def _embed_new(
+    spec: CollectionSpec,
+    made: dict[str, bytes],
+    encoder: Encoder,
+    lookup: Lookup,
+    progress: bool | None,
+) -> tuple[list[Packed], dict[str, int]]:
+    """Vectors of distinct documents with their digests: embedded, unless the collection has them.
+
+    Returns:
+        The vectors in parts, and the place of each text's vector among them.
+    """
+    texts = list(made)
+    known = lookup(list(made.values()), texts)
+    held = [texts[place] for place in known.places]
+    there = set(held)
+    new = [text for text in texts if text not in there]
+    parts = [known.packed] if held else []
+    if new:
+        parts.append(_packed(spec, _embed_counted(spec, new, encoder, progress)))
+    return parts, {text: number for number, text in enumerate([*held, *new])}
+
+
+def _embed_counted(
+    spec: CollectionSpec, texts: list[str], encoder: Encoder, progress: bool | None
+) -> Vectors:
+    """Embed documents; in steps where a bar counts them."""
+    if progress is None and len(texts) <= COUNTED:
+        progress = False
+    step = COUNTED if bars.shown(progress) else len(texts)
+    found = []
+    with bars.counting(progress, len(texts), "embedding", "texts") as advance:
+        for at in range(0, len(texts), step):
+            part = texts[at : at + step]
+            found.append(embed(spec, part, encoder, "document"))
+            advance(len(part))
+    return np.concatenate(found) if len(found) > 1 else found[0]
+
+
+def _packed(spec: CollectionSpec, vectors: Vectors) -> Packed:
+    return store_form(vectors, spec.metric, spec.precision)
 
 
 def _embed_late(spec: CollectionSpec, text: str, spans: list[Span], encoder: Encoder) -> Vectors:
@@ -232,19 +331,26 @@ def delete(txn: Transaction, entry: Entry, ids: list[Id] | None, where: Filter |
         found = records.walk(txn, entry.number)
     # Not the records themselves: together, their texts may be larger than memory.
     doomed = [
-        (record.id, record.order, record.row, records.parts(txn, entry.number, record))
+        (
+            record.id,
+            record.order,
+            record.row,
+            records.parts(txn, entry.number, record),
+            digests.keys_of(txn, entry, record),
+        )
         for record in found
         if where is None or where.matches(record)
     ]
     if not doomed:
         return 0
     writer = IndexedRows(txn, entry, state)
-    for value, order, _, parts in doomed:
+    for value, order, _, parts, keys in doomed:
+        digests.drop(txn, keys)
         txn.delete("ids", layout.id_key(entry.number, value))
         txn.delete("records", layout.record_key(entry.number, order))
         if parts:
             _drop_passages(txn, entry, state, writer, parts)
-    writer.kill(np.array([row for _, _, row, _ in doomed], np.intp))
+    writer.kill(np.array([row for _, _, row, *_ in doomed], np.intp))
     state.records -= len(doomed)
     _finish(txn, entry, state, writer)
     return len(doomed)
@@ -273,6 +379,7 @@ def _insert(
     placed = writer.add(packed, orders).tolist()
     state.next_order += count
     state.records += count
+    _remember(txn, entry, state, batch, orders)
     parts = batch.ids, batch.texts, batch.metadata
     if whole:
         items = record_layout.pack_records(entry.number, first, placed, *parts)
@@ -287,6 +394,21 @@ def _insert(
     values = map(layout.ORDER.pack, range(first, first + count))
     # Neighbouring keys share their way down the tree.
     txn.put_many("ids", sorted(zip(keys, values, strict=True)))
+
+
+def _remember(
+    txn: Transaction, entry: Entry, state: State, batch: Batch, orders: NDArray[np.uint64]
+) -> None:
+    """Note where the vectors of texts are, before passages get the orders that come next.
+
+    `orders` are those of all the batch's records.
+    """
+    if batch.packed is None or not any(batch.digests):
+        return
+    leading = _leading(batch.places)
+    given = orders[batch.places]
+    given[~leading] = state.next_order + np.arange(len(given) - leading.sum(), dtype=np.uint64)
+    digests.put(txn, entry, state, batch.digests, given.tolist(), batch.packed)
 
 
 def _leading(places: NDArray[np.intp]) -> NDArray[np.bool_]:
@@ -374,11 +496,13 @@ def _replace(
             current[fresh[changed]] = moved
             places = current.tolist()
         for place in fresh.tolist():
+            digests.drop(txn, digests.keys_of(txn, entry, old[place]))
             if held[place] is not None:
                 parts = records.parts(txn, entry.number, old[place])
                 _drop_passages(txn, entry, state, writer, parts)
                 held[place] = None
         parents = [record.order for record in old]
+        _remember(txn, entry, state, batch, np.array(parents, np.uint64))
         stored = _store_passages(txn, entry, state, writer, batch, parents)
         held = [one or other for one, other in zip(stored, held, strict=True)]
     contents = zip((record.id for record in old), batch.texts, batch.metadata, held, strict=True)

@@ -28,7 +28,9 @@ MAGIC = "vecstore"
 FORMAT, PLAIN_FORMAT = 2, 1
 OLDEST_READABLE = 1
 
-DATABASES = ("meta", "ids", "records", "tiers", "lists", "index", "fields", "live")
+DATABASES = ("meta", "ids", "records", "tiers", "lists", "index", "fields", "live", "digests")
+# Files of the first releases lack it.
+OPTIONAL = ("digests",)
 
 BLOCK_ROWS = 64
 TILE_ROWS = 32
@@ -51,6 +53,8 @@ STATE = struct.Struct("<QQQIIII")
 PASSAGES = struct.Struct("<Q")
 CHECKSUM = struct.Struct("<I")
 ORDER = struct.Struct("<Q")
+GENERATION = struct.Struct("<Q")
+DIGEST_BYTES = 16
 NO_BLOCK = 2**32 - 1
 
 KEY_FORMAT = b"format"
@@ -137,6 +141,28 @@ def block_key(collection: int, block: int, tier: int = FULL_TIER) -> bytes:
 def part_key(collection: int, part: int) -> bytes:
     """Key in `live` of one bitmap of 16,384 rows."""
     return collection.to_bytes(4, "big") + part.to_bytes(4, "big")
+
+
+def digest_prefix(collection: int, digest: bytes) -> bytes:
+    """Prefix in `digests` of a text; the order of what has its vector follows in eight bytes."""
+    return collection.to_bytes(4, "big") + digest
+
+
+def digest_key(collection: int, digest: bytes, order: int) -> bytes:
+    """Key in `digests` of a text whose vector a record or passage has."""
+    return digest_prefix(collection, digest) + order.to_bytes(8, "big")
+
+
+def unpack_digest(key: bytes, value: bytes | memoryview) -> tuple[int, int]:
+    """The order that an entry of `digests` leads to, and the checksum of its vector."""
+    if len(key) != 4 + DIGEST_BYTES + 8 or len(value) != CHECKSUM.size:
+        raise CorruptionError(f"digests: the entry of key {key.hex()} has {len(value)} bytes")
+    return int.from_bytes(key[-8:], "big"), int(CHECKSUM.unpack(value)[0])
+
+
+def pack_generation(generation: int) -> bytes:
+    """Make the value in `digests` that says of which generation its entries are."""
+    return pack_checked(GENERATION.pack(generation))
 
 
 # Bulk values
@@ -285,6 +311,16 @@ class Packed:
         """Some of the vectors, by anything that indexes an array."""
         scales = None if self.scales is None else self.scales[which]
         return Packed(self.norms[which], self.numbers[which], scales)
+
+
+def join_packed(parts: Sequence[Packed]) -> Packed:
+    """Some vectors behind others, of one form."""
+    scales = [part.scales for part in parts if part.scales is not None]
+    return Packed(
+        np.concatenate([part.norms for part in parts]),
+        np.concatenate([part.numbers for part in parts]),
+        np.concatenate(scales) if scales else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from vecstore import formats
+from vecstore.batches import Group
+from vecstore.batches import groups as cut_groups
 from vecstore.encoders import Truncated
 from vecstore.errors import AlreadyExistsError, EncoderError, UsageError
 
@@ -34,9 +38,37 @@ class Loader:
 
     def load(self, items: Iterable[formats.Item], advance: Callable[[int], object]) -> None:
         """Store the records; `advance` is told the size of each batch."""
-        for batch in _batches(items):
-            self._store(batch)
-            advance(sum(item.size for item in batch))
+        source, drawn = _batches(items), deque[list[formats.Item]]()
+        broken: UsageError | None = None
+
+        def groups() -> Iterator[Group]:
+            nonlocal broken
+            try:
+                for batch in source:
+                    drawn.append(batch)
+                    yield from cut_groups((item.record for item in batch), len(batch))
+            except UsageError as error:
+                broken = error
+                raise
+
+        while True:
+            try:
+                # While one batch is written, the next is read and embedded.
+                for count in self._collection._store_groups(groups(), self._upsert, self._chunk):
+                    self.count += count
+                    advance(sum(item.size for item in drawn.popleft()))
+                return
+            except EncoderError:
+                raise
+            except (UsageError, AlreadyExistsError):
+                if not drawn:
+                    # The file itself is bad.
+                    raise
+            self._store(drawn[0])
+            advance(sum(item.size for item in drawn.popleft()))
+            if broken is not None:
+                raise broken
+            source, drawn = itertools.chain(drawn, source), deque()
 
     def lost(self) -> str | None:
         """How many texts were longer than their encoder reads, in a sentence; None if none was."""
@@ -80,6 +112,11 @@ def _truncated(collection: Collection) -> Truncated | None:
     return found if isinstance(found, Truncated) else None
 
 
+def _is_bare(item: formats.Item) -> bool:
+    """Whether a record comes without a vector, as `add_records` sees it."""
+    return item.record.get("vector") is None
+
+
 def _batches(items: Iterable[formats.Item]) -> Iterator[list[formats.Item]]:
     """Cut into batches that `add_records` stores in one transaction each."""
     batch: list[formats.Item] = []
@@ -89,7 +126,7 @@ def _batches(items: Iterable[formats.Item]) -> Iterator[list[formats.Item]]:
         for item in items:
             identity = item.record.get("id")
             full = len(batch) == BATCH_RECORDS or size >= BATCH_BYTES
-            mixed = batch and ("vector" in item.record) != ("vector" in batch[0].record)
+            mixed = batch and _is_bare(item) is not _is_bare(batch[0])
             if full or mixed or identity in seen:
                 yield batch
                 batch, seen, size = [], set(), 0

@@ -52,6 +52,15 @@ def read(reader: Reader, collection: int, order: int) -> Stored:
     return _unpack(key, value)
 
 
+def placed(reader: Reader, collection: int, order: int) -> Stored | Part:
+    """The record or passage of this order; CorruptionError if it is missing or damaged."""
+    key = layout.record_key(collection, order)
+    value = reader.get("records", key)
+    if value is None or not record_layout.is_passage(value):
+        return read(reader, collection, order)
+    return record_layout.unpack_part(key, value)
+
+
 def verified(
     reader: Reader, collection: int, orders: list[int]
 ) -> tuple[list[int], list[memoryview]]:

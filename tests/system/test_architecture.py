@@ -390,7 +390,8 @@ def test_the_invariants_that_check_names_are_those_of_the_layout():
     (text,) = re.findall(r"^## \d+\. Invariants$(.*?)(?=^## )", LAYOUT, re.M | re.S)
     numbers = {int(number) for number in re.findall(r"^(\d+)\. ", text, re.M)}
     source = "".join(
-        (PACKAGE / name).read_text() for name in ("check.py", "attached.py", "ann/verify.py")
+        (PACKAGE / name).read_text()
+        for name in ("check.py", "attached.py", "digests.py", "ann/verify.py")
     )
     named = {
         int(n) for part in re.findall(r"\(((?:\d+, )*\d+)\)", source) for n in part.split(", ")

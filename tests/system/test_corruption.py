@@ -349,7 +349,9 @@ def covered(value):
 
 
 @pytest.mark.parametrize(
-    ("file", "more"), [("sound", set()), ("indexed", {"lists", "index"})], ids=["sound", "indexed"]
+    ("file", "more"),
+    [("sound", {"digests"}), ("indexed", {"lists", "index"})],
+    ids=["sound", "indexed"],
 )
 def test_a_flipped_bit_in_every_kind_of_value_is_found(file, more, request, tmp_path):
     path = request.getfixturevalue(file)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore.encoders import tokens
+from vecstore.encoders import batching, tokens
 from vecstore.encoders.cutting import Tally, Truncated
 from vecstore.encoders.dense import read_dense
 from vecstore.encoders.folder import ModelFolder, at_layer, read_folder
@@ -30,6 +30,7 @@ from vecstore.vectors import shorten
 
 # Texts tokenized at a time: enough to sort into batches of like length, and a bound on memory.
 _WINDOW = 2048
+_PROCESSOR = "CPUExecutionProvider"
 # Raised when this code starts to make other vectors from the same files and settings.
 _RULES = 1
 
@@ -47,7 +48,8 @@ class OnnxEncoder:
         max_length: Tokens kept of a text, special tokens included; None for the model's maximum.
         threads: Threads that share the work of one batch; None for one per core.
         providers: onnxruntime's execution providers; None for the CPU.
-        batch_size: Texts run at once. Another size changes vectors by rounding only.
+        batch_size: The most texts run at once; None for as many as suit their lengths. Another
+            size changes vectors by rounding only.
         name: A name for people; None for the folder's name. `layer` and `dim` are added to it.
         layer: End after so many of the model's layers, where `vecstore.json` declares an output for
             that; only this part of the model is loaded. None for all layers.
@@ -68,7 +70,7 @@ class OnnxEncoder:
         max_length: int | None = None,
         threads: int | None = None,
         providers: Sequence[Provider] | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         name: str | None = None,
         layer: int | None = None,
         dim: int | None = None,
@@ -79,7 +81,8 @@ class OnnxEncoder:
             self._max_length = _positive("max_length", max_length, self._folder.limit)
         self._threads = None if threads is None else _positive("threads", threads)
         self._providers = providers
-        self._batch_size = _positive("batch_size", batch_size)
+        self._batch_size = None if batch_size is None else _positive("batch_size", batch_size)
+        self._budget = _budget(providers)
         self._name = name or self._folder.path.name
         # Digests that need not be computed, because the files came with this package.
         self._known_digests: Mapping[str, str] = {}
@@ -230,7 +233,7 @@ class OnnxEncoder:
             self._folder.prompts["document"],
             text,
             spans,
-            at_once=1 if session.mixes_batches else self._batch_size,
+            at_once=self._most(session) or max(1, self._budget // self._max_length),
             skip_prompt=self._folder.skip_prompt,
         )
         if self._prefix is not None:
@@ -257,11 +260,7 @@ class OnnxEncoder:
                     " no token; it has no meaning to encode"
                 )
         self._tally.add(texts, prompt, encodings)
-        step = 1 if session.mixes_batches else self._batch_size
-        # Texts of like length together, so that little padding is computed.
-        order = np.argsort(-sizes, kind="stable")
-        for first in range(0, len(order), step):
-            rows = order[first : first + step]
+        for rows in batching.batches(sizes, self._most(session), self._budget):
             found = session.run([encodings[row] for row in rows], skipped)
             if found.shape[1] != vectors.shape[1]:
                 raise EncoderError(
@@ -273,6 +272,10 @@ class OnnxEncoder:
                 row = start + int(rows[np.argmin(finite)])
                 raise EncoderError(f"{self._folder.model} returned NaN or infinity for text {row}")
             vectors[rows] = found
+
+    def _most(self, session: Session) -> int | None:
+        """How many texts may be run at once; None if only their lengths say."""
+        return 1 if session.mixes_batches else self._batch_size
 
     def _loaded(self) -> Session:
         session = self._session
@@ -370,6 +373,12 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _budget(providers: Sequence[Provider] | None) -> int:
+    """How many tokens are run at once."""
+    names = [one if isinstance(one, str) else one[0] for one in providers or [_PROCESSOR]]
+    return batching.TOKENS if names == [_PROCESSOR] else batching.ACCELERATED_TOKENS
 
 
 def _identity(path: Path) -> list[object]:

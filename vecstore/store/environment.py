@@ -182,10 +182,10 @@ class Store:
             names = [bytes(key).decode("utf-8", "replace") for key, _ in txn.cursor()]
         if not names and not self.read_only:
             self._create_databases()
-        elif not set(layout.DATABASES) <= set(names):
+        elif not set(layout.DATABASES) - set(layout.OPTIONAL) <= set(names):
             raise FormatError(f"{self.path} is an LMDB file, but not one of vecstore's")
         else:
-            for name in layout.DATABASES:
+            for name in set(layout.DATABASES) & set(names):
                 self.databases[name] = self._env.open_db(name.encode(), create=False)
         with self._env.begin() as txn:
             value = txn.get(layout.KEY_FORMAT, db=self.databases["meta"])
@@ -593,6 +593,10 @@ class Store:
         if not self.memory:
             sync_folder(self.path.parent)
         self._open_env()
+        # Here nobody reads, whose transaction would not know it. Without room the file lacks it.
+        with contextlib.suppress(lmdb.Error):
+            for name in set(layout.OPTIONAL) - self.databases.keys():
+                self.databases[name] = self._env.open_db(name.encode())
         if self.memory:
             remove(self.path)
 

@@ -55,6 +55,10 @@ class Reader:
             self._end()
         return txn
 
+    def has(self, database: str) -> bool:
+        """Whether the file has a database; of those that every file has it need not be asked."""
+        return database in self.store.databases
+
     def get(self, database: str, key: bytes) -> Any:
         """Return the value under a key as bytes or memoryview, or None."""
         try:
