@@ -1,0 +1,79 @@
+"""How well do prefixes of vectors rank texts? The loss that both models are trained with.
+
+Nested as in Kusupati et al., Matryoshka representation learning, 2022: every prefix is scaled to
+unit length and judged on its own. Judged by three things: the similarities that a teacher's whole
+vectors have (distillation), those that the model's own whole vectors have (so that prefixes find
+what whole vectors will rank first), and which document belongs to which query (InfoNCE among all
+of the batch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as torch_functions
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nested:
+    """The loss of a batch of queries and the documents that belong to them.
+
+    Attributes:
+        prefixes: How much each prefix length counts; the largest is the whole vector.
+        temperature: What similarities are divided by before they become shares.
+        labels: How much the right document counts, beside similarities.
+        own: How much the model's own whole vectors count, beside the teacher's.
+        squares: How much squared differences of similarities count, beside shares.
+    """
+
+    prefixes: Mapping[int, float]
+    labels: float
+    own: float
+    temperature: float = 0.05
+    squares: float = 5.0
+    sizes: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", sorted(self.prefixes, reverse=True))
+
+    def __call__(self, vectors: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            vectors: Of n queries and, behind them, their n documents, (2 n, dim).
+            teacher: The same texts' vectors by the teacher, unit length, (2 n, any).
+        """
+        wanted = _others(teacher @ teacher.T)
+        shares = torch_functions.softmax(wanted / self.temperature, 1)
+        whole: Tensor | None = None
+        loss = torch.zeros(())
+        for size in self.sizes:
+            unit = torch_functions.normalize(vectors[:, :size], dim=1)
+            found = _others(unit @ unit.T)
+            logs = torch_functions.log_softmax(found / self.temperature, 1)
+            part = torch_functions.kl_div(logs, shares, reduction="batchmean")
+            part = part + self.squares * torch_functions.mse_loss(found, wanted)
+            if whole is None:
+                whole = logs.detach().exp()
+            elif self.own:
+                part = part + self.own * torch_functions.kl_div(logs, whole, reduction="batchmean")
+            part = part + self.labels * self._labels(unit)
+            loss = loss + self.prefixes[size] * part
+        return loss
+
+    def _labels(self, unit: Tensor) -> Tensor:
+        queries, documents = unit.chunk(2)
+        scores = queries @ documents.T / self.temperature
+        right = torch.arange(len(queries))
+        there = torch_functions.cross_entropy(scores, right)
+        return (there + torch_functions.cross_entropy(scores.T, right)) / 2
+
+
+def _others(similarities: Tensor) -> Tensor:
+    """Similarities to all others, (n, n - 1): to itself every text is 1."""
+    count = len(similarities)
+    return similarities[~torch.eye(count, dtype=torch.bool)].view(count, -1)
