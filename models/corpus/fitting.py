@@ -5,22 +5,14 @@ No text of an evaluation set is read here.
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 from corpus.cleaning import sentences
-from corpus.pairs import Pair
+from corpus.pairs import Pair, read_pairs
 
 NEEDED = ["debian_descriptions", "wordnet_glosses", "wordnet_examples"]
-
-
-def read_pairs(path: Path) -> list[Pair]:
-    """Return the rows of a file that make_corpus.py wrote."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [Pair(**json.loads(line)) for line in lines]
 
 
 def fitting_texts(corpus: Path, *, seed: int = 7) -> list[str]:

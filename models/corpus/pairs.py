@@ -1,9 +1,12 @@
-"""What is a training pair, and which pairs are worth keeping?"""
+"""What is a training pair, which pairs are worth keeping, and how are they kept?"""
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from corpus.cleaning import clean, latin_share, shorten
@@ -42,3 +45,16 @@ def _usable(pair: Pair, least: int) -> bool:
         and pair.a.lower() != pair.b.lower()
         and latin_share(pair.b) >= 0.9
     )
+
+
+def write_pairs(path: Path, pairs: list[Pair]) -> None:
+    """Write one pair a line; the same pairs give the same bytes."""
+    lines = (json.dumps(pair._asdict(), ensure_ascii=False) + "\n" for pair in pairs)
+    with path.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        packed.write("".join(lines).encode())
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Return the pairs of a file that `write_pairs` wrote."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [Pair(**json.loads(line)) for line in lines]

@@ -16,9 +16,8 @@ from corpus import articles, descriptions, dictionaries, manuals, ontologies, r_
 from corpus.cleaning import clean, latin_share, shorten
 from corpus.fitting import NEEDED, fitting_texts
 from corpus.packages import Package, fetch, files
-from corpus.pairs import Pair, keep_good
+from corpus.pairs import Pair, keep_good, read_pairs, write_pairs
 from corpus.sources import PINS, SOURCES
-from make_corpus import write_pairs
 
 
 def wheel(folder, contents):
@@ -84,6 +83,14 @@ def test_good_pairs_are_kept_once_in_a_fixed_order():
     assert sorted(kept) == sorted(good)
     assert kept != good
     assert keep_good([*good, *bad], seed="x", limit=7) == kept[:7]
+
+
+def test_written_pairs_are_read_again(tmp_path):
+    pairs = [Pair("a", "“b” <c>", "d"), Pair("e", "line\nbreak")]
+    write_pairs(tmp_path / "one", pairs)
+    write_pairs(tmp_path / "two", pairs)
+    assert read_pairs(tmp_path / "one") == pairs
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_an_archive_is_known_by_its_digest_whatever_its_name(tmp_path):
@@ -225,11 +232,13 @@ def test_debian_describes_each_source_once(tmp_path):
     packages.write_text(
         "Package: a-data\nSource: a (1.0)\nSection: games\n\n"
         "Package: a\nSection: games\n\nPackage: b\nSection: misc\n\n"
+        "Package: igv\nSection: science\n\n"
     )
     translations.write_text(
         f"Package: a\nDescription-en: the program\n A game {long}.\n .\n Fun.\n\n"
         "Package: a-data\nDescription-en: the data\n Short.\n\n"
         f"Package: b\nDescription-en: b\n A tool\n {long}.\n\n"
+        f"Package: igv\nDescription-en: viewer\n A viewer {long}.\n\n"
     )
     assert [(a, clean(b), c) for a, b, c in descriptions.debian([packages, translations])] == [
         ("the program", f"A game {long}. Fun.", "games"),
