@@ -119,16 +119,20 @@ def _download(missing: list[Package], folder: Path) -> None:
         subprocess.run([*PIP, *wheels], cwd=folder, check=True)
     if tarballs := pinned("npm", "@"):
         subprocess.run([*NPM, *tarballs], cwd=folder, check=True)
-    if debs := pinned("deb", "="):
-        subprocess.run([*_apt(folder / "apt"), "download", *debs], cwd=folder, check=True)
-    for package in missing:
-        if package.kind == "index":
-            _copy_index(package, _apt(folder / "apt"), folder)
+    debs, indexes = pinned("deb", "="), [p for p in missing if p.kind == "index"]
+    if debs or indexes:
+        apt = _apt(folder / "apt")
+        subprocess.run([*apt, "update"], check=True)
+        if debs:
+            subprocess.run([*apt, "download", *debs], cwd=folder, check=True)
+        for package in indexes:
+            _copy_index(package, apt, folder)
 
 
 def _apt(state: Path) -> list[str]:
     """Return the start of an apt-get command that leaves the system's own lists alone."""
     lists = (state / "lists").resolve()
+    (lists / "partial").mkdir(parents=True, exist_ok=True)
     settings = {
         "Dir::State::Lists": lists,
         "Dir::Cache": state.resolve(),
@@ -140,9 +144,6 @@ def _apt(state: Path) -> list[str]:
     command = ["apt-get", "-qq"]
     for name, value in settings.items():
         command += ["-o", f"{name}={value}"]
-    if not lists.exists():
-        (lists / "partial").mkdir(parents=True)
-        subprocess.run([*command, "update"], check=True)
     return command
 
 
