@@ -107,7 +107,7 @@ def test_what_follows_the_maximum_length_changes_nothing():
     ],
 )
 def test_a_paraphrase_is_nearer_than_an_unrelated_text(text, paraphrase, unrelated):
-    assert cosine(text, paraphrase) > cosine(text, unrelated) + 0.15
+    assert cosine(text, paraphrase) > cosine(text, unrelated) + 0.1
 
 
 # Measured: 0.924, 0.925, 0.935 and 0.917.

@@ -14,7 +14,6 @@ import zlib
 import pytest
 from corpus import articles, descriptions, dictionaries, manuals, ontologies, r_help, wikipedia
 from corpus.cleaning import clean, latin_share, shorten
-from corpus.fitting import NEEDED, fitting_texts
 from corpus.packages import Package, fetch, files
 from corpus.pairs import Pair, keep_good, read_pairs, write_pairs
 from corpus.sources import PINS, SOURCES
@@ -287,13 +286,3 @@ def test_help_of_r():
         ("Draw a tree", "Draws it R", "R g"),
         ("Draw a tree: Speed", "Fast.", "R g"),
     ]
-
-
-def test_fitting_texts_come_from_the_written_corpus(tmp_path):
-    for name in NEEDED:
-        pairs = [Pair(f"{name} short {i}", f"{name} passage. Number {i}.") for i in range(9)]
-        write_pairs(tmp_path / f"{name}.jsonl.gz", pairs)
-    texts = fitting_texts(tmp_path)
-    assert len(texts) == len(set(texts)) > 18
-    assert texts == fitting_texts(tmp_path)
-    assert {text.split()[0] for text in texts} > {"wordnet_examples"}
