@@ -942,7 +942,10 @@ def test_demo_over_a_file_of_another_model(run: Run) -> None:
     assert result.stderr.endswith(f"{expected}\n")
 
 
-def test_long_texts_are_chunked_shown_and_dumped(run: Run, tmp_path: Path) -> None:
+def test_long_texts_are_chunked_shown_and_dumped(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     long = "Red apples grow on trees. " * 60 + "The last train leaves at midnight."
     records = [{"id": "long", "text": long}, {"id": "short", "text": "a green pear"}]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))

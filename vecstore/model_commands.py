@@ -95,6 +95,10 @@ def test(
         rows = [(check.status, check.name, check.found) for check in report.checks]
         out = terminal.console()
         out.print(terminal.table(("status", "check", "found"), rows, out.width))
+        # A table shortens what does not fit.
+        for check in report.checks:
+            if check.status == "failed":
+                click.echo(one_line(f"{check.name}: {check.found}"), err=True)
     ctx.exit(0 if report.works else 1)
 
 

@@ -269,8 +269,11 @@ class OnnxEncoder:
                 )
             finite = np.isfinite(found).all(axis=1)
             if not finite.all():
-                row = start + int(rows[np.argmin(finite)])
-                raise EncoderError(f"{self._folder.model} returned NaN or infinity for text {row}")
+                row = int(rows[np.argmin(finite)])
+                raise EncoderError(
+                    f"{self._folder.model} returned NaN or infinity for text {start + row},"
+                    f" {show(texts[row])}"
+                )
             vectors[rows] = found
 
     def _most(self, session: Session) -> int | None:
