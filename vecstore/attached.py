@@ -6,7 +6,7 @@ It stands in the file beside the spec, whose fingerprint is that of encoder and 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from vecstore.catalog import Entry
 from vecstore.encoders import Encoder
 from vecstore.encoders.adapters import AdaptedEncoder, Adapter, adapted_fingerprint, adapted_name
 from vecstore.errors import CorruptionError, EncoderError, UsageError
+from vecstore.report import Report
 from vecstore.spec import CollectionSpec
 from vecstore.store import Reader, Transaction
 
@@ -34,13 +35,6 @@ class Attached:
     name: str
     adapter: Adapter
     former: Adapter | None = None
-
-
-class Report(Protocol):
-    """Where problems are noted."""
-
-    def add(self, where: str, what: str) -> None:
-        """Note a problem."""
 
 
 def read(reader: Reader, number: int) -> Attached | None:

@@ -113,15 +113,21 @@ def prepare(
         )
     if packed is None and None in checked:
         raise UsageError(f"texts[{checked.index(None)}] is None and there is no vector for it")
-    return Batch(
-        _check_ids(ids, count),
-        checked,
-        _check_metadata(metadata, count),
-        packed,
-        np.arange(count),
-        [chunking] * count,
-        [None] * count,
-    )
+    return _batch(_check_ids(ids, count), checked, metadata, packed, chunking)
+
+
+def _batch(
+    ids: list[Id],
+    texts: list[str | None],
+    metadata: Any,
+    packed: Packed | None,
+    chunking: Chunking | None,
+) -> Batch:
+    """A batch whose texts are not cut yet; metadata is checked here."""
+    count = len(ids)
+    checked = _check_metadata(metadata, count)
+    places = np.arange(count)
+    return Batch(ids, texts, checked, packed, places, [chunking] * count, [None] * count)
 
 
 def _check_chunk(chunk: bool | Chunking | None, vectors: ArrayLike | None) -> Chunking | None:
@@ -291,15 +297,7 @@ def prepare_update(
         raise UsageError(
             f"collection {spec.name!r} has no encoder: give the vector of the new text too"
         )
-    return Batch(
-        _check_ids(listed, count),
-        checked,
-        _check_metadata(metadata, count),
-        packed,
-        np.arange(count),
-        [chunking] * count,
-        [None] * count,
-    )
+    return _batch(_check_ids(listed, count), checked, metadata, packed, chunking)
 
 
 @dataclass(slots=True)

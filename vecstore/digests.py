@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -22,20 +20,11 @@ from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.layout import Packed, State
 from vecstore.records import Stored
+from vecstore.report import Report
 from vecstore.store import Reader, Transaction
 
 # Vectors compared at a time.
 _STEP = 1024
-
-
-class Report(Protocol):
-    """Collects problems."""
-
-    def add(self, where: str, what: str) -> None:
-        """Note a problem."""
-
-    def guard(self, where: str) -> AbstractContextManager[None]:
-        """Note whatever damage stops the body of the with statement."""
 
 
 @dataclass(frozen=True, slots=True)

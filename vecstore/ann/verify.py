@@ -5,9 +5,6 @@ The numbers in brackets are those of the invariants in docs/layout.md.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +26,7 @@ from vecstore.layout import (
     PART_ROWS,
     State,
 )
+from vecstore.report import Report
 from vecstore.rows import Words
 from vecstore.store import Reader
 from vecstore.vectors import Vectors, lengths
@@ -38,16 +36,6 @@ SAMPLE, SEED = 64, 20_240
 # Sums in another order may move a number over the edge between two levels: of so many groups one
 # may differ, and scales and offsets by so much. What is as small as rounding is not compared.
 GROUPS_A_FLIP, ERROR, ROUNDING = 16, 1e-3, 1e-5
-
-
-class Report(Protocol):
-    """Where problems are noted."""
-
-    def add(self, where: str, what: str) -> None:
-        """Note a problem."""
-
-    def guard(self, where: str) -> AbstractContextManager[None]:
-        """Note whatever damage stops the body of the with statement, and go on after it."""
 
 
 def verify(reader: Reader, report: Report, entry: Entry, state: State, alive: Words) -> None:
