@@ -22,12 +22,13 @@ from nested import Nested
 from numpy.typing import NDArray
 from torch import nn
 
+from vecstore.encoders.batching import batches
 from vecstore.encoders.transformer import Graph, Range, Shape, build
 
 Floats = NDArray[np.float32]
 Tensors = Mapping[str, Floats]
-# Tokens that run at once: activations of more leave the processor's cache.
-BUDGET, TRAINING_BUDGET = 512, 1024
+# Tokens that run at once in training.
+TRAINING_BUDGET = 1024
 # How many near documents of each are drawn from, as hard negatives.
 NEAR = 16
 
@@ -75,7 +76,10 @@ class Frozen:
         shape = (int(sizes.sum()), self._dim)
         kept = np.lib.format.open_memmap(file, "w+", np.float16, shape)
         teacher = np.zeros((len(texts), self._dim), np.float32)
-        for rows in batches(sizes, BUDGET, equal=True):
+        # Of one length, so that no mask is needed.
+        alike = (np.flatnonzero(sizes == size) for size in np.unique(sizes))
+        parts = (rows[part] for rows in alike for part in batches(sizes[rows]))
+        for rows in parts:
             ids = np.array([texts[row] for row in rows], np.int64)
             feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
             values, last = self._session.run(["kept", "last"], feed)
@@ -151,7 +155,7 @@ class Student(nn.Module):
     def forward(self, texts: Texts, rows: NDArray[Any]) -> torch.Tensor:
         """Return the vectors of some texts, (n, dim), of any length."""
         parts, order = [], []
-        for places in batches(texts.sizes[rows], TRAINING_BUDGET):
+        for places in batches(texts.sizes[rows], budget=TRAINING_BUDGET):
             value, present = texts.padded(rows[places])
             for layer in self.layers:
                 value = layer(value, present)
@@ -238,26 +242,3 @@ def pace(step: int, steps: int) -> float:
     """What share of the largest learning rate a step has: a short rise, then half a cosine."""
     risen = min(1.0, (step + 1) / 30)
     return risen * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def batches(
-    sizes: NDArray[np.int64], budget: int, *, equal: bool = False
-) -> list[NDArray[np.int64]]:
-    """Return rows of like size whose tokens, padded, stay within a budget.
-
-    Args:
-        sizes: Tokens of each row.
-        budget: Tokens of a batch; a longer row is a batch of its own.
-        equal: Whether all of a batch must have one size.
-    """
-    order = np.argsort(sizes, kind="stable")
-    found, start = [], 0
-    for end in range(1, len(order) + 1):
-        full = end == len(order)
-        if not full:
-            size = sizes[order[end]]
-            full = (end - start + 1) * size > budget or (equal and size != sizes[order[start]])
-        if full:
-            found.append(order[start:end])
-            start = end
-    return found

