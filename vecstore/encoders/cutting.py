@@ -44,14 +44,8 @@ class Tally:
         """What was counted so far."""
         return self._total
 
-    def add(
-        self, texts: Sequence[str], prompt: str, encodings: Sequence[tokenizers.Encoding]
-    ) -> None:
-        """Count texts, tokenized with the prompt before each."""
-        lost = [
-            _lost(len(text), len(prompt), encoding)
-            for text, encoding in zip(texts, encodings, strict=True)
-        ]
+    def add(self, lost: Sequence[int]) -> None:
+        """Count texts, given how many characters were cut off each."""
         with self._lock:
             total = self._total
             self._total = Truncated(
@@ -65,12 +59,17 @@ class Tally:
         self._lock = threading.Lock()
 
 
+def characters(max_length: int) -> int:
+    """How many characters of a text are tokenized at first."""
+    return _CHARACTERS * max_length
+
+
 def prefixes(text: str, max_length: int) -> Iterator[str]:
     """Yield longer and longer beginnings of a text; the last is all that is read of it.
 
     So that nothing is spent on the rest of an enormous text, whose first words are all that counts.
     """
-    size = _CHARACTERS * max_length
+    size = characters(max_length)
     most = max(size, _MOST_CHARACTERS)
     while size < min(len(text), most):
         yield text[:size]
@@ -83,10 +82,10 @@ def is_enough(encoding: tokenizers.Encoding) -> bool:
     return len(encoding.overflowing) >= 2
 
 
-def _lost(size: int, prompt: int, encoding: tokenizers.Encoding) -> int:
-    """Characters that were cut off a text of a size."""
+def lost(text: str, prompt: str, encoding: tokenizers.Encoding) -> int:
+    """How many characters were cut off a text that was tokenized with a prompt before it."""
     if encoding.overflowing:
-        kept = max(stop for _, stop in encoding.offsets) - prompt
+        kept = max(stop for _, stop in encoding.offsets) - len(prompt)
     else:
-        kept = _MOST_CHARACTERS - prompt if size + prompt > _MOST_CHARACTERS else size
-    return max(0, size - max(0, kept))
+        kept = _MOST_CHARACTERS - len(prompt)
+    return max(0, len(text) - max(0, kept))

@@ -249,19 +249,19 @@ class OnnxEncoder:
     ) -> None:
         session = self._loaded()
         prompt = self._folder.prompts[kind]
-        encodings = session.tokenize(texts, prompt)
+        read = session.tokenize(texts, prompt)
         skipped = session.prompt_length(prompt) if self._folder.skip_prompt else 0
-        sizes = np.array([len(encoding.ids) for encoding in encodings])
+        sizes = np.array([len(text.ids) for text in read])
         nothing = session.tokenize([""], prompt)[0].ids
         for row in np.flatnonzero(sizes <= len(nothing)).tolist():
-            if not sizes[row] or encodings[row].ids == nothing:
+            if not sizes[row] or read[row].ids == nothing:
                 raise UsageError(
                     f"text {start + row} is {show(texts[row])}, of which {self.name!r} knows"
                     " no token; it has no meaning to encode"
                 )
-        self._tally.add(texts, prompt, encodings)
+        self._tally.add([text.lost for text in read])
         for rows in batching.batches(sizes, self._most(session), self._budget):
-            found = session.run([encodings[row] for row in rows], skipped)
+            found = session.run([read[row] for row in rows], skipped)
             if found.shape[1] != vectors.shape[1]:
                 raise EncoderError(
                     f"{self._folder.model} returned vectors of {found.shape[1]} numbers, its"

@@ -10,6 +10,8 @@ import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from vecstore.encoders.graph import Outline, read_outline
 from vecstore.encoders.head import Head, choose_outputs
 from vecstore.encoders.pooling import Floats
 from vecstore.encoders.prune import prune
+from vecstore.encoders.wordwise import wordwise
 from vecstore.errors import (
     EncoderError,
     MissingExtraError,
@@ -44,6 +47,21 @@ _SILENT = 4
 # The folder of tensors outside the model file, for a graph that is given as bytes.
 _EXTERNAL = "session.model_external_initializers_file_folder_path"
 _TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text as the model reads it.
+
+    Attributes:
+        ids: The numbers of its tokens.
+        type_ids: The segment of each; () where that is 0 of all.
+        lost: How many characters were cut off.
+    """
+
+    ids: list[int]
+    type_ids: Sequence[int] = ()
+    lost: int = 0
 
 
 class Session:
@@ -98,7 +116,10 @@ class Session:
             given.name: np.int32 if given.type == "tensor(int32)" else np.int64
             for given in self._graph.get_inputs()
         }
-        self._tokenizer = _load_tokenizer(folder, max_length)
+        self._tokenizer = _read_tokenizer(folder)
+        with _foreign(f"{folder.tokenizer} cannot be loaded"):
+            self._wordwise = wordwise(self._tokenizer)
+            _truncate(self._tokenizer, folder, max_length)
         self.mixes_batches = bool(batch_dependence(outline))
 
     @property
@@ -106,30 +127,36 @@ class Session:
         """How many tokens the tokenizer has, one more than the largest number of one."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
-    def tokenize(self, texts: Sequence[str], prompt: str) -> list[tokenizers.Encoding]:
+    def tokenize(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
+        """Return the tokens of each text with the prompt before it, truncated."""
+        with _foreign(f"{self._folder.tokenizer} failed"):
+            return [self._tokens_of(prompt, text) for text in texts]
+
+    def encodings(self, texts: Sequence[str], prompt: str) -> list[tokenizers.Encoding]:
         """Return what the tokenizer makes of each text with the prompt before it, truncated."""
         # One by one: `encode_batch` starts threads of its own, which a fork does not survive.
-        return [self._encode(prompt + text) for text in texts]
+        with _foreign(f"{self._folder.tokenizer} failed"):
+            return [self._encode(prompt + text) for text in texts]
 
     def prompt_length(self, prompt: str) -> int:
         """Return how many leading tokens belong to the prompt, the special ones included."""
         if not prompt:
             return 0
-        special = self._encode(prompt).special_tokens_mask
+        special = self.encodings([""], prompt)[0].special_tokens_mask
         trailing = next((n for n, flag in enumerate(reversed(special)) if not flag), 0)
         return len(special) - trailing
 
-    def run(self, encodings: Sequence[tokenizers.Encoding], skipped: int) -> Floats:
+    def run(self, texts: Sequence[Tokens], skipped: int) -> Floats:
         """Return the vectors of one batch, float32 (batch, dim).
 
         Args:
-            encodings: One for each text, each with one token at least.
+            texts: The tokens of each text, one at least.
             skipped: Leading tokens that the pooling leaves out.
 
         Raises:
             EncoderError: The graph failed, or returned no vector for each text.
         """
-        feed, mask = self._feed(encodings)
+        feed, mask = self._feed(texts)
         with _foreign(f"{self._folder.model} failed"):
             outputs = [np.asarray(output) for output in self._graph.run(self._outputs, feed)]
         return self._head(outputs, mask, skipped)
@@ -146,7 +173,7 @@ class Session:
 
     def room(self, prompt: str) -> int:
         """How many tokens of a text the model reads behind a prompt."""
-        return self._max_length - len(self._encode(prompt).ids)
+        return self._max_length - len(self.tokenize([""], prompt)[0].ids)
 
     def tokens(self, text: str) -> tokenizers.Encoding:
         """What the tokenizer makes of all of a text, without special tokens.
@@ -154,9 +181,7 @@ class Session:
         Positions are those in the text.
         """
         if self._whole is None:
-            whole = _load_tokenizer(self._folder, self._max_length)
-            whole.no_truncation()
-            self._whole = whole
+            self._whole = _read_tokenizer(self._folder)
         if self._folder.lowercase:
             # The one character that becomes two in lower case.
             text = text.replace("\u0130", "i").lower()
@@ -173,7 +198,7 @@ class Session:
         if self._tokens_graph is None:
             same = self._outputs == wanted
             self._tokens_graph = self._graph if same else self._load(outputs=wanted)
-        feed, mask = self._feed(encodings)
+        feed, mask = self._feed([Tokens(one.ids, one.type_ids) for one in encodings])
         # The part of a graph that tokens need may take less.
         taken = {given.name for given in self._tokens_graph.get_inputs()}
         feed = {name: values for name, values in feed.items() if name in taken}
@@ -190,36 +215,46 @@ class Session:
         """Do to pooled vectors what the model does behind its pooling."""
         return self._head.finish(vectors)
 
+    def _tokens_of(self, prompt: str, text: str) -> Tokens:
+        whole = prompt + text
+        if self._wordwise is not None and len(whole) <= cutting.characters(self._max_length):
+            ids = self._wordwise.ids(whole.lower() if self._folder.lowercase else whole)
+            if ids is not None and len(ids) <= self._max_length:
+                return Tokens(ids)
+        encoding = self._encode(whole)
+        return Tokens(encoding.ids, encoding.type_ids, cutting.lost(text, prompt, encoding))
+
     def _encode(self, text: str) -> tokenizers.Encoding:
         # At least one.
         for part in cutting.prefixes(text, self._max_length):
-            with _foreign(f"{self._folder.tokenizer} failed"):
-                read = part.lower() if self._folder.lowercase else part
-                encoding = self._tokenizer.encode(read)
+            read = part.lower() if self._folder.lowercase else part
+            encoding = self._tokenizer.encode(read)
             if cutting.is_enough(encoding):
                 break
         return encoding
 
     def _feed(
-        self, encodings: Sequence[tokenizers.Encoding]
+        self, texts: Sequence[Tokens]
     ) -> tuple[dict[str, NDArray[np.integer[Any]]], NDArray[np.int64]]:
-        shape = (len(encodings), max(len(encoding.ids) for encoding in encodings))
-        # Any id that exists will do for padding, because the mask hides it.
-        ids = np.zeros(shape, dtype=np.int64)
-        mask = np.zeros(shape, dtype=np.int64)
-        kinds = np.zeros(shape, dtype=np.int64)
-        for row, encoding in enumerate(encodings):
-            length = len(encoding.ids)
-            ids[row, :length] = encoding.ids
-            kinds[row, :length] = encoding.type_ids
-            mask[row, :length] = 1
-        given = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "token_type_ids": kinds,
-            "position_ids": np.broadcast_to(np.arange(shape[1]), shape),
-        }
-        return {name: np.ascontiguousarray(given[name], t) for name, t in self._types.items()}, mask
+        sizes = np.array([len(text.ids) for text in texts])
+        present = np.arange(sizes.max()) < sizes[:, None]
+        mask = present.astype(np.int64)
+        feed: dict[str, NDArray[np.integer[Any]]] = {}
+        for name, dtype in self._types.items():
+            # Any id that exists will do for padding, because the mask hides it.
+            values = np.zeros(present.shape, dtype)
+            if name == "input_ids":
+                ids = chain.from_iterable(text.ids for text in texts)
+                values[present] = np.fromiter(ids, dtype, sizes.sum())
+            elif name == "attention_mask":
+                values[:] = mask
+            elif name == "position_ids":
+                values[:] = np.arange(present.shape[1])
+            elif any(text.type_ids for text in texts):
+                for row, text in enumerate(texts):
+                    values[row, : len(text.type_ids)] = text.type_ids
+            feed[name] = values
+        return feed, mask
 
 
 def _choose_tokens(outline: Outline, outputs: Sequence[str]) -> str | None:
@@ -316,7 +351,8 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _load_tokenizer(folder: ModelFolder, max_length: int) -> tokenizers.Tokenizer:
+def _read_tokenizer(folder: ModelFolder) -> tokenizers.Tokenizer:
+    """The tokenizer, without padding and truncation."""
     try:
         import tokenizers
     except ImportError as error:
@@ -327,15 +363,18 @@ def _load_tokenizer(folder: ModelFolder, max_length: int) -> tokenizers.Tokenize
         tokenizer = tokenizers.Tokenizer.from_file(str(folder.tokenizer))
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        longest = max(len(tokenizer.encode(prompt).ids) for prompt in folder.prompts.values())
-        if longest >= max_length:
-            # The tokenizer would keep nothing of the text, or ignore the limit.
-            raise EncoderError(
-                f"max_length={max_length} leaves no room for text beside {longest} tokens of the"
-                " prompt and special tokens"
-            )
-        tokenizer.enable_truncation(max_length)
         return tokenizer
+
+
+def _truncate(tokenizer: tokenizers.Tokenizer, folder: ModelFolder, max_length: int) -> None:
+    longest = max(len(tokenizer.encode(prompt).ids) for prompt in folder.prompts.values())
+    if longest >= max_length:
+        # The tokenizer would keep nothing of the text, or ignore the limit.
+        raise EncoderError(
+            f"max_length={max_length} leaves no room for text beside {longest} tokens of the"
+            " prompt and special tokens"
+        )
+    tokenizer.enable_truncation(max_length)
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def pool_passages(
     for at in range(0, len(windows), at_once):
         part = windows[at : at + at_once]
         parts = [text[one.start : one.end] for one in part]
-        encodings = session.tokenize(parts, prompt)
+        encodings = session.encodings(parts, prompt)
         vectors = session.run_tokens(encodings)
         for window, own, encoding, found in zip(part, parts, encodings, vectors, strict=True):
             begins = _word_places(encoding, prompt + own)[:, 0] - len(prompt)
@@ -204,8 +204,8 @@ def check_output(session: Session) -> None:
             f"{session.name} has no output token_embeddings, so that late chunking is not possible;"
             " use chunk=True"
         )
-    encodings = session.tokenize([_PROBE], "")
-    whole = session.run(encodings, 0)[0].astype(np.float64)
+    encodings = session.encodings([_PROBE], "")
+    whole = session.run(session.tokenize([_PROBE], ""), 0)[0].astype(np.float64)
     tokens = session.run_tokens(encodings)[0][: len(encodings[0].ids)]
     mean = session.finish(tokens.mean(axis=0, keepdims=True))[0].astype(np.float64)
     size = np.linalg.norm(whole)

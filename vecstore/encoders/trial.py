@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 
 from vecstore.encoders.onnx import OnnxEncoder
 from vecstore.encoders.pooling import Floats
-from vecstore.encoders.session import Session
+from vecstore.encoders.session import Session, Tokens
 from vecstore.errors import EncoderError, UsageError
 
 Status = Literal["ok", "warning", "failed"]
@@ -147,7 +146,7 @@ class _Trial:
     def vocabulary(self) -> tuple[Status, str]:
         size = self.encoder.session.vocabulary
         try:
-            self.encoder.session.run([_tokens([size - 1])], 0)
+            self.encoder.session.run([Tokens([size - 1])], 0)
         except EncoderError as error:
             return "failed", f"the tokenizer's last token, {size - 1}, is not the model's: {error}"
         return "ok", f"{size:,} tokens, of which the model knows the last"
@@ -188,10 +187,6 @@ class _Trial:
         yield [rows[0], rows[-1]]
         yield rows[1:3]
         yield rows[4:1:-1]
-
-
-def _tokens(ids: list[int]) -> Any:
-    return SimpleNamespace(ids=ids, type_ids=[0] * len(ids))
 
 
 def _least_cosine(first: Floats, second: Floats) -> float:
