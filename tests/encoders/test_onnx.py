@@ -333,7 +333,7 @@ def test_a_maximum_beyond_the_models_positions_is_refused(make_model):
 def test_a_maximum_that_leaves_no_room_for_text_is_an_encoder_error(make_model, size, prompt):
     path = make_model(prompts={"prompts": {"query": prompt}})
 
-    with pytest.raises(EncoderError, match=f"max_length={size} leaves no room"):
+    with pytest.raises(EncoderError, match=f"{path.name}: max_length={size} leaves no room"):
         OnnxEncoder(path, max_length=size).encode(["red green"])
 
 

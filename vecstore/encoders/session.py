@@ -331,8 +331,8 @@ def _load_tokenizer(folder: ModelFolder, max_length: int) -> tokenizers.Tokenize
         if longest >= max_length:
             # The tokenizer would keep nothing of the text, or ignore the limit.
             raise EncoderError(
-                f"max_length={max_length} leaves no room for text beside {longest} tokens of the"
-                " prompt and special tokens"
+                f"{folder.path}: max_length={max_length} leaves no room for text beside {longest}"
+                " tokens of the prompt and special tokens"
             )
         tokenizer.enable_truncation(max_length)
         return tokenizer
