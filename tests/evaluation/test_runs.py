@@ -229,6 +229,9 @@ def test_a_folder_that_cannot_keep_vectors_is_named(data, tmp_path):
     [
         ({"dims": (64,)}, UsageError, "64 dims were asked for, the encoder makes 32"),
         ({"dims": (1,)}, UsageError, "dims holds 1"),
+        ({"dims": 8}, UsageError, r"dims=8 must be a tuple, such as \(8,\)"),
+        ({"precisions": "int8"}, UsageError, "precisions='int8' must be a tuple"),
+        ({"codes": (16,)}, UsageError, "codes holds 16, not dims and bits"),
         ({"tiers": (64,)}, UsageError, "64 dims"),
         ({"codes": ((64, 1),)}, UsageError, "64 dims"),
         ({"codes": ((16, 3),)}, UsageError, "16 x 3"),
