@@ -509,6 +509,29 @@ def test_an_encoder_of_others_that_extends_its_list_stores_nothing(memory: Datab
     assert collection.count() == 0
 
 
+@pytest.mark.parametrize("part", ["name", "dim", "mrl", "fingerprint"])
+def test_an_encoder_of_others_that_cannot_tell_what_it_is_makes_nothing(
+    memory: Database, part: str
+) -> None:
+    def broken(encoder: Any) -> Any:
+        raise OSError("no such weights")
+
+    encoder = type("Broken", (HashEncoder,), {part: property(broken)})(dim=4)
+    with pytest.raises(EncoderError, match=f"the encoder's {part} cannot be told.*no such weights"):
+        memory.collection("c", encoder=encoder)
+    assert memory.collections() == []
+
+
+@pytest.mark.parametrize("part", ["name", "fingerprint"])
+def test_an_encoder_of_others_whose_name_is_no_text_makes_nothing(
+    memory: Database, part: str
+) -> None:
+    encoder = type("Odd", (HashEncoder,), {part: "\ud800"})(dim=4)
+    with pytest.raises(UsageError, match=f"the encoder's {part} .*lone surrogate"):
+        memory.collection("c", encoder=encoder)
+    assert memory.collections() == []
+
+
 class Colour(str, Enum):  # noqa: UP042  # its str() is not its value
     RED = "red"
 
