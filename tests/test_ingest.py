@@ -532,6 +532,29 @@ def test_an_encoder_of_others_whose_name_is_no_text_makes_nothing(
     assert memory.collections() == []
 
 
+def test_a_text_that_the_encoder_refuses_is_called_by_its_place_in_the_batch(
+    memory: Database,
+) -> None:
+    class Picky(HashEncoder):
+        def encode(self, texts: Any, kind: Any = "document") -> Any:
+            for place, text in enumerate(texts):
+                if text == "\0":
+                    raise UsageError(f"text {place} is {text!r}")
+            return super().encode(texts, kind=kind)
+
+    collection = memory.collection("c", encoder=Picky(dim=4))
+    collection.add(["there"])
+    for place in range(5):
+        texts = ["there", "there", "new", "new", "other"]
+        texts[place] = "\0"
+        # The encoder gets neither what is there nor the same text twice.
+        with pytest.raises(UsageError, match=rf"^texts\[{place}\] is '"):
+            collection.add(texts)
+    with pytest.raises(UsageError, match=r"^texts\[1\] is '"):
+        collection.add(["new", "\0"], progress=True)
+    assert collection.count() == 1
+
+
 class Colour(str, Enum):  # noqa: UP042  # its str() is not its value
     RED = "red"
 

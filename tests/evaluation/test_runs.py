@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -216,6 +217,27 @@ def test_vectors_are_kept_for_the_next_run(data, tmp_path):
     run(version="2")
     assert len(asked) == 330
     assert not list((tmp_path / "kept").glob("*.part"))
+
+
+class Picky(HashEncoder):
+    """Refuses a text, as one of which a tokenizer reads nothing."""
+
+    def encode(self, texts, kind="document"):
+        if "\0" in texts:
+            raise UsageError(f"text {texts.index(chr(0))} says nothing")
+        return super().encode(texts, kind)
+
+
+def test_a_text_that_cannot_be_embedded_is_named(data):
+    documents = [*data.documents[:-1], "\0"]
+    broken = replace(data, documents=documents)
+    with pytest.raises(UsageError, match=f"^document '{data.ids[-1]}' of {data.name} says nothing"):
+        evaluate(Picky(dim=32), retrieval=broken)
+    broken = replace(data, queries=[*data.queries[:1], "\0", *data.queries[2:]])
+    with pytest.raises(UsageError, match=f"^query 1 of {data.name} says nothing"):
+        evaluate(Picky(dim=32), retrieval=broken)
+    with pytest.raises(UsageError, match=r"^a text of pair 2 of tiny says nothing"):
+        evaluate(Picky(dim=32), pairs=Pairs("tiny", ["a", "b", "c"], ["d", "e", "\0"], [1, 2, 3]))
 
 
 def test_a_folder_that_cannot_keep_vectors_is_named(data, tmp_path):
