@@ -193,6 +193,17 @@ def test_a_sample_is_said_to_be_one(pairs):
     assert any("sample" in note for note in report.notes())
 
 
+def test_documents_too_few_for_an_index_are_said_to_be(data):
+    few = data.sample(20)
+    sweep = Quick(dims=(16,), codes=((16, 1),), indexes=("ivf", "flat"))
+    few_notes = evaluate(HashEncoder(dim=16), retrieval=few, sweep=sweep).notes()
+    all_notes = evaluate(HashEncoder(dim=16), retrieval=data, sweep=sweep).notes()
+
+    said = "So few documents have no index: all were compared under 16 ivf 16 x 1."
+    assert said in few_notes
+    assert said not in all_notes
+
+
 def test_vectors_are_kept_for_the_next_run(data, tmp_path):
     asked = []
 
