@@ -147,6 +147,17 @@ def test_a_dim_declared_wrongly_is_an_encoder_error(make_model):
         OnnxEncoder(make_model(own={"dim": 8})).encode(["red"])
 
 
+@pytest.mark.parametrize("shape", [True, False])
+def test_prefixes_beyond_the_vectors_are_an_encoder_error(make_model, graphs, shape):
+    graph = graphs["tokens"]()
+    if not shape:
+        graph.graph.output[0].type.tensor_type.ClearField("shape")
+    path = make_model(graph, own={"mrl": [2, 99]})
+
+    with pytest.raises(EncoderError, match=r"vecstore.json: mrl=\[2, 99\] goes beyond the 6"):
+        OnnxEncoder(path).encode(["red"])
+
+
 def test_values_that_are_not_finite_name_the_text(make_model, graphs, table):
     broken = table.copy()
     broken[4] = np.nan
