@@ -59,6 +59,11 @@ def expected(adapter, query="green apple"):
     return sorted(zip([1, 2, 3, 4], scores, strict=True), key=lambda pair: -pair[1])
 
 
+def test_what_is_no_adapter_is_refused(made):
+    with vecstore.open(made) as db, pytest.raises(UsageError, match="adapter='x' must be an Adap"):
+        db.collection("notes", encoder=BASE).adapt("x")
+
+
 def test_a_collection_finds_its_adapter_again(made):
     with vecstore.open(made) as db:
         notes = db.collection("notes", encoder=BASE)

@@ -147,6 +147,14 @@ def test_what_a_tokenizer_takes_for_one_token_is_cut_if_it_is_long():
     assert max(end - start for start, end in spans) <= 64 * LONGEST_TOKEN
 
 
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_a_character_of_more_tokens_than_a_passage_is_a_passage(overlap):
+    # As tokenizers of bytes make them of an emoji.
+    text, offsets = "ab😀cd", np.array([[0, 2], *[[2, 3]] * 4, [3, 5]])
+
+    assert [text[start:end] for start, end in cut(text, offsets, 2, overlap)] == ["ab", "😀", "cd"]
+
+
 def test_whole_sentences_overlap():
     text = "A b c. D e f. G h i. J k l."
     spans = cut(text, approximate(text), 8, 4)

@@ -509,6 +509,52 @@ def test_an_encoder_of_others_that_extends_its_list_stores_nothing(memory: Datab
     assert collection.count() == 0
 
 
+@pytest.mark.parametrize("part", ["name", "dim", "mrl", "fingerprint"])
+def test_an_encoder_of_others_that_cannot_tell_what_it_is_makes_nothing(
+    memory: Database, part: str
+) -> None:
+    def broken(encoder: Any) -> Any:
+        raise OSError("no such weights")
+
+    encoder = type("Broken", (HashEncoder,), {part: property(broken)})(dim=4)
+    with pytest.raises(EncoderError, match=f"the encoder's {part} cannot be told.*no such weights"):
+        memory.collection("c", encoder=encoder)
+    assert memory.collections() == []
+
+
+@pytest.mark.parametrize("part", ["name", "fingerprint"])
+def test_an_encoder_of_others_whose_name_is_no_text_makes_nothing(
+    memory: Database, part: str
+) -> None:
+    encoder = type("Odd", (HashEncoder,), {part: "\ud800"})(dim=4)
+    with pytest.raises(UsageError, match=f"the encoder's {part} .*lone surrogate"):
+        memory.collection("c", encoder=encoder)
+    assert memory.collections() == []
+
+
+def test_a_text_that_the_encoder_refuses_is_called_by_its_place_in_the_batch(
+    memory: Database,
+) -> None:
+    class Picky(HashEncoder):
+        def encode(self, texts: Any, kind: Any = "document") -> Any:
+            for place, text in enumerate(texts):
+                if text == "\0":
+                    raise UsageError(f"text {place} is {text!r}")
+            return super().encode(texts, kind=kind)
+
+    collection = memory.collection("c", encoder=Picky(dim=4))
+    collection.add(["there"])
+    for place in range(5):
+        texts = ["there", "there", "new", "new", "other"]
+        texts[place] = "\0"
+        # The encoder gets neither what is there nor the same text twice.
+        with pytest.raises(UsageError, match=rf"^texts\[{place}\] is '"):
+            collection.add(texts)
+    with pytest.raises(UsageError, match=r"^texts\[1\] is '"):
+        collection.add(["new", "\0"], progress=True)
+    assert collection.count() == 1
+
+
 class Colour(str, Enum):  # noqa: UP042  # its str() is not its value
     RED = "red"
 

@@ -242,6 +242,31 @@ def test_what_chunking_cannot_be_asked_for(memory):
     assert len(collection) == 0
 
 
+def test_an_encoder_that_fails_to_say_what_it_reads_stores_nothing(memory):
+    def broken(encoder):
+        raise OSError("no such tokenizer")
+
+    encoder = type("Broken", (HashEncoder,), {"room": property(broken)})(dim=4)
+    collection = memory.collection("c", encoder=encoder)
+
+    with pytest.raises(EncoderError, match="no such tokenizer"):
+        collection.add(story(1), chunk=True)
+    assert len(collection) == 0
+
+
+def test_an_encoder_may_do_to_its_spans_what_it_likes(memory):
+    class Greedy(HashEncoder):
+        def encode_passages(self, text, spans):
+            vectors = self.encode([text[start:end] for start, end in spans])
+            spans.clear()
+            return vectors
+
+    collection = memory.collection("c", encoder=Greedy(dim=4))
+    collection.add(story(1), ids="a", chunk=Chunking(tokens=5, late=True))
+
+    assert len(collection.get("a").passages) > 1
+
+
 # The file
 
 

@@ -16,7 +16,7 @@ from vecstore.encoders import Encoder
 from vecstore.encoders.adapters import AdaptedEncoder, Adapter, adapted_fingerprint, adapted_name
 from vecstore.errors import CorruptionError, EncoderError, UsageError
 from vecstore.report import Report
-from vecstore.spec import CollectionSpec
+from vecstore.spec import CollectionSpec, show
 from vecstore.store import Reader, Transaction
 
 
@@ -113,6 +113,8 @@ def check_queries(spec: CollectionSpec, adapter: Adapter | None, dim: int) -> No
         )
     if adapter is None:
         return
+    if not isinstance(adapter, Adapter):
+        raise UsageError(f"adapter={show(adapter)} must be an Adapter or None")
     if adapter.documents is not None:
         raise UsageError(
             f"adapter {adapter.name!r} maps documents too, and the vectors stored in {spec.name!r}"

@@ -112,7 +112,8 @@ def _filled(
     """
     first = done = 0
     while done < len(low):
-        end = bisect_right(high, low[first] + room)
+        # An atom may fit no passage: one character that stands for more tokens than that.
+        end = max(done + 1, bisect_right(high, low[first] + room))
         if end < len(low):
             # Where a paragraph ends, if that leaves more than a half.
             last = opening[bisect_right(opening, end) - 1]
@@ -216,8 +217,11 @@ def _pieces(marks: Marks, span: Span, room: int) -> Iterator[Span]:
     low, high = bisect_left(marks, span[0]), bisect_left(marks, span[1])
     # Beginning in the middle of a word, a tokenizer may need a few tokens more.
     step = max(1, room - room // 8)
-    places = [span[0], *marks[low + step : high : step], span[1]]
-    for start, end in pairwise(places):
-        # Several tokens may stand for one character.
-        if start < end:
-            yield start, end
+    places = [span[0]]
+    while low + step < high:
+        place = marks[low + step]
+        # Several tokens may stand for one character, which stays whole, even if it fits nowhere.
+        fits = place > marks[low]
+        low = bisect_left(marks, place, low) if fits else bisect_right(marks, place, low, high)
+        places += marks[low : low + 1] if low < high else []
+    return pairwise([*places, span[1]])

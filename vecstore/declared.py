@@ -5,11 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vecstore import encoders
 from vecstore.encoders import Encoder
-from vecstore.errors import EncoderMismatchError, SpecError
-from vecstore.spec import CollectionSpec, Metric, Precision, Tiers, show
+from vecstore.errors import EncoderError, EncoderMismatchError, SpecError, VecstoreError
+from vecstore.spec import CollectionSpec, Metric, Precision, Tiers, encode_utf8, show
 
 # They can be gone through too, but are no list of numbers.
 _NO_LISTS = (str, bytes, bytearray, Mapping, Set)
@@ -35,7 +36,12 @@ def check(
     precision: Precision | None,
     tiers: Iterable[Iterable[int]] | None,
 ) -> Declared:
-    """Join arguments, those that are sequences as tuples of int; SpecError where they are none."""
+    """Join arguments, those that are sequences as tuples of int; SpecError where they are none.
+
+    An encoder has to have a name and a fingerprint; EncoderError if it fails to tell them.
+    """
+    if encoder is not None:
+        _check_names(encoder)
     sizes, pairs = _check_mrl(mrl), _check_tiers(tiers)
     return Declared(dim, metric, encoder, sizes, precision, pairs)
 
@@ -55,10 +61,9 @@ def new_spec(name: str, asked: Declared) -> CollectionSpec:
         encoder = encoders.resolve(None)
     sizes = asked.mrl
     if encoder is not None:
-        sizes = _check_mrl(encoder.mrl) if sizes is None else sizes
-        if dim not in (None, encoder.dim):
+        sizes = _check_mrl(_asked(encoder, "mrl")) if sizes is None else sizes
+        if dim not in (None, _asked(encoder, "dim")):
             sizes = _check_prefix(_check_dim(dim), encoder, sizes or ())
-        _check_names(encoder)
     return CollectionSpec(
         name=name,
         dim=_check_dim(encoder.dim if encoder is not None and dim is None else dim),
@@ -73,9 +78,20 @@ def new_spec(name: str, asked: Declared) -> CollectionSpec:
 
 def _check_names(encoder: Encoder) -> None:
     for part in ("name", "fingerprint"):
-        value = getattr(encoder, part)
+        value = _asked(encoder, part)
         if not isinstance(value, str) or not value:
             raise SpecError(f"the encoder's {part} is {show(value)}; it must be a str, not empty")
+        encode_utf8(value, f"the encoder's {part}")
+
+
+def _asked(encoder: Encoder, part: str) -> Any:
+    """What an encoder says of itself, which may run a user's code."""
+    try:
+        return getattr(encoder, part)
+    except VecstoreError:
+        raise
+    except Exception as error:
+        raise EncoderError(f"the encoder's {part} cannot be told: {error!r}") from error
 
 
 def _check_prefix(dim: int, encoder: Encoder, mrl: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ apply it inside a write transaction. Whatever fails, fails before the commit.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ from vecstore.errors import (
     AlreadyExistsError,
     EncoderError,
     NotFoundError,
+    UsageError,
     VecstoreError,
     VectorError,
 )
@@ -49,6 +51,8 @@ from vecstore.vectors import Vectors, as_vectors, check_lengths, differ, shorten
 Metadata = dict[str, Any]
 # Texts embedded between two movements of a bar; for no more than these there is none by default.
 COUNTED = 256
+# How encoders begin to tell which of their texts is wrong.
+_PLACE = re.compile(r"^text \d+\b")
 
 
 class EncoderSource(Protocol):
@@ -87,7 +91,11 @@ def encode(
     for _, found in late:
         alone[found] = False
     made = {text: digests.digest(text) for text in itertools.compress(texts, alone)}
-    parts, numbers = _embed_new(spec, made, model, lookup, progress)
+
+    def named(text: str) -> str:
+        return f"texts[{places[texts.index(text)]}]"
+
+    parts, numbers = _embed_new(spec, made, model, lookup, progress, named)
     where = np.array([numbers.get(text, -1) for text in texts], np.intp)
     for i, found in late:
         spans = cuts[i] or []
@@ -151,6 +159,7 @@ def _embed_new(
     encoder: Encoder,
     lookup: Lookup,
     progress: bool | None,
+    named: Callable[[str], str],
 ) -> tuple[list[Packed], dict[str, int]]:
     """Vectors of distinct documents with their digests: embedded, unless the collection has them.
 
@@ -164,12 +173,16 @@ def _embed_new(
     new = [text for text in texts if text not in there]
     parts = [known.packed] if held else []
     if new:
-        parts.append(_packed(spec, _embed_counted(spec, new, encoder, progress)))
+        parts.append(_packed(spec, _embed_counted(spec, new, encoder, progress, named)))
     return parts, {text: number for number, text in enumerate([*held, *new])}
 
 
 def _embed_counted(
-    spec: CollectionSpec, texts: list[str], encoder: Encoder, progress: bool | None
+    spec: CollectionSpec,
+    texts: list[str],
+    encoder: Encoder,
+    progress: bool | None,
+    named: Callable[[str], str],
 ) -> Vectors:
     """Embed documents; in steps where a bar counts them."""
     if progress is None and len(texts) <= COUNTED:
@@ -179,7 +192,7 @@ def _embed_counted(
     with bars.counting(progress, len(texts), "embedding", "texts") as advance:
         for at in range(0, len(texts), step):
             part = texts[at : at + step]
-            found.append(embed(spec, part, encoder, "document"))
+            found.append(embed_named(spec, part, encoder, "document", named))
             advance(len(part))
     return np.concatenate(found) if len(found) > 1 else found[0]
 
@@ -200,6 +213,41 @@ def embed(spec: CollectionSpec, texts: list[str], encoder: Encoder, kind: Any) -
     """
     # A copy: encoders may sort or extend their list.
     return _embedded(spec, encoder, lambda: encoder.encode(list(texts), kind=kind), len(texts))
+
+
+def embed_named(
+    spec: CollectionSpec,
+    texts: list[str],
+    encoder: Encoder,
+    kind: Any,
+    named: Callable[[str], str],
+) -> Vectors:
+    """Embed texts as `embed`; of one that is refused the error says what its owner calls it.
+
+    The encoder knows its place among these texts only, which are not all that a user gave.
+    """
+    try:
+        return embed(spec, texts, encoder, kind)
+    except UsageError as error:
+        culprit, said = _culprit(spec, texts, encoder, kind, str(error))
+        name = named(culprit)
+        message, count = _PLACE.subn(lambda _: name, said, count=1)
+        raise UsageError(message if count else f"{name}: {said}") from error
+
+
+def _culprit(
+    spec: CollectionSpec, texts: list[str], encoder: Encoder, kind: Any, said: str
+) -> tuple[str, str]:
+    """The first text that an encoder refuses, and what it says; halving finds it soon."""
+    low, high = 0, len(texts)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            embed(spec, texts[low:middle], encoder, kind)
+            low = middle
+        except UsageError as error:
+            high, said = middle, str(error)
+    return texts[low], said
 
 
 def _embedded(

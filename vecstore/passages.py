@@ -76,7 +76,12 @@ def _reader(encoder: Encoder) -> Encoder:
 
 def _room(wanted: Chunking, encoder: Encoder) -> int:
     """How many tokens a passage may have."""
-    most: int | None = getattr(_reader(encoder), "room", None)
+    try:
+        most: int | None = getattr(_reader(encoder), "room", None)
+    except VecstoreError:
+        raise
+    except Exception as error:
+        raise EncoderError(f"encoder {encoder.name!r} failed: {error!r}") from error
     if most is not None and (type(most) is not int or most < 1):
         raise EncoderError(f"encoder {encoder.name!r} says that it reads {most!r} tokens")
     room = wanted.tokens
@@ -107,4 +112,5 @@ def late_vectors(text: str, spans: list[Span], encoder: Encoder) -> Any:
             f"encoder {encoder.name!r} has no vectors of tokens, so that late chunking is not"
             " possible; use chunk=True"
         )
-    return encode(text, spans)
+    # A copy, as of texts.
+    return encode(text, list(spans))

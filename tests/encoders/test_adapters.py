@@ -191,6 +191,51 @@ def test_an_impossible_adapter_is_refused(arguments, message):
         Adapter(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"documents": np.eye(DIM)}, "a map is .*must be an Affine or None"),
+        ({"queries": "x"}, "a map is 'x'"),
+        ({"mrl": None}, "mrl=None must be ascending"),
+        ({"mrl": 5}, "mrl=5 must be ascending"),
+        ({"mrl": ("4",)}, "must be ascending"),
+        ({"reports": None}, "reports=None must be a tuple of maps"),
+        ({"reports": (3,)}, "must be a tuple of maps"),
+    ],
+)
+def test_an_adapter_of_other_values_is_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        Adapter(dim=DIM, **arguments)
+
+
+def test_an_adapter_holds_tuples_whatever_it_was_given():
+    adapter = Adapter(dim=DIM, mrl=[2, 4], reports=[{"a": 1}])
+
+    assert (adapter.mrl, adapter.reports) == ((2, 4), ({"a": 1},))
+
+
+def test_rows_of_several_lengths_are_no_map():
+    with pytest.raises(UsageError, match="differ in length"):
+        Affine([[1.0, 2.0], [1.0]])
+
+
+@pytest.mark.parametrize("pairs", [None, 3, [(0, 1), (1,)], zip([1], [2], strict=True)])
+def test_what_is_no_list_of_pairs_is_refused(pairs):
+    with pytest.raises(UsageError, match="pairs must be pairs"):
+        fit_adapter(np.ones((30, 4)), np.ones((30, 4)), pairs)
+
+
+@pytest.mark.parametrize("pairs", [None, 3, [1, 2]])
+def test_what_is_no_list_of_pairs_of_texts_is_refused(pairs):
+    with pytest.raises(UsageError, match=r"pairs must be pairs \(query, text\)"):
+        adapt_encoder(HashEncoder(), pairs)
+
+
+def test_one_prefix_alone_is_refused():
+    with pytest.raises(UsageError, match="prefixes=4 must be lengths"):
+        fit_rotation(np.random.default_rng(0).normal(size=(50, 8)), prefixes=4)
+
+
 def test_adapters_that_do_not_fit_are_not_joined():
     with pytest.raises(UsageError, match="takes 5 numbers"):
         Adapter(dim=4) @ Adapter(dim=5)

@@ -21,6 +21,7 @@ from vecstore.errors import (
     EncoderError,
     MissingExtraError,
     ModelNotFoundError,
+    StoreError,
 )
 
 TEXTS = ["red apple", "late", "green pear blue train red apple late", "unheard of"]
@@ -268,6 +269,15 @@ def test_nothing_is_overwritten(tmp_path, tokenizer):
 
     with pytest.raises(AlreadyExistsError):
         export(tmp_path / "source", tmp_path / "source", int8=False)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, tokenizer):
+    source = tmp_path / "source"
+    write(source, "bert", tokenizer)
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(StoreError, match="file/out cannot be written: "):
+        export(source, tmp_path / "file/out", int8=False)
 
 
 def test_a_missing_extra_is_named_with_the_remedy(tmp_path, tokenizer, monkeypatch):

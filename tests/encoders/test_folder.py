@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,29 @@ def test_a_missing_file_is_named(make_model, missing):
 
     with pytest.raises(ModelNotFoundError, match=f"{path}.*{missing}"):
         read_folder(path)
+
+
+def test_what_is_no_file_is_neither_waited_for_nor_read_without_end(make_model):
+    pipe, device = make_model(), make_model()
+    os.mkfifo(pipe / "vecstore.json")
+    (device / "modules.json").symlink_to("/dev/zero")
+
+    for path, name in ((pipe, "vecstore.json"), (device, "modules.json")):
+        with pytest.raises(EncoderError, match=f"{name} is not a file"):
+            read_folder(path)
+
+
+def test_a_prompt_that_is_no_text_is_named(make_model):
+    path = make_model(prompts='{"prompts": {"query": "\\ud800"}}')
+
+    with pytest.raises(EncoderError, match=r"config_sentence_transformers.json: .*lone surrogate"):
+        read_folder(path)
+
+
+@pytest.mark.parametrize("count", [0, 17])
+def test_a_number_of_poolings_that_makes_no_sense_is_refused(make_model, count):
+    with pytest.raises(EncoderError, match=f"vecstore.json declares {count} poolings"):
+        read_folder(make_model(own={"pooling": ["cls"] * count}))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,13 @@ def test_the_licence_is_read_from_the_card_or_the_licence(tmp_path: Path, folder
         (tmp_path / name).write_text(text)
 
     assert inspection.licence(tmp_path) == expected
+
+
+def test_a_card_that_is_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "README.md")
+    (tmp_path / "LICENSE").write_text("MIT License\n")
+
+    assert inspection.licence(tmp_path) == "MIT License"
 
 
 def test_a_model_that_works_passes_every_check(make_model):

@@ -147,6 +147,17 @@ def test_a_dim_declared_wrongly_is_an_encoder_error(make_model):
         OnnxEncoder(make_model(own={"dim": 8})).encode(["red"])
 
 
+@pytest.mark.parametrize("shape", [True, False])
+def test_prefixes_beyond_the_vectors_are_an_encoder_error(make_model, graphs, shape):
+    graph = graphs["tokens"]()
+    if not shape:
+        graph.graph.output[0].type.tensor_type.ClearField("shape")
+    path = make_model(graph, own={"mrl": [2, 99]})
+
+    with pytest.raises(EncoderError, match=r"vecstore.json: mrl=\[2, 99\] goes beyond the 6"):
+        OnnxEncoder(path).encode(["red"])
+
+
 def test_values_that_are_not_finite_name_the_text(make_model, graphs, table):
     broken = table.copy()
     broken[4] = np.nan
@@ -333,7 +344,7 @@ def test_a_maximum_beyond_the_models_positions_is_refused(make_model):
 def test_a_maximum_that_leaves_no_room_for_text_is_an_encoder_error(make_model, size, prompt):
     path = make_model(prompts={"prompts": {"query": prompt}})
 
-    with pytest.raises(EncoderError, match=f"max_length={size} leaves no room"):
+    with pytest.raises(EncoderError, match=f"{path.name}: max_length={size} leaves no room"):
         OnnxEncoder(path, max_length=size).encode(["red green"])
 
 

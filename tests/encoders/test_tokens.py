@@ -226,6 +226,19 @@ def test_a_passage_without_a_token_is_refused(make_model):
         encoder.encode_passages("red apple pear", [(0, 3), (3, 4), (4, 14)])
 
 
+@pytest.mark.parametrize("limit", [None, 5])
+def test_a_passage_inside_a_word_has_the_vector_of_the_word(make_model, table, limit):
+    encoder = OnnxEncoder(make_model(), max_length=limit)
+    text = "red " + "0123456789" * 10 + " pear late train apple"
+    start = text.index("0")
+    spans = [(0, start + 20), (start + 20, start + 50), (start + 50, start + 100), (105, len(text))]
+
+    found = encoder.encode_passages(text, spans)
+
+    np.testing.assert_allclose(found[1], table[1], rtol=1e-5)
+    np.testing.assert_allclose(found[2], table[1], rtol=1e-5)
+
+
 def test_what_an_encoder_offers(make_model):
     encoder = OnnxEncoder(make_model(), max_length=10)
 

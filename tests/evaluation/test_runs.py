@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -192,6 +193,17 @@ def test_a_sample_is_said_to_be_one(pairs):
     assert any("sample" in note for note in report.notes())
 
 
+def test_documents_too_few_for_an_index_are_said_to_be(data):
+    few = data.sample(20)
+    sweep = Quick(dims=(16,), codes=((16, 1),), indexes=("ivf", "flat"))
+    few_notes = evaluate(HashEncoder(dim=16), retrieval=few, sweep=sweep).notes()
+    all_notes = evaluate(HashEncoder(dim=16), retrieval=data, sweep=sweep).notes()
+
+    said = "So few documents have no index: all were compared under 16 ivf 16 x 1."
+    assert said in few_notes
+    assert said not in all_notes
+
+
 def test_vectors_are_kept_for_the_next_run(data, tmp_path):
     asked = []
 
@@ -218,6 +230,27 @@ def test_vectors_are_kept_for_the_next_run(data, tmp_path):
     assert not list((tmp_path / "kept").glob("*.part"))
 
 
+class Picky(HashEncoder):
+    """Refuses a text, as one of which a tokenizer reads nothing."""
+
+    def encode(self, texts, kind="document"):
+        if "\0" in texts:
+            raise UsageError(f"text {texts.index(chr(0))} says nothing")
+        return super().encode(texts, kind)
+
+
+def test_a_text_that_cannot_be_embedded_is_named(data):
+    documents = [*data.documents[:-1], "\0"]
+    broken = replace(data, documents=documents)
+    with pytest.raises(UsageError, match=f"^document '{data.ids[-1]}' of {data.name} says nothing"):
+        evaluate(Picky(dim=32), retrieval=broken)
+    broken = replace(data, queries=[*data.queries[:1], "\0", *data.queries[2:]])
+    with pytest.raises(UsageError, match=f"^query 1 of {data.name} says nothing"):
+        evaluate(Picky(dim=32), retrieval=broken)
+    with pytest.raises(UsageError, match=r"^a text of pair 2 of tiny says nothing"):
+        evaluate(Picky(dim=32), pairs=Pairs("tiny", ["a", "b", "c"], ["d", "e", "\0"], [1, 2, 3]))
+
+
 def test_a_folder_that_cannot_keep_vectors_is_named(data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file cannot keep vectors"):
@@ -229,6 +262,9 @@ def test_a_folder_that_cannot_keep_vectors_is_named(data, tmp_path):
     [
         ({"dims": (64,)}, UsageError, "64 dims were asked for, the encoder makes 32"),
         ({"dims": (1,)}, UsageError, "dims holds 1"),
+        ({"dims": 8}, UsageError, r"dims=8 must be a tuple, such as \(8,\)"),
+        ({"precisions": "int8"}, UsageError, "precisions='int8' must be a tuple"),
+        ({"codes": (16,)}, UsageError, "codes holds 16, not dims and bits"),
         ({"tiers": (64,)}, UsageError, "64 dims"),
         ({"codes": ((64, 1),)}, UsageError, "64 dims"),
         ({"codes": ((16, 3),)}, UsageError, "16 x 3"),

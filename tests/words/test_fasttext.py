@@ -170,5 +170,15 @@ def test_an_entry_without_an_end_is_refused(tmp_path, matrix, monkeypatch):
         read(path)
 
 
+def test_an_enormous_entry_takes_no_time(tmp_path, matrix):
+    # Read byte by byte it would take minutes.
+    words = ["x" * (files.MAX_WORD - 100), *WORDS[1:]]
+    path = write(tmp_path / "file.bin", fasttext(words, matrix, buckets=BUCKETS, minn=0, maxn=0))
+
+    source = FastTextFile(path)
+
+    assert [len(word) for batch in source.batches(1) for word in batch.words] == [len(words[0])]
+
+
 def test_the_mark_is_the_one_that_fasttext_writes():
     assert bytes([0xBA, 0x16, 0x4F, 0x2F]) == files.FASTTEXT_MAGIC

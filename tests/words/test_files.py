@@ -174,6 +174,27 @@ def test_a_line_that_is_wrong_is_named(tmp_path, vectors):
         read(path)
 
 
+def test_a_line_that_is_short_is_refused_where_no_head_says_how_many_numbers_there_are(
+    tmp_path, vectors
+):
+    lines = text(WORDS, vectors).splitlines(keepends=True)
+    for place in range(len(lines)):
+        short = lines[place].rpartition(b" ")[0] + b"\n"
+        path = write(tmp_path / "file", b"".join([*lines[:place], short, *lines[place + 1 :]]))
+
+        with pytest.raises(EncoderError, match=f"line {place + 1}: 3 numbers behind .*expected 4"):
+            read(path)
+
+
+def test_more_words_than_a_binary_head_says_are_refused(tmp_path, vectors):
+    data = word2vec(WORDS, vectors)
+    path = write(tmp_path / "file", data.replace(b"5 4", b"4 4", 1))
+
+    with pytest.raises(EncoderError, match="has 4 words, and 5 were read; limit=4 takes"):
+        read(path)
+    assert len(read(path, 4)[0]) == 4
+
+
 def test_a_line_without_an_end_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_LINE", 1000)
     path = write(tmp_path / "file", b"word 1 2\n" + b"x" * 5000)

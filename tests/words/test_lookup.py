@@ -162,6 +162,17 @@ def test_one_word_is_not_odd(words, made):
         words.doesnt_match(made[0][:1])
 
 
+def test_one_vector_is_asked_with_as_it_is(words, made):
+    vector = words[made[0][3]]
+
+    assert words.most_similar(vector, k=4).ids == words.most_similar([vector], k=4).ids
+    assert words.most_similar(np.array(made[0][:2]), k=4).ids == (
+        words.most_similar(made[0][:2], k=4).ids
+    )
+    with pytest.raises(UsageError, match="positive is b'cat'; a word is a str"):
+        words.most_similar(b"cat")
+
+
 def test_similarity_is_the_cosine(words, made):
     expected = unit(made[1][0]) @ unit(made[1][1])
 

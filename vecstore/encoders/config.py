@@ -7,6 +7,7 @@ large.
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -60,8 +61,12 @@ def read_config(file: Path) -> Config:
 def read_json(file: Path) -> Any:
     """Return the value of a JSON file, or None if there is no such file; EncoderError as above."""
     try:
-        if file.stat().st_size > _MAX_CONFIG_BYTES:
+        status = file.stat()
+        if status.st_size > _MAX_CONFIG_BYTES:
             raise EncoderError(f"{file} is larger than {_MAX_CONFIG_BYTES >> 20} MiB")
+        if not stat.S_ISREG(status.st_mode):
+            # A pipe, or a link to a device, would be waited for or read without end.
+            raise EncoderError(f"{file} is not a file")
         return json.loads(file.read_bytes())
     except FileNotFoundError:
         return None

@@ -18,6 +18,7 @@ from vecstore.errors import (
     EncoderError,
     MissingExtraError,
     ModelNotFoundError,
+    StoreError,
 )
 
 _WEIGHTS, _MODEL = "model.safetensors", "model.onnx"
@@ -55,6 +56,7 @@ def export(source: str | os.PathLike[str], target: str | os.PathLike[str], *, in
         EncoderError: The model is damaged, or of a kind that cannot be exported.
         AlreadyExistsError: There is something at `target`.
         MissingExtraError: onnx is not installed.
+        StoreError: The folder cannot be written.
     """
     source, target = Path(source), Path(target).absolute()
     if target.exists():
@@ -77,6 +79,14 @@ def export(source: str | os.PathLike[str], target: str | os.PathLike[str], *, in
         raise
     except EncoderError as error:
         raise EncoderError(f"{weights / _WEIGHTS}: {error}") from error
+    try:
+        return _written(model, source, weights, target)
+    except OSError as error:
+        raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+def _written(model: Any, source: Path, weights: Path, target: Path) -> Path:
+    """Write the folder beside its place, try it out and rename it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         made = Path(scratch) / target.name

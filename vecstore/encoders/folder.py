@@ -160,6 +160,10 @@ def _prompts(path: Path) -> dict[Kind, str]:
     prompts = config.values.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise EncoderError(f"{config.file}: prompts must be an object of strings")
+    try:
+        "".join(prompts.values()).encode()
+    except UnicodeEncodeError:
+        raise EncoderError(f"{config.file}: a prompt has a lone surrogate") from None
     fallback = prompts.get(config.string("default_prompt_name") or "", "")
     return {
         kind: next((prompts[key] for key in keys if key in prompts), fallback)

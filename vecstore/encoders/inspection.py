@@ -68,6 +68,9 @@ def inspect(encoder: OnnxEncoder) -> dict[str, Any]:
 def licence(folder: Path) -> str | None:
     """Return the licence that a folder's card names, or the first line of its licence file."""
     for name in ("README.md", "LICENSE", "LICENSE.txt"):
+        if not (folder / name).is_file():
+            # A pipe would be waited for.
+            continue
         try:
             with (folder / name).open(encoding="utf-8", errors="replace") as file:
                 text = file.read(_MAX_CARD_BYTES)

@@ -23,6 +23,10 @@ _LEGACY_POOLINGS = {
 }
 
 
+# Each makes the vectors longer.
+_MOST_POOLINGS = 16
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Modules:
     """What `modules.json` declares behind the transformer.
@@ -95,9 +99,14 @@ def check_pooling(file: Path, declared: object) -> tuple[str, ...]:
     """Return the poolings that a config file names, one or a list.
 
     Raises:
-        EncoderError: One of them is not known.
+        EncoderError: One of them is not known, or there are none, or far too many.
     """
     modes = declared if isinstance(declared, list) else [declared]
+    if not 0 < len(modes) <= _MOST_POOLINGS:
+        raise EncoderError(
+            f"{file} declares {len(modes)} poolings, expected 1 to {_MOST_POOLINGS} of"
+            f" {', '.join(POOLINGS)}"
+        )
     for mode in modes:
         if not is_pooling(mode):
             raise unknown_pooling(file, mode)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vecstore.encoders import batching, tokens
 from vecstore.encoders.cutting import Tally, Truncated
 from vecstore.encoders.dense import read_dense
-from vecstore.encoders.folder import ModelFolder, at_layer, read_folder
+from vecstore.encoders.folder import OWN_NAME, ModelFolder, at_layer, read_folder
 from vecstore.encoders.graph import read_outline
 from vecstore.encoders.head import declared_dim
 from vecstore.encoders.protocol import Kind
@@ -300,11 +300,17 @@ class OnnxEncoder:
         return self._dim
 
     def _find_dim(self) -> int:
-        found = declared_dim(self._folder, read_outline(self._folder.model))
-        if found:
-            return found
-        session = self._loaded()
-        return int(session.run(session.tokenize(["dimension"], ""), 0).shape[1])
+        folder = self._folder
+        found = declared_dim(folder, read_outline(folder.model))
+        if not found:
+            session = self._loaded()
+            found = int(session.run(session.tokenize(["dimension"], ""), 0).shape[1])
+        if folder.mrl and folder.mrl[-1] > found:
+            raise EncoderError(
+                f"{folder.path / OWN_NAME}: mrl={list(folder.mrl)!r:.60} goes beyond the {found}"
+                " numbers of a vector"
+            )
+        return found
 
     def _check_prefix(self, dim: int) -> int | None:
         whole = self._whole_dim()

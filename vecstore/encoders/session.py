@@ -371,8 +371,8 @@ def _truncate(tokenizer: tokenizers.Tokenizer, folder: ModelFolder, max_length: 
     if longest >= max_length:
         # The tokenizer would keep nothing of the text, or ignore the limit.
         raise EncoderError(
-            f"max_length={max_length} leaves no room for text beside {longest} tokens of the"
-            " prompt and special tokens"
+            f"{folder.path}: max_length={max_length} leaves no room for text beside {longest}"
+            " tokens of the prompt and special tokens"
         )
     tokenizer.enable_truncation(max_length)
 

@@ -118,10 +118,10 @@ def pool_passages(
         encodings = session.encodings(parts, prompt)
         vectors = session.run_tokens(encodings)
         for window, own, encoding, found in zip(part, parts, encodings, vectors, strict=True):
-            begins = _word_places(encoding, prompt + own)[:, 0] - len(prompt)
+            begins, ends = _word_places(encoding, prompt + own).T - len(prompt)
             places = _places(encoding, begins, window, leading)
             kept = (window.first <= places) & (places < window.last)
-            pools.add(places[kept], found[: len(places)][kept])
+            pools.add(places[kept], ends[kept] + window.start, found[: len(places)][kept])
     found = session.finish(pools.means())
     if not session.scales:
         return found
@@ -163,7 +163,10 @@ def _places(
 
 
 class _Pools:
-    """The means of the vectors of tokens that begin in each of some spans."""
+    """The means of the vectors of tokens that begin in each of some spans.
+
+    A span inside a token, which an unknown word of any length may be, gets that token's vector.
+    """
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self._given, self._spans = spans, np.array(spans, np.float64)
@@ -172,18 +175,23 @@ class _Pools:
         self._counts = np.zeros(len(spans))
         self._sums: NDArray[np.float64] | None = None
 
-    def add(self, places: NDArray[np.float64], vectors: Floats) -> None:
+    def add(self, places: NDArray[np.float64], ends: NDArray[np.int64], vectors: Floats) -> None:
         """Take tokens, in their order."""
         if self._sums is None:
             self._sums = np.zeros((len(self._spans), vectors.shape[1]))
         order = np.argsort(places, kind="stable")
-        places, vectors = places[order], vectors[order]
+        places, ends, vectors = places[order], ends[order], vectors[order]
         low = np.searchsorted(places, self._spans[:, 0])
         high = np.searchsorted(places, self._spans[:, 1])
         for passage in np.flatnonzero(low < high).tolist():
             chosen = slice(low[passage], high[passage])
             self._sums[passage] += vectors[chosen].sum(axis=0, dtype=np.float64)
             self._counts[passage] += high[passage] - low[passage]
+        none = np.flatnonzero((low == high) & (low > 0))
+        inside = ends[low[none] - 1] > self._spans[none, 0]
+        for passage in none[inside].tolist():
+            self._sums[passage] += vectors[low[passage] - 1]
+            self._counts[passage] += 1
 
     def means(self) -> Floats:
         """The means; EncoderError for a span in which no token begins."""

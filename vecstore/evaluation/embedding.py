@@ -26,6 +26,7 @@ def embed(
     texts: list[str],
     kind: Kind,
     *,
+    named: Callable[[str], str],
     folder: Path | None,
     advance: Callable[[int], object],
 ) -> Vectors:
@@ -35,6 +36,7 @@ def embed(
         encoder: The encoder.
         texts: Texts that it can encode.
         kind: Whether they are documents or queries.
+        named: What a text is called in messages.
         folder: Where vectors are kept for the next run, under a digest of the encoder's fingerprint
             and of the texts; None to keep none. What is damaged there is made anew.
         advance: Told how many more texts are done.
@@ -43,6 +45,7 @@ def embed(
         float32 of shape (len(texts), encoder.dim).
 
     Raises:
+        UsageError: The encoder refuses a text, as one of which it knows no word.
         EncoderError: The encoder failed, or returned another shape, numbers that are not finite or
             a vector of zeros.
         StoreError: The folder cannot be written to.
@@ -56,7 +59,7 @@ def embed(
     vectors = np.empty((len(texts), encoder.dim), np.float32)
     for start in range(0, len(texts), BATCH):
         part = texts[start : start + BATCH]
-        vectors[start : start + BATCH] = ingest.embed(spec, part, encoder, kind)
+        vectors[start : start + BATCH] = ingest.embed_named(spec, part, encoder, kind, named)
         advance(len(part))
     if file is not None:
         _write(file, vectors)

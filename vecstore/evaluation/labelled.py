@@ -94,6 +94,14 @@ class Retrieval:
             "sampled": self.sampled,
         }
 
+    def named(self, text: str) -> str:
+        """What a document is called in messages, by its text."""
+        return f"document {show(self.ids[self.documents.index(text)])} of {self.name}"
+
+    def named_query(self, text: str) -> str:
+        """The same of a query, which has no id."""
+        return f"query {self.queries.index(text)} of {self.name}"
+
     def sample(self, size: int, seed: int = 0) -> Retrieval:
         """Return a part: at most `size` queries, and documents up to `size`.
 
@@ -139,6 +147,11 @@ class Pairs:
     def to_dict(self) -> dict[str, Any]:
         """Return the name and the count."""
         return {"name": self.name, "pairs": len(self.scores), "sampled": self.sampled}
+
+    def named(self, text: str) -> str:
+        """What a text is called in messages."""
+        place = [*self.first, *self.second].index(text) % len(self.first)
+        return f"a text of pair {place} of {self.name}"
 
     def sample(self, size: int, seed: int = 0) -> Pairs:
         """Return at most `size` of the pairs, drawn at random."""

@@ -152,6 +152,15 @@ class Report:
             )
         if any(part is not None and part.sampled for part in (data, self.pairs)):
             notes.append("A sample was measured; figures of all documents are lower.")
+        bare = {
+            one.setup.label
+            for encoder in self.encoders
+            for one in encoder.retrieval
+            if one.setup.index not in (None, "flat") and one.compiled is None
+        }
+        if bare:
+            labels = ", ".join(sorted(bare))
+            notes.append(f"So few documents have no index: all were compared under {labels}.")
         least = [encoder.retrieval[0].ceiling for encoder in self.encoders if encoder.retrieval]
         if least and min(least) < 0.9995:
             share = _percent(min(least))

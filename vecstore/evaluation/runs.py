@@ -96,6 +96,7 @@ class _Run:
                     encoder,
                     [*pairs.first, *pairs.second],
                     "document",
+                    named=pairs.named,
                     folder=self._folder,
                     advance=advance,
                 )
@@ -119,10 +120,20 @@ class _Run:
         total = len(data.documents) + len(data.queries)
         with bars.counting(self._progress, total, "embedding", "texts") as advance:
             queries = embed(
-                self._encoder, data.queries, "query", folder=self._folder, advance=advance
+                self._encoder,
+                data.queries,
+                "query",
+                named=data.named_query,
+                folder=self._folder,
+                advance=advance,
             )
             documents = embed(
-                self._encoder, data.documents, "document", folder=self._folder, advance=advance
+                self._encoder,
+                data.documents,
+                "document",
+                named=data.named,
+                folder=self._folder,
+                advance=advance,
             )
         return documents, queries
 

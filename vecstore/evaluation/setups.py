@@ -101,6 +101,10 @@ class Sweep:
             value = getattr(self, name)
             if not isinstance(value, int) or value < low:
                 raise UsageError(f"{name}={value!r} must be an int of {low} or more")
+        for name in ("dims", "precisions", "tiers", "codes", "indexes"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple | list):
+                raise UsageError(f"{name}={value!r} must be a tuple, such as ({value!r},)")
         known = {"precisions": PRECISIONS, "indexes": [kind for kind in KINDS if kind != "auto"]}
         for name, names in known.items():
             for value in getattr(self, name):
@@ -110,9 +114,11 @@ class Sweep:
             for size in getattr(self, name):
                 if not isinstance(size, int) or size < MIN_DIM:
                     raise UsageError(f"{name} holds {size!r}; a prefix has {MIN_DIM} or more")
-        for dims, bits in self.codes:
-            if bits not in CODE_BITS:
-                raise UsageError(f"codes of {dims} x {bits}: bits are {CODE_BITS}")
+        for pair in self.codes:
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or type(pair[0]) is not int:
+                raise UsageError(f"codes holds {pair!r}, not dims and bits, such as (128, 1)")
+            if pair[1] not in CODE_BITS:
+                raise UsageError(f"codes of {pair[0]} x {pair[1]}: bits are {CODE_BITS}")
 
     def interval(
         self, values: ArrayLike, statistic: Callable[[Floats], float] | None = None

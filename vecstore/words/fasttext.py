@@ -14,6 +14,7 @@ stand behind those of the words, so the matrix is read through a map of the file
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import tempfile
@@ -124,7 +125,7 @@ class FastTextFile:
             )
         return _Sizes(check_dim(dim, self._path), minn, maxn, buckets, entries, words)
 
-    def _entries(self, stream: IO[bytes], count: int) -> Iterator[tuple[bytes, int, bool]]:
+    def _entries(self, stream: io.BufferedReader, count: int) -> Iterator[tuple[bytes, int, bool]]:
         """Yield the dictionary: the bytes of an entry, its count, whether it is a word."""
         tail = _ENTRY.size
         held, at, done = b"", 0, 0
@@ -137,6 +138,10 @@ class FastTextFile:
                 continue
             # Never beyond the dictionary: an entry takes ten bytes at least.
             least = max((count - done) * (1 + tail) - (len(held) - at), 1)
+            if end < 0:
+                # The rest of the word, or what is at hand of it: byte by byte takes for ever.
+                ahead = stream.peek()
+                least = max(least, ahead.find(b"\0") + 1 or len(ahead))
             fresh = stream.read(min(least, CHUNK))
             if not fresh or len(held) - at > MAX_WORD:
                 raise self._damaged(f"its dictionary ends after {done:,} of {count:,} entries")

@@ -37,7 +37,8 @@ BATCH = 2048
 MAX_LINE = MAX_WORD = 1 << 20
 HEAD = 1 << 16
 CHUNK = 1 << 20
-# A word that holds spaces makes its line look longer, so several lines say how many numbers.
+# A word that holds spaces makes its line look longer, and a damaged line may be shorter, so several
+# lines say how many numbers.
 _LOOKED_AT = 32
 GZIP = b"\x1f\x8b"
 FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
@@ -131,8 +132,24 @@ def _is_text(line: bytes) -> bool:
     return False
 
 
+def _numbers_behind(line: bytes) -> int:
+    """How many numbers a line ends with; the first part is the word, whatever it is."""
+    parts = line.split(b" ")[1:]
+    count = 0
+    with contextlib.suppress(ValueError):
+        for part in reversed(parts):
+            float(part)
+            count += 1
+    return count
+
+
+def _commonest(counts: list[int]) -> int:
+    """The commonest of some numbers, the least of those that are equally common; 0 of none."""
+    return max(sorted(set(counts)), key=counts.count, default=0)
+
+
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def opened(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
     """Open a file for reading, through gzip where it is compressed.
 
     Raises:
@@ -141,7 +158,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """
     try:
         with contextlib.ExitStack() as stack:
-            stream: IO[bytes] = stack.enter_context(Path(path).open("rb"))
+            stream = stack.enter_context(Path(path).open("rb"))
             compressed = stream.read(2) == GZIP
             stream.seek(0)
             if compressed:
@@ -174,7 +191,7 @@ class TextFile:
         self._headed = said is not None
         numbers = [line.count(b" ") for line in lines[self._headed :] if line]
         self.words: int | None = None
-        dim = min(numbers, default=0)
+        dim = _commonest([_numbers_behind(line) for line in lines if line])
         if said is not None:
             self.words, dim = said
             if self.words < 0:
@@ -281,6 +298,8 @@ class BinaryFile:
             stream.read(self._begin)
             for word, vector in self._records(stream, size):
                 if seen == wanted:
+                    # More than the file says.
+                    seen += limit is None
                     break
                 words.append(word)
                 numbers.append(vector)
@@ -320,7 +339,9 @@ def check_count(
     """
     if said is None or seen in (said, limit):
         return
+    first = min(seen, said)
     raise EncoderError(
         f"{path} says that it has {said:,} words, and {seen:,} were read"
-        f"{'; it is cut off' if seen < said else ''}; limit={min(seen, said)} takes the first ones"
+        f"{'; it is cut off' if seen < said else ''}"
+        f"{f'; limit={first} takes the first ones' if first else ''}"
     )

@@ -235,8 +235,8 @@ class WordVectors:
 
     def most_similar(
         self,
-        positive: str | Sequence[str | ArrayLike],
-        negative: str | Sequence[str | ArrayLike] = (),
+        positive: str | Vectors | Sequence[str | ArrayLike],
+        negative: str | Vectors | Sequence[str | ArrayLike] = (),
         k: int = 10,
         *,
         where: Where = None,
@@ -248,7 +248,7 @@ class WordVectors:
         have id and score; `collection.get` has the rest.
 
         Args:
-            positive: A word, or several words or vectors of shape (dim,).
+            positive: A word, a vector (an array of shape (dim,)), or several of them.
             negative: The same.
             k: How many words.
             where: A filter, such as `{"rank": {"$lte": 50_000}}` for the commonest words.
@@ -422,7 +422,11 @@ def _check_words(words: Iterable[str]) -> list[str]:
 
 def _items(given: Any, what: str) -> list[Any]:
     """Words and vectors as a list."""
-    if isinstance(given, str):
+    # What bytes hold are numbers, not words.
+    if isinstance(given, bytes):
+        raise UsageError(f"{what} is {show(given)}; a word is a str")
+    numbers = isinstance(given, np.ndarray) and given.dtype.kind in "fiu"
+    if isinstance(given, str) or (numbers and given.ndim == 1):
         return [given]
     try:
         return list(given)

@@ -43,7 +43,10 @@ class Affine:
     offset: Vectors | None = None
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.matrix)
+        try:
+            shape = np.shape(self.matrix)
+        except ValueError:
+            raise UsageError("the rows of a matrix differ in length") from None
         if len(shape) != 2 or not all(MIN_DIM <= size <= MAX_DIM for size in shape):
             raise UsageError(f"a matrix of shape {shape} is no map between {MIN_DIM}..{MAX_DIM}")
         object.__setattr__(self, "matrix", _fixed(self.matrix, shape[1], "the matrix"))
@@ -109,20 +112,32 @@ class Adapter:
     def __post_init__(self) -> None:
         if type(self.dim) is not int or not MIN_DIM <= self.dim <= MAX_DIM:
             raise UsageError(f"dim={show(self.dim)} must be an int in {MIN_DIM}..{MAX_DIM}")
-        for affine in filter(None, (self.documents, self.queries)):
+        for affine in (self.documents, self.queries):
+            if affine is None:
+                continue
+            if not isinstance(affine, Affine):
+                raise UsageError(f"a map is {show(affine)}; it must be an Affine or None")
             if affine.matrix.shape[0] != self.dim:
                 raise UsageError(f"a map of {affine.matrix.shape[0]} numbers, dim={self.dim}")
         sizes = {_dim_out(self.documents, self.dim), _dim_out(self.queries, self.dim)}
         if len(sizes) > 1:
             raise UsageError(f"documents and queries would have other lengths: {sorted(sizes)}")
-        whole = all(type(size) is int and 0 < size <= self.dim_out for size in self.mrl)
-        if not whole or list(self.mrl) != sorted(set(self.mrl)):
+        listed = isinstance(self.mrl, tuple | list) and all(type(size) is int for size in self.mrl)
+        sizes = set(self.mrl) if listed else {0}
+        if not all(0 < size <= self.dim_out for size in sizes) or list(self.mrl) != sorted(sizes):
             raise UsageError(
                 f"mrl={show(self.mrl)} must be ascending prefix lengths of {self.dim_out} numbers"
             )
         if not isinstance(self.name, str) or not 0 < len(self.name) <= _MAX_NAME:
             raise UsageError(f"name={show(self.name)} must be a str of 1 to {_MAX_NAME} characters")
         encode_utf8(self.name, "an adapter's name")
+        # What cannot be read again would make the collection that keeps it unreadable.
+        if not isinstance(self.reports, tuple | list) or not all(
+            isinstance(report, Mapping) for report in self.reports
+        ):
+            raise UsageError(f"reports={show(self.reports)} must be a tuple of maps")
+        object.__setattr__(self, "mrl", tuple(self.mrl))
+        object.__setattr__(self, "reports", tuple(self.reports))
 
     @property
     def dim_out(self) -> int:

@@ -82,9 +82,13 @@ def adapt_encoder(
 
 
 def _columns(pairs: Sequence[tuple[str, str]], column: int, what: str) -> list[str]:
-    if any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+    try:
+        listed = [() if isinstance(pair, str) else tuple(pair) for pair in pairs]
+    except TypeError:
+        listed = [()]
+    if any(len(pair) != 2 for pair in listed):
         raise UsageError(f"{what} must be pairs (query, text)")
-    return [pair[column] for pair in pairs]
+    return [pair[column] for pair in listed]
 
 
 def fit_adapter(
@@ -199,7 +203,11 @@ def _task(queries: ArrayLike, documents: ArrayLike, pairs: Any, negatives: Any) 
 
 
 def _check_pairs(pairs: Any, shape: tuple[int, int], what: str) -> Places:
-    array = np.asarray(pairs if len(pairs) else np.zeros((0, 2), np.intp))
+    try:
+        array = np.asarray(pairs if len(pairs) else np.zeros((0, 2), np.intp))
+    except (TypeError, ValueError):
+        # Nothing with a length, or rows of several.
+        array = np.zeros(0)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iu":
         raise UsageError(f"{what} must be pairs (query, document) of whole numbers")
     if len(array) and (array.min() < 0 or (array >= shape).any()):

@@ -6,7 +6,7 @@ it decides only which numbers come first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,7 +119,8 @@ def _adapter(
 def _check_prefixes(prefixes: Sequence[int] | None, dim: int) -> tuple[int, ...]:
     if prefixes is None:
         return tuple(sorted(size for size in _DEFAULTS if size <= dim // 2)) or (dim // 2,)
-    listed = list(prefixes)
+    # One that is no sequence is refused with those that are too long.
+    listed = list(prefixes) if isinstance(prefixes, Iterable) else []
     if not listed or not all(type(size) is int and 0 < size < dim for size in listed):
         raise UsageError(
             f"prefixes={show(prefixes)} must be lengths between 1 and {dim - 1}, fewer than the"
