@@ -50,9 +50,8 @@ class Layer(nn.Module):
             return projected.view(batch, length, self.heads, -1).transpose(1, 2)
 
         bias = torch.where(present[:, None, None, :] > 0, 0.0, -1e9)
-        mixed = torch_functions.scaled_dot_product_attention(
-            *(heads(part) for part in _LINEAR[:3]), attn_mask=bias
-        )
+        query, key, held = (heads(part) for part in _LINEAR[:3])
+        mixed = torch_functions.scaled_dot_product_attention(query, key, held, attn_mask=bias)
         context = mixed.transpose(1, 2).reshape(batch, length, dim)
         value = self._part(_NORMS[0], value + self._part(_LINEAR[3], context))
         inner = torch_functions.gelu(self._part(_LINEAR[4], value))

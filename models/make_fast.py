@@ -1,0 +1,187 @@
+"""How is the fast model made? A table of token vectors that learns from all-MiniLM-L6-v2.
+
+    python models/make_fast.py --corpus CORPUS [--base FOLDER] [--out models/fast]
+
+The arguments are those of make_default.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import onnx
+from arguments import read_arguments
+from base import read_base
+from folder import write_folder
+from nested import Nested
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from ranges import measure
+from static import Bags, first_table, fit_table
+from teacher import Teacher
+from texts import Pairs, Part, sample, sentences, used_pairs
+from training import Settings, Source
+
+from vecstore.encoders import fit_rotation
+from vecstore.encoders.transformer import IR_VERSION, OPSET
+
+Floats = NDArray[np.float32]
+MRL = (32, 64, 128, 256, 384)
+MAX_LENGTH = 512
+SOURCES = {
+    "plos_titles": Part(3, 2200, 40, 192),
+    "plos_paragraphs": Part(4, 4900, 64, 128),
+    "wikipedia": Part(1.5, 4800, 48, 96),
+    "gene_ontology": Part(2, 10000, 32, 64),
+    "ontology_mondo": Part(2, 10000, 32, 64),
+    "ontology_uberon": Part(1.5, 6000, 32, 64),
+    "ontology_efo": Part(1.5, 6000, 32, 64),
+    "ontology_chebi": Part(1.5, 5000, 32, 64),
+    "ontology_cl": Part(1, 3300, 32, 64),
+    "r_bioconductor_help": Part(1, 3200, 32, 80),
+    "docs_python": Part(1, 2900, 32, 96),
+    "docs_scikit_learn": Part(1, 2500, 32, 96),
+    "docs_scipy": Part(1, 2100, 32, 96),
+    "docs_postgresql": Part(1, 3600, 32, 96),
+    "perl_docs": Part(1.5, 4800, 32, 96),
+    "debian_descriptions": Part(2, 10000, 32, 64),
+    "wordnet_examples": Part(3, 25000, 32, 48),
+    "wordnet_glosses": Part(5, 70000, 32, 48),
+    "foldoc": Part(1.5, 4000, 24, 96),
+    "gcide": Part(3, 20000, 24, 48),
+}
+# Sentences that follow each other, and how often batches are of them.
+SENTENCES, SENTENCES_SHARE, SENTENCE_TOKENS = 30_000, 16, 48
+# Vectors from which the rotation is found with which training begins.
+ROTATION_VECTORS = 40_000
+RATE = 2e-3
+SETTINGS = Settings(
+    steps=3000,
+    anchors=128,
+    remembered=1024,
+    loss=Nested(prefixes=dict.fromkeys(MRL, 1.0), labels=0.1, own=0.0, direct=5.0),
+)
+
+
+def main() -> None:
+    arguments = read_arguments(__doc__, "fast")
+    base = read_base(arguments.base)
+    pairs = {name: used_pairs(arguments.corpus, name, part, base) for name, part in SOURCES.items()}
+    ranges = measure(base.tensors, base.shape, sample(pairs))
+    teacher = Teacher(base, ranges)
+    sources = [_source(teacher, name, pairs[name], SOURCES[name].share) for name in SOURCES]
+    following = sentences(arguments.corpus, SOURCES, SENTENCES, SENTENCE_TOKENS, base)
+    sources.append(_source(teacher, "sentences", following, SENTENCES_SHARE, labelled=False))
+    rotation = _rotation(sources)
+    sources = [_turned(source, rotation) for source in sources]
+    before, after = base.encode("", 2)
+    alone = [[before, token, after] for token in range(base.tokenizer.get_vocab_size())]
+    table = first_table(teacher.read(alone).vectors @ rotation, sources)
+    table = fit_table(table, sources, SETTINGS, _tell, rate=RATE)
+    tokenizer = json.loads(base.tokenizer_file.read_bytes())
+    # Special tokens would have the same part in every text.
+    tokenizer |= {"post_processor": None, "padding": None, "truncation": None}
+    write_folder(
+        arguments.out,
+        build_static(table),
+        json.dumps(tokenizer, ensure_ascii=False).encode(),
+        mrl=MRL,
+        max_length=MAX_LENGTH,
+        config={"model_type": "static"},
+    )
+
+
+def _source(
+    teacher: Teacher, name: str, pairs: Pairs, share: float, *, labelled: bool = True
+) -> Source[Bags]:
+    queries, documents = (Bags.of(side, teacher.read(side).vectors) for side in pairs)
+    print(f"{name}: {len(pairs.queries)} pairs", flush=True)
+    return Source(share, queries, documents, labelled)
+
+
+def _rotation(sources: list[Source[Bags]], *, seed: int = 0) -> Floats:
+    """The rotation behind which the first numbers of the teacher's vectors say the most."""
+    vectors = np.concatenate([source.documents.teacher for source in sources])
+    rows = np.random.default_rng(seed).permutation(len(vectors))[:ROTATION_VECTORS]
+    found = fit_rotation(vectors[rows], MRL[:-1]).documents
+    return np.eye(vectors.shape[1], dtype=np.float32) if found is None else found.matrix
+
+
+def _turned(source: Source[Bags], rotation: Floats) -> Source[Bags]:
+    queries, documents = (
+        dataclasses.replace(side, teacher=side.teacher @ rotation)
+        for side in (source.queries, source.documents)
+    )
+    return dataclasses.replace(source, queries=queries, documents=documents)
+
+
+def _tell(step: int, loss: float) -> None:
+    if step % 100 == 99 or step == SETTINGS.steps - 1:
+        print(f"step {step + 1}: loss {loss:.3f}", flush=True)
+
+
+def build_static(table: Floats) -> onnx.ModelProto:
+    """Return the graph that looks tokens up, adds their vectors and scales the sum to unit length.
+
+    Args:
+        table: Float32 (tokens, dim); int8 is stored, with a scale for each token.
+    """
+    dim = table.shape[1]
+    scales = np.maximum(np.abs(table).max(axis=1), 1e-8).astype(np.float32) / np.float32(127)
+    constants = {
+        "codes": np.rint(table / scales[:, None]).astype(np.int8),
+        "scales": scales,
+        "token_axis": np.array([1]),
+        "last_axis": np.array([2]),
+        "tiny": np.float32(1e-12),
+    }
+
+    def node(kind: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node(kind, inputs.split(), [output], name=output, **attributes)
+
+    nodes = [
+        node("Gather", "codes input_ids", "rows"),
+        node("Cast", "rows", "vectors", to=TensorProto.FLOAT),
+        node("Gather", "scales input_ids", "steps"),
+        node("Cast", "attention_mask", "present", to=TensorProto.FLOAT),
+        # A token's scale is its weight in the sum, so that no scaled vectors need be made.
+        node("Mul", "steps present", "weights"),
+        node("Unsqueeze", "weights token_axis", "row"),
+        node("MatMul", "row vectors", "sums"),
+        node("Squeeze", "sums token_axis", "sum"),
+        node("ReduceL2", "sum", "length", axes=[-1], keepdims=1),
+        node("Max", "length tiny", "floor"),
+        node("Div", "sum floor", "sentence_embedding"),
+        node("Unsqueeze", "weights last_axis", "column"),
+        node("Mul", "vectors column", "token_embeddings"),
+    ]
+    axes = ["batch", "sequence"]
+
+    def value(name: str, kind: int, shape: list[str | int]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    graph = helper.make_graph(
+        nodes,
+        "static",
+        [value(name, TensorProto.INT64, [*axes]) for name in ("input_ids", "attention_mask")],
+        [
+            value("sentence_embedding", TensorProto.FLOAT, ["batch", dim]),
+            value("token_embeddings", TensorProto.FLOAT, [*axes, dim]),
+        ],
+        initializer=[
+            numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()
+        ],
+    )
+    return helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="vecstore",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""How does a table of token vectors learn to stand for a transformer?
+
+A text's vector is the mean of the vectors of its tokens: nothing has to be run. The table begins
+with what the teacher says of each token alone, common ones made small (Arora, Liang and Ma, A
+simple but tough-to-beat baseline for sentence embeddings, 2017), and learns from texts which tokens
+count, and for what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as torch_functions
+from numpy.typing import NDArray
+from torch import nn
+from training import Settings, Source, Tell, train
+
+Floats = NDArray[np.float32]
+# Tokens of a larger share of all text than that are made small.
+COMMON = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Bags:
+    """Texts as lists of tokens.
+
+    Attributes:
+        ids: The numbers of the tokens of all texts, one behind the other, without special ones.
+        starts: Where each text begins, (n,).
+        sizes: Tokens of each, (n,).
+        teacher: Their vectors by the teacher, float32 (n, dim), unit length.
+    """
+
+    ids: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    teacher: Floats
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]], teacher: Floats) -> Bags:
+        """Texts with a special token before and behind each."""
+        inner = [np.array(text[1:-1], np.int64) for text in texts]
+        sizes = np.array([len(text) for text in inner])
+        return cls(np.concatenate(inner), np.cumsum(sizes) - sizes, sizes, teacher)
+
+
+class Table(nn.Module):
+    """A vector for each token, (tokens, dim)."""
+
+    def __init__(self, table: Floats) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.from_numpy(table))
+
+    def forward(self, texts: Bags, rows: NDArray[Any]) -> torch.Tensor:
+        """Return the vectors of some texts, (n, dim)."""
+        sizes = texts.sizes[rows]
+        starts = np.cumsum(sizes) - sizes
+        places = np.arange(sizes.sum()) + np.repeat(texts.starts[rows] - starts, sizes)
+        ids, offsets = (torch.from_numpy(part) for part in (texts.ids[places], starts))
+        # A sum and not a mean: only the direction counts.
+        found: torch.Tensor = torch_functions.embedding_bag(
+            ids, self.table, offsets, mode="sum", sparse=True
+        )
+        return found
+
+
+def first_table(alone: Floats, sources: Sequence[Source[Bags]]) -> Floats:
+    """Return where training begins, float32 (tokens, dim).
+
+    Args:
+        alone: The teacher's vector of each token alone, (tokens, dim).
+        sources: Texts that tell how common each token is.
+    """
+    sides = [side for source in sources for side in (source.queries, source.documents)]
+    counts = np.zeros(len(alone))
+    for side in sides:
+        counts += np.bincount(side.ids, minlength=len(alone))
+    share = (counts / counts.sum()).astype(np.float32)
+    weights = COMMON / (COMMON + share)
+    table: Floats = weights[:, None] * (alone - share @ alone)
+    return table
+
+
+def fit_table(
+    table: Floats, sources: Sequence[Source[Bags]], settings: Settings, tell: Tell, *, rate: float
+) -> Floats:
+    """Train a table at a learning rate, and return it."""
+    model = Table(table)
+    train(model, [torch.optim.SparseAdam([model.table], lr=rate)], sources, settings, tell)
+    trained: Floats = model.table.detach().numpy().copy()
+    return trained

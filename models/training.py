@@ -1,0 +1,173 @@
+"""How is a model trained so that prefixes of its vectors rank texts? The loop that all share.
+
+A batch is of one source: pairs drawn at random, and of each a near one, which are hard to tell
+apart. They are compared with each other, and with the documents of the batches before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from nested import Documents, Nested
+from numpy.typing import NDArray
+from torch import nn
+
+Floats = NDArray[np.float32]
+# How many near documents of each are drawn from, as hard negatives.
+NEAR = 16
+
+
+class Taught(Protocol):
+    """Texts, in whatever form a model reads them."""
+
+    @property
+    def teacher(self) -> Floats:
+        """Their vectors by the teacher, float32 (n, dim), unit length."""
+        ...
+
+
+T = TypeVar("T", bound=Taught)
+Tell = Callable[[int, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        steps: Batches.
+        anchors: Pairs drawn for a batch; each brings a near one of its source.
+        remembered: Documents of earlier batches that are compared with those of a batch.
+        loss: What is to become small.
+        seed: Fixes the batches.
+    """
+
+    steps: int
+    anchors: int
+    remembered: int
+    loss: Nested
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source(Generic[T]):
+    """Pairs of one kind.
+
+    Attributes:
+        share: How often batches are of it, beside others.
+        queries: The shorter texts.
+        documents: What belongs to each.
+        labelled: Whether one is to be found by the other, and not just compared with it.
+    """
+
+    share: float
+    queries: T
+    documents: T
+    labelled: bool = True
+
+
+class Memory:
+    """The documents of a source that were in its latest batches.
+
+    A model that changes slowly would still give them nearly the same vectors (Wang, Zhang, Huang
+    and Scott, Cross-batch memory for embedding learning, 2020).
+    """
+
+    def __init__(self, size: int, dim: int) -> None:
+        self._size = size
+        self._rows = np.zeros(0, np.int64)
+        self._vectors = torch.zeros((0, dim))
+
+    def beside(self, rows: NDArray[np.int64], teacher: Floats) -> Documents:
+        """Return those that are not among some rows."""
+        others = ~np.isin(self._rows, rows)
+        known = torch.from_numpy(teacher[self._rows[others]])
+        return Documents(self._vectors[torch.from_numpy(others)], known)
+
+    def add(self, rows: NDArray[np.int64], vectors: torch.Tensor) -> None:
+        """Remember documents, in place of what was known of them before."""
+        others = ~np.isin(self._rows, rows)
+        kept = self._vectors[torch.from_numpy(others)]
+        all_rows = np.concatenate([self._rows[others], rows])
+        first = max(0, len(all_rows) - self._size)
+        self._rows = all_rows[first:]
+        self._vectors = torch.cat([kept, vectors.detach()])[first:]
+
+
+def train(
+    model: Callable[[T, NDArray[np.int64]], torch.Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    sources: Sequence[Source[T]],
+    settings: Settings,
+    tell: Tell,
+    *,
+    clipped: Sequence[nn.Parameter] = (),
+) -> None:
+    """Train a model.
+
+    Args:
+        model: Returns the vectors of some rows of texts, (n, dim).
+        optimizers: With the largest learning rates.
+        sources: Pairs.
+        settings: How to train.
+        tell: Called after each step with its number and its loss.
+        clipped: Weights whose gradients together have a length of at most 1.
+    """
+    chance = np.random.default_rng(settings.seed)
+    dim = max(settings.loss.sizes)
+    near = [neighbours(source.documents.teacher) for source in sources]
+    memories = [Memory(settings.remembered, dim) for _ in sources]
+    shares = np.array([source.share for source in sources])
+    groups: list[dict[str, Any]] = [g for one in optimizers for g in one.param_groups]
+    rates = [group["lr"] for group in groups]
+    for step in range(settings.steps):
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * pace(step, settings.steps)
+        which = chance.choice(len(sources), p=shares / shares.sum())
+        source, memory = sources[which], memories[which]
+        rows = draw(near[which], settings.anchors, chance)
+        texts = source.queries, source.documents
+        vectors = torch.cat([model(side, rows) for side in texts])
+        teacher = np.concatenate([side.teacher[rows] for side in texts])
+        more = memory.beside(rows, source.documents.teacher)
+        loss = settings.loss(vectors, torch.from_numpy(teacher), more, labelled=source.labelled)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        if clipped:
+            nn.utils.clip_grad_norm_(clipped, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        memory.add(rows, vectors[len(rows) :])
+        tell(step, loss.item())
+
+
+def draw(near: NDArray[np.int64], count: int, chance: np.random.Generator) -> NDArray[np.int64]:
+    """Return distinct rows: some at random, and of each a near one."""
+    anchors = chance.integers(0, len(near), count)
+    others = near[anchors, chance.integers(0, near.shape[1], count)]
+    return np.unique(np.concatenate([anchors, others]))
+
+
+def neighbours(vectors: Floats) -> NDArray[np.int64]:
+    """Return the nearest others of each of some unit vectors, (n, up to NEAR)."""
+    count = min(NEAR, len(vectors) - 1)
+    found = []
+    for start in range(0, len(vectors), 1000):
+        scores = vectors[start : start + 1000] @ vectors.T
+        rows = np.arange(len(scores))
+        scores[rows, rows + start] = -np.inf
+        # A copy, lest all of the order be kept.
+        found.append(np.argpartition(-scores, count - 1, axis=1)[:, :count].copy())
+    return np.concatenate(found)
+
+
+def pace(step: int, steps: int) -> float:
+    """What share of the largest learning rate a step has: a short rise, then half a cosine."""
+    risen = min(1.0, (step + 1) / 30)
+    return risen * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
