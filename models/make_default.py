@@ -23,11 +23,10 @@ from folder import write_folder
 from nested import Nested
 from numpy.typing import NDArray
 from ranges import measure
-from teacher import Read, Teacher
+from teacher import Read, Teacher, first_rotation
 from texts import Pairs, Part, sample, used_pairs
 from training import Settings, Source, Tell
 
-from vecstore.encoders import fit_rotation
 from vecstore.encoders.transformer import Graph, build
 
 Floats = NDArray[np.float32]
@@ -51,8 +50,6 @@ SOURCES = {
 }
 # Rows of the first source that are not trained on, one in so many, to see how training goes.
 KEPT_BACK = 8
-# Vectors from which the rotation is found with which training begins.
-ROTATION_VECTORS = 40_000
 RATE = 1e-4
 SETTINGS = Settings(
     steps=2500,
@@ -72,7 +69,7 @@ def main() -> None:
         ranges = measure(base.tensors, base.shape, texts)
         teacher = Teacher(base, ranges, kept=frozen)
         read = {name: _read(teacher, name, pairs[name], Path(scratch)) for name in SOURCES}
-        rotation = first_rotation(read)
+        rotation = first_rotation([documents.vectors for _, documents in read.values()], MRL)
         student = Student(base, TRAINED, rotation)
         sources = [
             Source(SOURCES[name].share, Sequences.of(queries), Sequences.of(documents))
@@ -109,14 +106,6 @@ def _read(teacher: Teacher, name: str, pairs: Pairs, scratch: Path) -> Sides:
     tokens = int(queries.sizes.sum() + documents.sizes.sum())
     print(f"{name}: {len(pairs.queries)} pairs, {tokens} tokens", flush=True)
     return queries, documents
-
-
-def first_rotation(read: dict[str, Sides], *, seed: int = 0) -> Floats:
-    """Return the rotation that serves the teacher's own vectors best."""
-    vectors = np.concatenate([documents.vectors for _, documents in read.values()])
-    rows = np.random.default_rng(seed).permutation(len(vectors))[:ROTATION_VECTORS]
-    found = fit_rotation(vectors[rows], MRL[:-1]).documents
-    return np.eye(vectors.shape[1], dtype=np.float32) if found is None else found.matrix
 
 
 def hold_back(sources: list[Source[Sequences]]) -> Source[Sequences]:

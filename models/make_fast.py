@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from ranges import measure
 from static import Bags, first_table, fit_table
-from teacher import Teacher
+from teacher import Teacher, first_rotation
 from texts import Pairs, Part, sample, sentences, used_pairs
 from training import Settings, Source
 
-from vecstore.encoders import fit_rotation
 from vecstore.encoders.transformer import IR_VERSION, OPSET
 
 Floats = NDArray[np.float32]
@@ -55,8 +54,6 @@ SOURCES = {
 }
 # Sentences that follow each other, and how often batches are of them.
 SENTENCES, SENTENCES_SHARE, SENTENCE_TOKENS = 30_000, 16, 48
-# Vectors from which the rotation is found with which training begins.
-ROTATION_VECTORS = 40_000
 RATE = 2e-3
 SETTINGS = Settings(
     steps=3000,
@@ -75,7 +72,7 @@ def main() -> None:
     sources = [_source(teacher, name, pairs[name], SOURCES[name].share) for name in SOURCES]
     following = sentences(arguments.corpus, SOURCES, SENTENCES, SENTENCE_TOKENS, base)
     sources.append(_source(teacher, "sentences", following, SENTENCES_SHARE, labelled=False))
-    rotation = _rotation(sources)
+    rotation = first_rotation([source.documents.teacher for source in sources], MRL)
     sources = [_turned(source, rotation) for source in sources]
     before, after = base.encode("", 2)
     alone = [[before, token, after] for token in range(base.tokenizer.get_vocab_size())]
@@ -100,14 +97,6 @@ def _source(
     queries, documents = (Bags.of(side, teacher.read(side).vectors) for side in pairs)
     print(f"{name}: {len(pairs.queries)} pairs", flush=True)
     return Source(share, queries, documents, labelled)
-
-
-def _rotation(sources: list[Source[Bags]], *, seed: int = 0) -> Floats:
-    """The rotation behind which the first numbers of the teacher's vectors say the most."""
-    vectors = np.concatenate([source.documents.teacher for source in sources])
-    rows = np.random.default_rng(seed).permutation(len(vectors))[:ROTATION_VECTORS]
-    found = fit_rotation(vectors[rows], MRL[:-1]).documents
-    return np.eye(vectors.shape[1], dtype=np.float32) if found is None else found.matrix
 
 
 def _turned(source: Source[Bags], rotation: Floats) -> Source[Bags]:

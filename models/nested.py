@@ -4,7 +4,7 @@ Nested as in Kusupati et al., Matryoshka representation learning, 2022: every pr
 unit length and judged on its own. Judged by three things: the similarities that a teacher's whole
 vectors have (distillation), those that the model's own whole vectors have (so that prefixes find
 what whole vectors will rank first), and which document belongs to which query (InfoNCE among all
-of the batch).
+of the batch). The teacher's own numbers may count beside these.
 """
 
 from __future__ import annotations

@@ -14,10 +14,13 @@ import onnxruntime
 from base import Base
 from numpy.typing import NDArray
 
+from vecstore.encoders import fit_rotation
 from vecstore.encoders.batching import batches
 from vecstore.encoders.transformer import Graph, Range, build
 
 Floats = NDArray[np.float32]
+# Vectors from which the rotation is found with which training begins.
+ROTATION_VECTORS = 40_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +92,17 @@ class Teacher:
                     values[starts[row] : starts[row] + sizes[row]] = value
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return Read(vectors, sizes, starts, values)
+
+
+def first_rotation(vectors: Sequence[Floats], mrl: Sequence[int], *, seed: int = 0) -> Floats:
+    """Return the rotation that serves the teacher's own vectors best, float32 (dim, dim).
+
+    Args:
+        vectors: Of the documents of each source, float32 (n, dim).
+        mrl: Lengths of prefixes, ascending; the last is the whole.
+        seed: Fixes which vectors it is found from.
+    """
+    found = np.concatenate(vectors)
+    rows = np.random.default_rng(seed).permutation(len(found))[:ROTATION_VECTORS]
+    rotation = fit_rotation(found[rows], mrl[:-1]).documents
+    return np.eye(found.shape[1], dtype=np.float32) if rotation is None else rotation.matrix
