@@ -39,7 +39,7 @@ READER = """
     # Binary vectors are looked up in their buckets, and not compared all.
     lookup.START_COST, lookup.NUMPY_COSTS = 0.0, (1e9, 0.0)
 
-    # Either of the two that search, and never the other one meanwhile.
+    # Either of the two that search, and never the other one meanwhile; or nothing but the check.
     if sys.argv[1] == "compiled":
         compiled.compile_now()
     else:
@@ -53,11 +53,11 @@ READER = """
         # What is found is what an exact search finds, as far as it is found.
         if c.name not in ("lists", "codes", "bits"):
             return []
-        queries = np.eye(8)[::2]
+        queries = np.eye(8)[::3]
         found = [search(c, query, k=9, include=()) for query in queries]
         assert all(len(set(hits.ids)) == len(hits) for hits in found), found
         # To compare all with all costs more than the rest of the reading together.
-        exact = [search(c, query, k=1000, recall="exact", include=()) for query in queries[:2]]
+        exact = [search(c, query, k=1000, recall="exact", include=()) for query in queries[:1]]
         for hits, right in zip(found, exact):
             scores = dict(zip(right.ids, right.scores))
             assert all(scores[hit.id] == hit.score for hit in hits), hits
@@ -69,8 +69,9 @@ READER = """
         except (vecstore.CorruptionError, vecstore.FormatError) as error:
             return {"open": type(error).__name__}
         found = {"check": [str(problem) for problem in db.check()], "errors": [], "content": None}
-        if any(problem.startswith("file: ") for problem in found["check"]):
-            # LMDB ends the process when it meets what cannot be.
+        # LMDB ends the process when it meets what cannot be.
+        unusable = any(problem.startswith("file: ") for problem in found["check"])
+        if unusable or sys.argv[1] == "check":
             db.close()
             return found
         content = []
@@ -223,7 +224,7 @@ def test_flipped_bits_are_noticed_or_change_nothing(patient, seed):
 @ENGINES
 def test_flipped_bits_in_a_file_with_indexes_are_noticed_or_change_nothing(indexed_patient, engine):
     patient, rng = indexed_patient, random.Random(engine)
-    places = [(rng.randrange(len(patient.data)), rng.randrange(8)) for _ in range(70)]
+    places = [(rng.randrange(len(patient.data)), rng.randrange(8)) for _ in range(50)]
     healthy, *answers = patient.ask(
         [patient.data, *(patient.flipped(at, bit) for at, bit in places)], engine
     )
@@ -369,7 +370,7 @@ def test_a_flipped_bit_in_every_kind_of_value_is_found(file, more, request, tmp_
                     data[at + place] ^= 1 << bit
                 copies.append(bytes(data))
                 names.append(f"{database} {key.hex()} byte {place}")
-    answers = patient.ask(copies)
+    answers = patient.ask(copies, "check")
 
     kinds = {name.split()[0] for name in names}
     assert kinds == {"meta", "ids", "records", "tiers", "live"} | more
@@ -424,7 +425,7 @@ def test_noise_in_any_value_of_an_index_never_crashes_a_search(
     rng, changes = random.Random(f"{engine} {sealed}"), []
     # Without lists no block is listed: a checksum of nothing.
     values = [found for found in values_of_indexes(indexed) if len(found[2]) > 4]
-    for database, key, value in rng.choices(values, k=60):
+    for database, key, value in rng.choices(values, k=40):
         # The header is checked when an address is taken: what is behind it is not.
         first = layout.HEADER.size if value[:4] == layout.HEADER_MAGIC else 4
         changes.append((database, key, noise(value, rng, first, sealed)))
