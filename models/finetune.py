@@ -1,14 +1,14 @@
-"""How do the last layers of an encoder learn to say the most in its first numbers?
+"""How do some layers of an encoder learn to say the most in its first numbers?
 
-The layers before are run once, in the arithmetic in which they will be used, and what they return
-is kept: only the last ones are trained, together with the rotation behind the pooling. So a model
-can be trained in some hours on a processor. Nothing may be lost at full length: the teacher is the
-model as it was.
+The layers before them are run once, in the arithmetic in which they will be used, and what they
+return is kept: only some layers are trained, together with the rotation behind the pooling. So a
+model can be trained in an hour on a processor. Nothing may be lost at full length: the teacher is
+the model as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from base import Base
 from layers import Layer
 from numpy.typing import NDArray
+from rotation import Rotation
 from teacher import Read
 from torch import nn
 from training import Settings, Source, Tell, train
@@ -45,10 +46,9 @@ class Sequences:
     teacher: Floats
 
     @classmethod
-    def of(cls, read: Read) -> Sequences:
-        """What a teacher read."""
-        assert read.values is not None
-        return cls(read.values, read.starts, read.sizes, read.vectors)
+    def of(cls, read: Read, which: int) -> Sequences:
+        """What a teacher read, behind which of the layers that it kept."""
+        return cls(read.values[which], read.starts, read.sizes, read.vectors)
 
     def __len__(self) -> int:
         return len(self.teacher)
@@ -70,15 +70,19 @@ class Sequences:
 
 
 class Student(nn.Module):
-    """The trained layers, mean pooling and the rotation."""
+    """The trained layers, mean pooling and the rotation.
 
-    def __init__(self, base: Base, trained: int, rotation: Floats) -> None:
+    Args:
+        base: The model whose layers these are at first.
+        numbers: Which of them.
+        rotation: As it is at first, (dim, dim).
+    """
+
+    def __init__(self, base: Base, numbers: Iterable[int], rotation: Floats) -> None:
         super().__init__()
-        count = base.shape.layers
-        self.layers = nn.ModuleList(
-            Layer(base.tensors, base.shape, number) for number in range(count - trained, count)
-        )
-        self.rotation = nn.Parameter(torch.from_numpy(rotation.copy()))
+        self.layers = nn.ModuleList(Layer(base.tensors, base.shape, number) for number in numbers)
+        # One that drifted from orthogonal would lose what whole vectors know.
+        self.rotation = Rotation(rotation)
 
     def forward(self, texts: Sequences, rows: NDArray[Any]) -> torch.Tensor:
         """Return the vectors of some texts, (n, dim), of any length."""
@@ -91,16 +95,16 @@ class Student(nn.Module):
             parts.append(total / present.sum(1, keepdim=True))
             order.append(places)
         back = np.argsort(np.concatenate(order))
-        result: torch.Tensor = torch.cat(parts)[torch.from_numpy(back)] @ self.rotation
+        result: torch.Tensor = self.rotation(torch.cat(parts)[torch.from_numpy(back)])
         return result
 
-    def weights(self) -> tuple[dict[str, Floats], Floats]:
-        """The layers' weights, under the names that they had, and the rotation."""
+    def tensors(self, first: int) -> dict[str, Floats]:
+        """The layers' weights, under the names of the layers from a number on."""
         found: dict[str, Floats] = {}
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, first):
             assert isinstance(layer, Layer)
-            found |= layer.tensors()
-        return found, self.rotation.detach().numpy().copy()
+            found |= layer.tensors(number)
+        return found
 
 
 def finetune(
@@ -111,10 +115,13 @@ def finetune(
     *,
     rate: float,
 ) -> None:
-    """Train the last layers at a learning rate, and the rotation at ten times that."""
+    """Train a student's layers at a learning rate, and the rotation at ten times that."""
     layers = list(student.layers.parameters())
     optimizer = torch.optim.AdamW(
-        [{"params": layers, "lr": rate}, {"params": [student.rotation], "lr": 10 * rate}],
+        [
+            {"params": layers, "lr": rate},
+            {"params": student.rotation.parameters(), "lr": 10 * rate, "weight_decay": 0.0},
+        ],
         weight_decay=0.01,
     )
     train(student, [optimizer], sources, settings, tell, clipped=layers)

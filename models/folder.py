@@ -18,6 +18,7 @@ def write_folder(
     mrl: Sequence[int],
     max_length: int,
     config: Mapping[str, object],
+    layers: Mapping[int, str] | None = None,
 ) -> None:
     """Write a model folder in the layout of sentence-transformers, and print what is in it.
 
@@ -28,6 +29,7 @@ def write_folder(
         mrl: The lengths for which vectors were trained, ascending; the last is the whole.
         max_length: Tokens that are read of a text.
         config: The content of config.json.
+        layers: Outputs that stand for fewer layers, by how many.
     """
     onnx.checker.check_model(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +54,7 @@ def write_folder(
             "dim": mrl[-1],
             "mrl": list(mrl),
             "output": "sentence_embedding",
+            **({"layers": {str(layer): name for layer, name in layers.items()}} if layers else {}),
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         },
     }

@@ -1,4 +1,4 @@
-"""The last layers of BERT as modules that can be trained, and back again."""
+"""Layers of BERT as modules that can be trained, and back again."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Layer(nn.Module):
         self, tensors: Mapping[str, NDArray[np.float32]], shape: Shape, number: int
     ) -> None:
         super().__init__()
-        self.number, self.heads = number, shape.heads
+        self.heads = shape.heads
         self.parts = nn.ModuleDict()
         for part in _LINEAR:
-            weight = tensors[self._name(part, "weight")]
+            weight = tensors[_name(number, part, "weight")]
             self.parts[_key(part)] = nn.Linear(weight.shape[1], weight.shape[0])
         for part in _NORMS:
             self.parts[_key(part)] = nn.LayerNorm(shape.dim, eps=shape.epsilon)
         with torch.no_grad():
-            for name, parameter in self._named():
+            for name, parameter in self._named(number):
                 parameter.copy_(torch.from_numpy(np.array(tensors[name])))
 
     def forward(self, value: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -58,21 +58,22 @@ class Layer(nn.Module):
         result: torch.Tensor = self._part(_NORMS[1], value + self._part(_LINEAR[5], inner))
         return result
 
-    def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """Return the weights under the names that they had."""
-        return {name: value.detach().numpy().copy() for name, value in self._named()}
+    def tensors(self, number: int) -> dict[str, NDArray[np.float32]]:
+        """Return the weights under the names of a layer."""
+        return {name: value.detach().numpy().copy() for name, value in self._named(number)}
 
     def _part(self, part: str, value: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.parts[_key(part)](value)
         return result
 
-    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def _named(self, number: int) -> Iterator[tuple[str, nn.Parameter]]:
         for part in (*_LINEAR, *_NORMS):
             for kind in ("weight", "bias"):
-                yield self._name(part, kind), getattr(self.parts[_key(part)], kind)
+                yield _name(number, part, kind), getattr(self.parts[_key(part)], kind)
 
-    def _name(self, part: str, kind: str) -> str:
-        return f"encoder.layer.{self.number}.{part}.{kind}"
+
+def _name(number: int, part: str, kind: str) -> str:
+    return f"encoder.layer.{number}.{part}.{kind}"
 
 
 def _key(part: str) -> str:

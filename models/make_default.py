@@ -1,4 +1,4 @@
-"""How is the default model made? From all-MiniLM-L6-v2, its last layers trained for prefixes.
+"""How is the default model made? From all-MiniLM-L6-v2, some layers trained for prefixes.
 
     python models/make_default.py --corpus CORPUS [--base FOLDER] [--out models/default]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from folder import write_folder
 from nested import Nested
 from numpy.typing import NDArray
 from ranges import measure
-from teacher import Read, Teacher, first_rotation
+from rotation import rotation_of
+from teacher import Read, Teacher
 from texts import Pairs, Part, sample, used_pairs
 from training import Settings, Source, Tell
 
@@ -32,7 +34,10 @@ from vecstore.encoders.transformer import Graph, build
 Floats = NDArray[np.float32]
 MRL = (64, 128, 256, 384)
 # How many of the last layers are trained.
-TRAINED = 1
+TRAINED = 2
+# An early exit shares so many layers, and has one of its own behind them.
+SHARED = 2
+EXIT = SHARED + 1
 SOURCES = {
     "plos_titles": Part(4, 2200, 40, 128),
     "plos_paragraphs": Part(5, 4900, 64, 96),
@@ -50,12 +55,12 @@ SOURCES = {
 }
 # Rows of the first source that are not trained on, one in so many, to see how training goes.
 KEPT_BACK = 8
-RATE = 1e-4
+RATE = 5e-5
 SETTINGS = Settings(
-    steps=2500,
-    anchors=32,
-    remembered=0,
-    loss=Nested(prefixes={384: 2.0, 256: 1.0, 128: 1.0, 64: 1.5, 32: 0.5}, labels=0.3, own=0.5),
+    steps=1500,
+    anchors=16,
+    remembered=1536,
+    loss=Nested(prefixes={384: 4.0, 256: 1.0, 128: 2.0, 64: 2.0, 32: 0.5}, labels=0.1, own=0.5),
 )
 
 
@@ -64,27 +69,31 @@ def main() -> None:
     base = read_base(arguments.base)
     pairs = {name: used_pairs(arguments.corpus, name, part, base) for name, part in SOURCES.items()}
     texts = sample(pairs)
+    layers = base.shape.layers
+    frozen = layers - TRAINED
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        frozen = base.shape.layers - TRAINED
         ranges = measure(base.tensors, base.shape, texts)
-        teacher = Teacher(base, ranges, kept=frozen)
+        teacher = Teacher(base, ranges, kept=(SHARED, frozen))
         read = {name: _read(teacher, name, pairs[name], Path(scratch)) for name in SOURCES}
-        rotation = first_rotation([documents.vectors for _, documents in read.values()], MRL)
-        student = Student(base, TRAINED, rotation)
-        sources = [
-            Source(SOURCES[name].share, Sequences.of(queries), Sequences.of(documents))
-            for name, (queries, documents) in read.items()
-        ]
-        held = hold_back(sources)
-        finetune(student, sources, SETTINGS, _teller(student, held), rate=RATE)
-    trained, rotation = student.weights()
-    tensors = {**base.tensors, **trained}
+        rotation = rotation_of(_sources(read, 0), MRL)
+        print("all layers", flush=True)
+        whole = trained(Student(base, range(frozen, layers), rotation), _sources(read, 1))
+        print("early exit", flush=True)
+        early = trained(Student(base, [SHARED], rotation), _sources(read, 0))
+    tensors = {**base.tensors, **whole.tensors(frozen), **early.tensors(layers)}
+    branches = {layers: SHARED}
+
+    def finish(graph: Graph, values: list[str]) -> None:
+        _finish(graph, values[layers], whole.rotation.matrix(), "")
+        _finish(graph, values[-1], early.rotation.matrix(), f"_{EXIT}")
+
     model = build(
         tensors,
         base.shape,
         quantized=True,
-        ranges=measure(tensors, base.shape, texts),
-        finish=lambda graph, values: _finish(graph, values[-1], rotation),
+        ranges=measure(tensors, base.shape, texts, branches=branches),
+        finish=finish,
+        branches=branches,
     )
     write_folder(
         arguments.out,
@@ -93,6 +102,7 @@ def main() -> None:
         mrl=MRL,
         max_length=MAX_LENGTH,
         config={"model_type": "bert", "max_position_embeddings": MAX_LENGTH},
+        layers={EXIT: f"sentence_embedding_{EXIT}"},
     )
 
 
@@ -101,11 +111,26 @@ Sides = tuple[Read, Read]
 
 def _read(teacher: Teacher, name: str, pairs: Pairs, scratch: Path) -> Sides:
     queries, documents = (
-        teacher.read(side, scratch / f"{name}.{number}.npy") for number, side in enumerate(pairs)
+        teacher.read(side, f"{scratch / name}.{number}") for number, side in enumerate(pairs)
     )
     tokens = int(queries.sizes.sum() + documents.sizes.sum())
     print(f"{name}: {len(pairs.queries)} pairs, {tokens} tokens", flush=True)
     return queries, documents
+
+
+def _sources(read: Mapping[str, Sides], which: int) -> list[Source[Sequences]]:
+    """What is trained on, behind which of the layers that the teacher kept."""
+    return [
+        Source(SOURCES[name].share, Sequences.of(queries, which), Sequences.of(documents, which))
+        for name, (queries, documents) in read.items()
+    ]
+
+
+def trained(student: Student, sources: list[Source[Sequences]]) -> Student:
+    """Return a student when it has learned."""
+    held = hold_back(sources)
+    finetune(student, sources, SETTINGS, _teller(student, held), rate=RATE)
+    return student
 
 
 def hold_back(sources: list[Source[Sequences]]) -> Source[Sequences]:
@@ -152,12 +177,12 @@ def _ranks(student: Student, held: Source[Sequences]) -> list[tuple[int, float]]
     return found
 
 
-def _finish(graph: Graph, value: str, rotation: Floats) -> None:
-    """Add the outputs: vectors of texts, unit length, and of tokens, whose mean they are."""
+def _finish(graph: Graph, value: str, rotation: Floats, ending: str) -> None:
+    """Add two outputs: vectors of texts, unit length, and of tokens, whose mean they are."""
     dim = graph.shape.dim
-    turn = graph.constant("rotation", rotation)
-    graph.node("MatMul", value, turn, output="token_embeddings")
-    graph.output("token_embeddings", "batch", "sequence", dim)
+    turn = graph.matrix(f"rotation{ending}", rotation)
+    tokens = graph.node("MatMul", value, turn, output=f"token_embeddings{ending}")
+    graph.output(tokens, "batch", "sequence", dim)
     mask = graph.node("Cast", "attention_mask", to=int(onnx.TensorProto.FLOAT))
     column = graph.node("Unsqueeze", mask, graph.constant("last_axis", [2]))
     # A sum over the tokens and not a mean: the length is set to one in the end.
@@ -167,8 +192,8 @@ def _finish(graph: Graph, value: str, rotation: Floats) -> None:
     turned = graph.node("MatMul", total, turn)
     length = graph.node("ReduceL2", turned, axes=[-1], keepdims=1)
     floor = graph.node("Max", length, graph.constant("tiny", np.float32(1e-12)))
-    graph.node("Div", turned, floor, output="sentence_embedding")
-    graph.output("sentence_embedding", "batch", dim)
+    text = graph.node("Div", turned, floor, output=f"sentence_embedding{ending}")
+    graph.output(text, "batch", dim)
 
 
 if __name__ == "__main__":

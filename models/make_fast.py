@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from ranges import measure
 from static import Bags, first_table, fit_table
-from teacher import Teacher, first_rotation
+from rotation import rotation_of
+from teacher import Teacher
 from texts import Pairs, Part, sample, sentences, used_pairs
 from training import Settings, Source
 
@@ -72,7 +73,7 @@ def main() -> None:
     sources = [_source(teacher, name, pairs[name], SOURCES[name].share) for name in SOURCES]
     following = sentences(arguments.corpus, SOURCES, SENTENCES, SENTENCE_TOKENS, base)
     sources.append(_source(teacher, "sentences", following, SENTENCES_SHARE, labelled=False))
-    rotation = first_rotation([source.documents.teacher for source in sources], MRL)
+    rotation = rotation_of(sources, MRL)
     sources = [_turned(source, rotation) for source in sources]
     before, after = base.encode("", 2)
     alone = [[before, token, after] for token in range(base.tokenizer.get_vocab_size())]

@@ -35,6 +35,7 @@ def measure(
     shape: Shape,
     texts: Iterable[list[int]],
     *,
+    branches: Mapping[int, int] | None = None,
     seed: int = 0,
 ) -> dict[str, Range]:
     """Return the range of what enters each matrix, by the matrix's name.
@@ -43,6 +44,7 @@ def measure(
         tensors: The transformer's weights.
         shape: Its sizes.
         texts: Numbers of tokens, special ones included; some hundred texts of all lengths.
+        branches: Layers beside the others, as in `build`.
         seed: Fixes which tokens of long texts are kept.
     """
     entering: dict[str, str] = {}
@@ -52,7 +54,7 @@ def measure(
         for value in dict.fromkeys(entering.values()):
             graph.output(value, "batch", "sequence", f"size of {value}")
 
-    model = build(tensors, shape, quantized=False, finish=finish)
+    model = build(tensors, shape, quantized=False, finish=finish, branches=branches)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     names = list(dict.fromkeys(entering.values()))
     chance = np.random.default_rng(seed)

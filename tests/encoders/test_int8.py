@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -155,3 +156,32 @@ def test_matrices_without_a_range_stay_as_they_are(texts: np.ndarray) -> None:
     (wanted,) = run(build(tensors(), SHAPE, quantized=False), texts)
     (found,) = run(model, texts)
     assert errors(found, wanted).mean() < 0.002
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_layer_beside_the_others_reads_what_is_before_it(
+    texts: np.ndarray, *, quantized: bool
+) -> None:
+    def last(layers: int, numbers: dict[int, int], behind: int | None) -> np.ndarray:
+        """The last value, where the layers beyond those of the model are copies of others."""
+        held = tensors()
+        for number, source in numbers.items():
+            stem, own = f"encoder.layer.{source}.", f"encoder.layer.{number}."
+            held |= {own + n.removeprefix(stem): t for n, t in held.items() if n.startswith(stem)}
+        branches = {} if behind is None else {LAYERS: behind}
+
+        def finish(graph: Graph, values: list[str]) -> None:
+            assert len(values) == 1 + layers + len(branches)
+            graph.node("Identity", values[-1], output="last")
+            graph.output("last", "batch", "sequence", DIM)
+
+        shape = dataclasses.replace(SHAPE, layers=layers)
+        (found,) = run(
+            build(held, shape, quantized=quantized, finish=finish, branches=branches), texts
+        )
+        return found
+
+    copied = {LAYERS: 1}
+    np.testing.assert_array_equal(last(2, copied, 1), last(2, {}, None))
+    np.testing.assert_array_equal(last(2, copied, 2), last(3, copied, None))
+    assert np.abs(last(2, copied, 0) - last(2, copied, 1)).max() > 0.1

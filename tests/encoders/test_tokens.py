@@ -212,6 +212,21 @@ def test_a_model_without_vectors_of_tokens_says_so(make_model, graphs):
         passages.late_vectors("red apple", [(0, 3), (4, 9)], HashEncoder())
 
 
+@pytest.mark.parametrize("offered", ["token_embeddings_1", "token_embeddings"])
+def test_fewer_layers_pool_the_tokens_of_their_own_output(make_model, graphs, offered):
+    own = {"layers": {"1": "sentence_embedding"}}
+    encoder = OnnxEncoder(make_model(graphs["pooled"](tokens=offered), own=own), layer=1)
+
+    whole = OnnxEncoder(make_model(graphs["pooled"](tokens="token_embeddings")))
+    if offered == "token_embeddings":
+        with pytest.raises(EncoderError, match="has no output token_embeddings_1"):
+            encoder.encode_passages("red apple", [(0, 3), (4, 9)])
+    else:
+        found = encoder.encode_passages("red apple", [(0, 3), (4, 9)])
+        wanted = whole.encode_passages("red apple", [(0, 3), (4, 9)])
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_a_model_that_pools_otherwise_says_so(make_model):
     folder = make_model(modules=MEAN, pooling={"pooling_mode": "cls"})
 

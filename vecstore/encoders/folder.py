@@ -20,6 +20,7 @@ from vecstore.spec import MAX_DIM, MIN_DIM
 MODEL_NAMES = ("model.onnx", "onnx/model.onnx")
 TOKENIZER_NAME = "tokenizer.json"
 OWN_NAME = "vecstore.json"
+_TOKENS = "token_embeddings"
 _MAX_TOKENIZER_BYTES = 256 << 20
 _MAX_LENGTH = 1 << 20
 _MAX_HIDDEN = 256
@@ -52,6 +53,7 @@ class ModelFolder:
         lowercase: Whether text is lower-cased before the tokenizer sees it.
         output: Name of the graph's output to use, or None to choose.
         layers: The outputs that stand for fewer layers, by how many.
+        tokens: The output with the vectors of tokens, for late chunking.
         hidden: Outputs with the token vectors of several layers, which are averaged: names, or
             numbers of the outputs `hidden_states.N`, from the end if negative.
         weights: Of the average, one for each of `hidden`; () for equal ones.
@@ -73,6 +75,7 @@ class ModelFolder:
     lowercase: bool
     output: str | None
     layers: Mapping[int, str]
+    tokens: str
     hidden: tuple[str | int, ...]
     weights: tuple[float, ...]
     digests: Mapping[str, str]
@@ -125,6 +128,7 @@ def read_folder(path: Path) -> ModelFolder:
         lowercase=lowercase,
         output=own.string("output"),
         layers=_layers(own),
+        tokens=_TOKENS,
         hidden=hidden,
         weights=weights,
         digests=_digests(own),
@@ -145,7 +149,14 @@ def at_layer(folder: ModelFolder, layer: int | None) -> ModelFolder:
             f"layer={layer!r:.60} is not offered by {folder.path}; its {OWN_NAME} declares"
             f" layers: {offered}"
         )
-    return replace(folder, output=folder.layers[layer], hidden=(), weights=())
+    return replace(
+        folder,
+        output=folder.layers[layer],
+        # Those behind the last layer would be of another space.
+        tokens=f"{_TOKENS}_{layer}",
+        hidden=(),
+        weights=(),
+    )
 
 
 def _with_own_pooling(modules: Modules, own: Config) -> Modules:

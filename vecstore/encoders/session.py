@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 Provider = str | tuple[str, Mapping[str, Any]]
-_TOKENS = "token_embeddings"
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 # They scale a tensor by its largest value, so that texts in a batch change each other's vectors.
 _BATCH_DEPENDENT = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul"}
@@ -102,7 +101,7 @@ class Session:
         shapes = [outline.outputs[name].shape for name in self._outputs]
         self._head = Head(folder, tokens=any(shape is None or len(shape) != 2 for shape in shapes))
         self._graph = _load_graph(folder, outline, self._outputs, threads, providers)
-        self._tokens_output = _choose_tokens(outline, self._outputs)
+        self._tokens_output = _choose_tokens(folder, outline, self._outputs)
         # Loaded when passages are to be pooled: the other graph may lack this output.
         self._load = functools.partial(
             _load_graph, folder, outline, threads=threads, providers=providers
@@ -170,6 +169,11 @@ class Session:
     def has_tokens(self) -> bool:
         """Whether the graph has an output with vectors of tokens."""
         return self._tokens_output is not None
+
+    @property
+    def tokens_name(self) -> str:
+        """What that output is called, where no other one holds them."""
+        return self._folder.tokens
 
     def room(self, prompt: str) -> int:
         """How many tokens of a text the model reads behind a prompt."""
@@ -257,9 +261,9 @@ class Session:
         return feed, mask
 
 
-def _choose_tokens(outline: Outline, outputs: Sequence[str]) -> str | None:
+def _choose_tokens(folder: ModelFolder, outline: Outline, outputs: Sequence[str]) -> str | None:
     """The name of the output that holds vectors of tokens, if there is one."""
-    names = [*outputs, _TOKENS] if len(outputs) == 1 else []
+    names = [*outputs, folder.tokens] if len(outputs) == 1 else []
     shapes = {name: outline.outputs[name].shape for name in names if name in outline.outputs}
     return next((name for name, shape in shapes.items() if len(shape or ()) == 3), None)
 

@@ -209,8 +209,8 @@ def check_output(session: Session) -> None:
         return
     if not session.has_tokens:
         raise EncoderError(
-            f"{session.name} has no output token_embeddings, so that late chunking is not possible;"
-            " use chunk=True"
+            f"{session.name} has no output {session.tokens_name}, so that late chunking is not"
+            " possible; use chunk=True"
         )
     encodings = session.encodings([_PROBE], "")
     whole = session.run(session.tokenize([_PROBE], ""), 0)[0].astype(np.float64)

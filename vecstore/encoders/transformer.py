@@ -155,6 +155,7 @@ def build(
     quantized: bool,
     ranges: Mapping[str, Range] | None = None,
     finish: Callable[[Graph, list[str]], None] | None = None,
+    branches: Mapping[int, int] | None = None,
 ) -> Any:
     """Return the onnx.ModelProto of a transformer.
 
@@ -167,6 +168,8 @@ def build(
             range does. These graphs are for onnxruntime only.
         finish: Adds what follows, given the values before the first and behind each layer; by
             default the output is `last_hidden_state`.
+        branches: Layers beside those of `shape`: by their number in the tensors' names, behind how
+            many of the others each stands. Their values follow in `finish`.
 
     Raises:
         EncoderError: A tensor is missing or of another shape.
@@ -177,6 +180,7 @@ def build(
     bias = _attention_bias(graph)
     for layer in range(shape.layers):
         values.append(_layer(graph, layer, values[-1], bias))
+    values += [_layer(graph, layer, values[at], bias) for layer, at in (branches or {}).items()]
     if finish is None:
         graph.node("Identity", values[-1], output="last_hidden_state")
         graph.output("last_hidden_state", "batch", "sequence", shape.dim)
@@ -352,7 +356,8 @@ def _rounded(
 
 def _embeddings(graph: Graph) -> str:
     dim = graph.shape.dim
-    words = _words(graph, graph.tensor("embeddings.word_embeddings.weight", None, dim))
+    table = graph.tensor("embeddings.word_embeddings.weight", None, dim)
+    words = _rows(graph, "words", table, "Gather", "input_ids")
     positions = graph.tensor("embeddings.position_embeddings.weight", None, dim)
     if graph.shape.family in _OFFSET_POSITIONS:
         positions = positions[graph.shape.padding + 1 :]
@@ -361,19 +366,19 @@ def _embeddings(graph: Graph) -> str:
         positions = (
             positions + graph.tensor("embeddings.token_type_embeddings.weight", None, dim)[0]
         )
-    length = graph.node("Shape", "input_ids", start=1, end=2)
-    table, zero = graph.constant("positions", positions), graph.constant("zero", [0])
-    places = graph.node("Slice", table, zero, length)
+    first, length = graph.constant("zero", [0]), graph.node("Shape", "input_ids", start=1, end=2)
+    places = _rows(graph, "positions", positions, "Slice", first, length)
     return graph.norm(graph.node("Add", words, places), "embeddings.LayerNorm")
 
 
-def _words(graph: Graph, table: NDArray[np.float32]) -> str:
+def _rows(graph: Graph, name: str, table: NDArray[np.float32], kind: str, *which: str) -> str:
+    """Some rows of a constant table."""
     if not graph.quantized:
-        return graph.node("Gather", graph.constant("words", table), "input_ids")
-    # Widened after it was gathered, so that the table stays small in memory too.
+        return graph.node(kind, graph.constant(name, table), *which)
+    # Widened after they were taken, so that the table stays small in memory too.
     codes, scale = _rounded(table, 1)
-    rows = graph.node("Gather", graph.constant("words.codes", codes), "input_ids")
-    scales = graph.node("Gather", graph.constant("words.scale", scale), "input_ids")
+    rows = graph.node(kind, graph.constant(f"{name}.codes", codes), *which)
+    scales = graph.node(kind, graph.constant(f"{name}.scale", scale), *which)
     float_type = int(graph.onnx.TensorProto.FLOAT)
     return graph.node("Mul", graph.node("Cast", rows, to=float_type), scales)
 
