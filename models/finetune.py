@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as torch_functions
 from base import Base
 from layers import Layer
 from numpy.typing import NDArray
-from rotation import Rotation
+from rotation import Rotation, rotation_of
 from teacher import Read
 from torch import nn
 from training import Settings, Source, Tell, train
@@ -125,3 +126,29 @@ def finetune(
         weight_decay=0.01,
     )
     train(student, [optimizer], sources, settings, tell, clipped=layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Texts of which only the vectors are left, float32 (n, dim), unit length."""
+
+    teacher: Floats
+
+
+def settle(
+    student: Student, sources: Sequence[Source[Sequences]], mrl: Sequence[int], *, most: int
+) -> None:
+    """Fit a trained student's rotation anew, to what its layers say of some texts."""
+    own = [
+        Source(source.share, *(_vectors(student, side, most) for side in source.sides[::-1]))
+        for source in sources
+    ]
+    student.rotation = Rotation(student.rotation.matrix() @ rotation_of(own, mrl))
+
+
+def _vectors(student: Student, texts: Sequences, most: int) -> Vectors:
+    rows = np.arange(min(most, len(texts)))
+    with torch.no_grad():
+        parts = [student(texts, rows[at : at + 256]) for at in range(0, len(rows), 256)]
+    found = torch_functions.normalize(torch.cat(parts), dim=1)
+    return Vectors(found.numpy())

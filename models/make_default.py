@@ -19,7 +19,7 @@ import onnx
 import torch
 from arguments import read_arguments
 from base import MAX_LENGTH, read_base
-from finetune import Sequences, Student, finetune
+from finetune import Sequences, Student, finetune, settle
 from folder import write_folder
 from nested import Nested
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ from vecstore.encoders.transformer import Graph, build
 Floats = NDArray[np.float32]
 MRL = (64, 128, 256, 384)
 # How many of the last layers are trained.
-TRAINED = 2
+TRAINED = 1
 # An early exit shares so many layers, and has one of its own behind them.
 SHARED = 2
 EXIT = SHARED + 1
@@ -55,13 +55,23 @@ SOURCES = {
 }
 # Rows of the first source that are not trained on, one in so many, to see how training goes.
 KEPT_BACK = 8
-RATE = 5e-5
+RATE = 1e-4
 SETTINGS = Settings(
+    steps=2500,
+    anchors=32,
+    remembered=0,
+    loss=Nested(prefixes={384: 2.0, 256: 1.0, 128: 1.0, 64: 1.5, 32: 0.5}, labels=0.3, own=0.5),
+)
+# The layer of the exit has more to learn.
+EXIT_RATE = 4e-4
+EXIT_SETTINGS = Settings(
     steps=1500,
     anchors=16,
-    remembered=1536,
-    loss=Nested(prefixes={384: 4.0, 256: 1.0, 128: 2.0, 64: 2.0, 32: 0.5}, labels=0.1, own=0.5),
+    remembered=1024,
+    loss=Nested(prefixes={384: 2.0, 256: 1.0, 128: 1.5, 64: 1.5, 32: 0.5}, labels=0.2, own=0.5),
 )
+# Texts of each source, of queries and of documents, to which the rotation is fitted in the end.
+SETTLED = 1000
 
 
 def main() -> None:
@@ -77,9 +87,11 @@ def main() -> None:
         read = {name: _read(teacher, name, pairs[name], Path(scratch)) for name in SOURCES}
         rotation = rotation_of(_sources(read, 0), MRL)
         print("all layers", flush=True)
-        whole = trained(Student(base, range(frozen, layers), rotation), _sources(read, 1))
+        whole = Student(base, range(frozen, layers), rotation)
+        fit(whole, _sources(read, 1), SETTINGS, RATE)
         print("early exit", flush=True)
-        early = trained(Student(base, [SHARED], rotation), _sources(read, 0))
+        early = Student(base, [SHARED], rotation)
+        fit(early, _sources(read, 0), EXIT_SETTINGS, EXIT_RATE)
     tensors = {**base.tensors, **whole.tensors(frozen), **early.tensors(layers)}
     branches = {layers: SHARED}
 
@@ -121,52 +133,55 @@ def _read(teacher: Teacher, name: str, pairs: Pairs, scratch: Path) -> Sides:
 def _sources(read: Mapping[str, Sides], which: int) -> list[Source[Sequences]]:
     """What is trained on, behind which of the layers that the teacher kept."""
     return [
-        Source(SOURCES[name].share, Sequences.of(queries, which), Sequences.of(documents, which))
+        Source(SOURCES[name].share, Sequences.of(documents, which), Sequences.of(queries, which))
         for name, (queries, documents) in read.items()
     ]
 
 
-def trained(student: Student, sources: list[Source[Sequences]]) -> Student:
-    """Return a student when it has learned."""
+def fit(
+    student: Student, sources: list[Source[Sequences]], settings: Settings, rate: float
+) -> None:
+    """Train a student."""
     held = hold_back(sources)
-    finetune(student, sources, SETTINGS, _teller(student, held), rate=RATE)
-    return student
+    finetune(student, sources, settings, _teller(student, held, settings.steps), rate=rate)
+    settle(student, sources, MRL, most=SETTLED)
+    print(f"settled: {_told(student, held)}", flush=True)
 
 
 def hold_back(sources: list[Source[Sequences]]) -> Source[Sequences]:
     """Take some pairs of the first source out of it, and return them."""
     first = sources[0]
-    away = np.arange(len(first.queries)) % KEPT_BACK == 0
+    away = np.arange(len(first.documents)) % KEPT_BACK == 0
 
     def part(rows: NDArray[np.bool_]) -> Source[Sequences]:
-        chosen = np.flatnonzero(rows)
-        return dataclasses.replace(
-            first, queries=first.queries.only(chosen), documents=first.documents.only(chosen)
-        )
+        queries, documents = (side.only(np.flatnonzero(rows)) for side in first.sides)
+        return dataclasses.replace(first, documents=documents, queries=queries)
 
     sources[0] = part(~away)
     return part(away)
 
 
-def _teller(student: Student, held: Source[Sequences]) -> Tell:
+def _teller(student: Student, held: Source[Sequences], steps: int) -> Tell:
     losses: list[float] = []
 
     def tell(step: int, loss: float) -> None:
         losses.append(loss)
-        if step % 100 == 99 or step == SETTINGS.steps - 1:
-            ranks = ", ".join(f"{size}: {rank:.3f}" for size, rank in _ranks(student, held))
-            print(f"step {step + 1}: loss {np.mean(losses[-100:]):.3f}; {ranks}", flush=True)
+        if step % 100 == 99 or step == steps - 1:
+            mean = np.mean(losses[-100:])
+            print(f"step {step + 1}: loss {mean:.3f}; {_told(student, held)}", flush=True)
 
     return tell
 
 
+def _told(student: Student, held: Source[Sequences]) -> str:
+    return ", ".join(f"{size}: {rank:.3f}" for size, rank in _ranks(student, held))
+
+
 def _ranks(student: Student, held: Source[Sequences]) -> list[tuple[int, float]]:
     """The mean reciprocal rank of the right document, by each prefix."""
-    rows = np.arange(len(held.queries))
+    rows = np.arange(len(held.documents))
     with torch.no_grad():
-        queries, documents = (
-            student(texts, rows).numpy() for texts in (held.queries, held.documents)
-        )
+        queries, documents = (student(texts, rows).numpy() for texts in held.sides)
     found = []
     for size in reversed(MRL):
         parts = [side[:, :size] for side in (queries, documents)]

@@ -19,11 +19,12 @@ from folder import write_folder
 from nested import Nested
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from paraphrases import Paraphrases
 from ranges import measure
-from static import Bags, first_table, fit_table
 from rotation import rotation_of
+from static import Bags, first_table, fit_table
 from teacher import Teacher
-from texts import Pairs, Part, sample, sentences, used_pairs
+from texts import Part, Texts, sample, sentences, used_pairs
 from training import Settings, Source
 
 from vecstore.encoders.transformer import IR_VERSION, OPSET
@@ -53,14 +54,30 @@ SOURCES = {
     "foldoc": Part(1.5, 4000, 24, 96),
     "gcide": Part(3, 20000, 24, 48),
 }
-# Sentences that follow each other, and how often batches are of them.
-SENTENCES, SENTENCES_SHARE, SENTENCE_TOKENS = 30_000, 16, 48
+# Sentences beside the pairs, the most of each source; tokens kept of each.
+SENTENCES = {
+    "wordnet_glosses": 60_000,
+    "wordnet_examples": 60_000,
+    "gcide": 30_000,
+    "foldoc": 20_000,
+    "debian_descriptions": 25_000,
+    "wikipedia": 20_000,
+    "plos_paragraphs": 12_000,
+    "jargon": 10_000,
+    "docs_python": 6_000,
+    "perl_docs": 6_000,
+    "gnome_help": 5_000,
+    "gene_ontology": 4_000,
+}
+SENTENCE_TOKENS = 48
+# How often batches are of them, beside pairs, and how much the second teacher counts there.
+SENTENCES_SHARE, SECOND = 90, 0.9
 RATE = 2e-3
 SETTINGS = Settings(
-    steps=3000,
+    steps=4000,
     anchors=128,
-    remembered=1024,
-    loss=Nested(prefixes=dict.fromkeys(MRL, 1.0), labels=0.1, own=0.0, direct=5.0),
+    remembered=0,
+    loss=Nested(prefixes=dict.fromkeys(MRL, 1.0), labels=0.1, own=0.0, squares=10.0, direct=0.5),
 )
 
 
@@ -68,13 +85,18 @@ def main() -> None:
     arguments = read_arguments(__doc__, "fast")
     base = read_base(arguments.base)
     pairs = {name: used_pairs(arguments.corpus, name, part, base) for name, part in SOURCES.items()}
-    ranges = measure(base.tensors, base.shape, sample(pairs))
-    teacher = Teacher(base, ranges)
-    sources = [_source(teacher, name, pairs[name], SOURCES[name].share) for name in SOURCES]
-    following = sentences(arguments.corpus, SOURCES, SENTENCES, SENTENCE_TOKENS, base)
-    sources.append(_source(teacher, "sentences", following, SENTENCES_SHARE, labelled=False))
+    teacher = Teacher(base, measure(base.tensors, base.shape, sample(pairs)))
+    sources = []
+    for name, part in SOURCES.items():
+        queries, documents = (_bags(teacher, side) for side in pairs[name])
+        sources.append(Source(part.share, documents, queries))
+        print(f"{name}: {len(documents)} pairs", flush=True)
     rotation = rotation_of(sources, MRL)
     sources = [_turned(source, rotation) for source in sources]
+    single = sentences(arguments.corpus, SENTENCES, SENTENCE_TOKENS, base)
+    print(f"{len(single)} sentences", flush=True)
+    both = joined(teacher.read(single).vectors @ rotation, Paraphrases().read(single))
+    sources.append(Source(SENTENCES_SHARE, Bags.of(single, both)))
     before, after = base.encode("", 2)
     alone = [[before, token, after] for token in range(base.tokenizer.get_vocab_size())]
     table = first_table(teacher.read(alone).vectors @ rotation, sources)
@@ -92,20 +114,21 @@ def main() -> None:
     )
 
 
-def _source(
-    teacher: Teacher, name: str, pairs: Pairs, share: float, *, labelled: bool = True
-) -> Source[Bags]:
-    queries, documents = (Bags.of(side, teacher.read(side).vectors) for side in pairs)
-    print(f"{name}: {len(pairs.queries)} pairs", flush=True)
-    return Source(share, queries, documents, labelled)
+def joined(first: Floats, second: Floats) -> Floats:
+    """Vectors whose similarities are the weighted means of two teachers', the first's in front."""
+    return np.hstack([(1 - SECOND) ** 0.5 * first, SECOND**0.5 * second])
+
+
+def _bags(teacher: Teacher, texts: Texts) -> Bags:
+    return Bags.of(texts, teacher.read(texts).vectors)
 
 
 def _turned(source: Source[Bags], rotation: Floats) -> Source[Bags]:
-    queries, documents = (
-        dataclasses.replace(side, teacher=side.teacher @ rotation)
-        for side in (source.queries, source.documents)
-    )
-    return dataclasses.replace(source, queries=queries, documents=documents)
+    def turned(side: Bags) -> Bags:
+        return dataclasses.replace(side, teacher=side.teacher @ rotation)
+
+    queries = None if source.queries is None else turned(source.queries)
+    return dataclasses.replace(source, documents=turned(source.documents), queries=queries)
 
 
 def _tell(step: int, loss: float) -> None:

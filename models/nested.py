@@ -62,8 +62,9 @@ class Nested:
         """Return the loss.
 
         Args:
-            vectors: Of n queries and, behind them, their n documents, (2 n, dim).
-            teacher: The same texts' vectors by the teacher, unit length, (2 n, any).
+            vectors: Of n texts, (n, dim); if labels count, of n / 2 queries and, behind them, the
+                documents that belong to them.
+            teacher: The same texts' vectors by the teacher, unit length, (n, any).
             more: Documents that belong to none of these queries, to be told from those that do.
             labelled: Whether labels count.
         """

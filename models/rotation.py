@@ -2,7 +2,7 @@
 
 An orthogonal matrix changes no similarity of whole vectors. The one that a model is given is fitted
 by the loss that all else is trained with, source by source: texts of one source are the ones that
-are hard to tell apart.
+are hard to tell apart. That finds more than `fit_rotation`, which knows of no sources.
 """
 
 from __future__ import annotations

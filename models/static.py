@@ -47,6 +47,9 @@ class Bags:
         sizes = np.array([len(text) for text in inner])
         return cls(np.concatenate(inner), np.cumsum(sizes) - sizes, sizes, teacher)
 
+    def __len__(self) -> int:
+        return len(self.teacher)
+
 
 class Table(nn.Module):
     """A vector for each token, (tokens, dim)."""
@@ -62,9 +65,7 @@ class Table(nn.Module):
         places = np.arange(sizes.sum()) + np.repeat(texts.starts[rows] - starts, sizes)
         ids, offsets = (torch.from_numpy(part) for part in (texts.ids[places], starts))
         # A sum and not a mean: only the direction counts.
-        found: torch.Tensor = torch_functions.embedding_bag(
-            ids, self.table, offsets, mode="sum", sparse=True
-        )
+        found: torch.Tensor = torch_functions.embedding_bag(ids, self.table, offsets, mode="sum")
         return found
 
 
@@ -75,13 +76,15 @@ def first_table(alone: Floats, sources: Sequence[Source[Bags]]) -> Floats:
         alone: The teacher's vector of each token alone, (tokens, dim).
         sources: Texts that tell how common each token is.
     """
-    sides = [side for source in sources for side in (source.queries, source.documents)]
+    sides = [side for source in sources for side in source.sides]
     counts = np.zeros(len(alone))
     for side in sides:
         counts += np.bincount(side.ids, minlength=len(alone))
     share = (counts / counts.sum()).astype(np.float32)
     weights = COMMON / (COMMON + share)
     table: Floats = weights[:, None] * (alone - share @ alone)
+    # Of the length for which learning rates are stated.
+    table /= np.linalg.norm(table, axis=1).mean()
     return table
 
 
@@ -90,6 +93,8 @@ def fit_table(
 ) -> Floats:
     """Train a table at a learning rate, and return it."""
     model = Table(table)
-    train(model, [torch.optim.SparseAdam([model.table], lr=rate)], sources, settings, tell)
+    # One for sparse gradients would leave rare tokens behind: they move by their momentum too.
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
+    train(model, [optimizer], sources, settings, tell)
     trained: Floats = model.table.detach().numpy().copy()
     return trained

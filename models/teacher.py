@@ -5,7 +5,7 @@ It runs in int8, in which its layers will be used: those that are trained learn 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,9 +80,7 @@ class Teacher:
             np.lib.format.open_memmap(f"{files}.{name}.npy", "w+", np.float16, tokens)
             for name in kept
         )
-        # Of one length, so that no mask is needed.
-        alike = (np.flatnonzero(sizes == size) for size in np.unique(sizes))
-        for rows in (same[part] for same in alike for part in batches(sizes[same])):
+        for rows in of_one_length(sizes):
             ids = np.array([texts[row] for row in rows], np.int64)
             feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
             mean, *found = self._session.run(["mean", *kept], feed)
@@ -92,3 +90,11 @@ class Teacher:
                     held[starts[row] : starts[row] + sizes[row]] = value
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return Read(vectors, sizes, starts, values)
+
+
+def of_one_length(sizes: NDArray[np.int64]) -> Iterator[NDArray[np.intp]]:
+    """The rows of texts in batches of texts of one length, so that no mask is needed."""
+    for size in np.unique(sizes):
+        same = np.flatnonzero(sizes == size)
+        for part in batches(sizes[same]):
+            yield same[part]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from corpus.pairs import read_pairs
 SAMPLE = 300
 # Where sentences end, and how many words one has.
 _ENDS = re.compile(r"(?<=[.;?!])\s+(?=[A-Z])")
-_FEW, _MANY = 5, 24
+_FEW, _MANY = 3, 28
 
 
 class Part(NamedTuple):
@@ -63,26 +62,25 @@ def sample(pairs: Mapping[str, Pairs], *, seed: int = 5) -> Texts:
 
 
 def sentences(
-    corpus: Path, names: Iterable[str], count: int, length: int, base: Base, *, seed: int = 7
-) -> Pairs:
-    """Return sentences that follow each other in the longer texts of some sources.
+    corpus: Path, most: Mapping[str, int], length: int, base: Base, *, seed: int = 11
+) -> Texts:
+    """Return different sentences of both texts of some sources' pairs, in random order.
 
     Args:
         corpus: Where they are.
-        names: The sources.
-        count: How many pairs.
+        most: How many of each source are taken at most.
         length: Tokens kept of each.
         base: Whose tokens.
-        seed: Fixes which are taken.
+        seed: Fixes which are taken, and their order.
     """
-    found: dict[tuple[str, str], None] = {}
-    for name in names:
-        for pair in read_pairs(corpus / f"{name}.jsonl.gz"):
-            parts = _ENDS.split(pair.b)
-            good = [_FEW <= len(part.split()) <= _MANY for part in parts]
-            both = zip(pairwise(parts), pairwise(good), strict=True)
-            found |= dict.fromkeys(two for two, usable in both if all(usable))
+    chance = random.Random(seed)
+    found: dict[str, None] = {}
+    for name, count in most.items():
+        texts = (text for pair in read_pairs(corpus / f"{name}.jsonl.gz") for text in pair[:2])
+        parts = (part for text in texts for part in _ENDS.split(text))
+        usable = [part for part in parts if _FEW <= len(part.split()) <= _MANY]
+        new = [part for part in dict.fromkeys(usable) if part not in found]
+        found |= dict.fromkeys(chance.sample(new, min(count, len(new))))
     order = list(found)
-    random.Random(seed).shuffle(order)
-    firsts, seconds = zip(*order[:count], strict=True)
-    return Pairs(*([base.encode(text, length) for text in side] for side in (firsts, seconds)))
+    chance.shuffle(order)
+    return [base.encode(text, length) for text in order]

@@ -1,7 +1,8 @@
 """How is a model trained so that prefixes of its vectors rank texts? The loop that all share.
 
-A batch is of one source: pairs drawn at random, and of each a near one, which are hard to tell
-apart. They are compared with each other, and with the documents of the batches before.
+A batch is of one source. Of pairs some are drawn at random, and of each a near one, which are hard
+to tell apart; of single texts, some at random or some that are alike in one respect. All are
+compared with each other, and with the documents of the batches before.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch import nn
 Floats = NDArray[np.float32]
 # How many near documents of each are drawn from, as hard negatives.
 NEAR = 16
+# From how many times as many texts those are taken that are alike.
+ALIKE_AMONG = 50
 
 
 class Taught(Protocol):
@@ -41,7 +44,8 @@ class Settings:
 
     Attributes:
         steps: Batches.
-        anchors: Pairs drawn for a batch; each brings a near one of its source.
+        anchors: Pairs drawn for a batch; each brings a near one of its source. Of single texts,
+            four times as many are drawn.
         remembered: Documents of earlier batches that are compared with those of a batch.
         loss: What is to become small.
         seed: Fixes the batches.
@@ -56,19 +60,22 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Source(Generic[T]):
-    """Pairs of one kind.
+    """Texts of one kind.
 
     Attributes:
         share: How often batches are of it, beside others.
-        queries: The shorter texts.
-        documents: What belongs to each.
-        labelled: Whether one is to be found by the other, and not just compared with it.
+        documents: The texts.
+        queries: For each a shorter one by which it is to be found; None for single texts.
     """
 
     share: float
-    queries: T
     documents: T
-    labelled: bool = True
+    queries: T | None = None
+
+    @property
+    def sides(self) -> list[T]:
+        """The queries, if there are any, and the documents."""
+        return [self.documents] if self.queries is None else [self.queries, self.documents]
 
 
 class Memory:
@@ -120,7 +127,7 @@ def train(
     """
     chance = np.random.default_rng(settings.seed)
     dim = max(settings.loss.sizes)
-    near = [neighbours(source.documents.teacher) for source in sources]
+    draws = [_draw(source) for source in sources]
     memories = [Memory(settings.remembered, dim) for _ in sources]
     shares = np.array([source.share for source in sources])
     groups: list[dict[str, Any]] = [g for one in optimizers for g in one.param_groups]
@@ -130,12 +137,12 @@ def train(
             group["lr"] = rate * pace(step, settings.steps)
         which = chance.choice(len(sources), p=shares / shares.sum())
         source, memory = sources[which], memories[which]
-        rows = draw(near[which], settings.anchors, chance)
-        texts = source.queries, source.documents
-        vectors = torch.cat([model(side, rows) for side in texts])
-        teacher = np.concatenate([side.teacher[rows] for side in texts])
+        rows = draws[which](settings.anchors, chance)
+        vectors = torch.cat([model(side, rows) for side in source.sides])
+        teacher = np.concatenate([side.teacher[rows] for side in source.sides])
         more = memory.beside(rows, source.documents.teacher)
-        loss = settings.loss(vectors, torch.from_numpy(teacher), more, labelled=source.labelled)
+        labelled = source.queries is not None
+        loss = settings.loss(vectors, torch.from_numpy(teacher), more, labelled=labelled)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -143,15 +150,39 @@ def train(
             nn.utils.clip_grad_norm_(clipped, 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        memory.add(rows, vectors[len(rows) :])
+        memory.add(rows, vectors[-len(rows) :])
         tell(step, loss.item())
 
 
-def draw(near: NDArray[np.int64], count: int, chance: np.random.Generator) -> NDArray[np.int64]:
-    """Return distinct rows: some at random, and of each a near one."""
+Rows = NDArray[np.int64]
+Draw = Callable[[int, np.random.Generator], Rows]
+
+
+def _draw(source: Source[Any]) -> Draw:
+    """What draws distinct rows for a batch."""
+    teacher = source.documents.teacher
+    if source.queries is None:
+        return lambda anchors, chance: some_alike(teacher, 4 * anchors, chance)
+    near = neighbours(teacher)
+    return lambda anchors, chance: with_near(near, anchors, chance)
+
+
+def with_near(near: NDArray[np.int64], count: int, chance: np.random.Generator) -> Rows:
+    """Return some rows at random, and of each a near one."""
     anchors = chance.integers(0, len(near), count)
     others = near[anchors, chance.integers(0, near.shape[1], count)]
     return np.unique(np.concatenate([anchors, others]))
+
+
+def some_alike(vectors: Floats, count: int, chance: np.random.Generator) -> Rows:
+    """Return some rows at random, or those that lie beside each other in a random direction."""
+    if chance.random() < 0.5 or count >= len(vectors):
+        return chance.permutation(len(vectors))[:count]
+    few = chance.permutation(len(vectors))[: ALIKE_AMONG * count]
+    direction = chance.standard_normal(vectors.shape[1], np.float32)
+    order = few[np.argsort(vectors[few] @ direction)]
+    start = int(chance.integers(0, max(1, len(order) - count)))
+    return order[start : start + count]
 
 
 def neighbours(vectors: Floats) -> NDArray[np.int64]:
