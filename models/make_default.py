@@ -36,7 +36,7 @@ MRL = (64, 128, 256, 384)
 # How many of the last layers are trained.
 TRAINED = 1
 # An early exit shares so many layers, and has one of its own behind them.
-SHARED = 2
+SHARED = 3
 EXIT = SHARED + 1
 SOURCES = {
     "plos_titles": Part(4, 2200, 40, 128),

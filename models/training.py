@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 # How many near documents of each are drawn from, as hard negatives.
 NEAR = 16
 # From how many times as many texts those are taken that are alike.
-ALIKE_AMONG = 50
+ALIKE_AMONG = 16
 
 
 class Taught(Protocol):
