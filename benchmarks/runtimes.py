@@ -87,8 +87,12 @@ def export_model(model: Path, target: Path) -> Path:
     from vecstore.encoders.export import export
 
     export(model, target, int8=False)
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copy(model / name, target / name)
+    shutil.copy(model / "special_tokens_map.json", target)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    # As long as the others read: what is not declared here would be run in full.
+    config |= json.loads((model / "sentence_bert_config.json").read_text())
+    config["model_max_length"] = config["max_length"] = config["max_seq_length"]
+    (target / "tokenizer_config.json").write_text(json.dumps(config))
     return target
 
 

@@ -124,10 +124,13 @@ def test_a_paraphrase_is_nearer_than_an_unrelated_text(name, text, paraphrase, u
     assert cosine(name, text, paraphrase) > cosine(name, text, unrelated) + 0.1
 
 
-# Measured: 0.924, 0.925, 0.935 and 0.917; FAST.
+# Measured: 0.924, 0.925, 0.935 and 0.917; 0.895, 0.912, 0.902 and 0.886.
 FLOORS = [
-    *(("default", size, floor) for size, floor in ((384, 0.90), (256, 0.90), (128, 0.90), (64, 0.89))),
-    *(("fast", size, floor) for size, floor in ((384, 0.80), (128, 0.80), (64, 0.80), (32, 0.75))),
+    *(
+        ("default", size, floor)
+        for size, floor in ((384, 0.90), (256, 0.90), (128, 0.90), (64, 0.89))
+    ),
+    *(("fast", size, floor) for size, floor in ((384, 0.87), (128, 0.88), (64, 0.88), (32, 0.86))),
 ]
 
 
