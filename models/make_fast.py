@@ -31,7 +31,8 @@ from vecstore.encoders.transformer import IR_VERSION, OPSET
 
 Floats = NDArray[np.float32]
 MRL = (32, 64, 128, 256, 384)
-MAX_LENGTH = 512
+# As the default model reads: more of a text would blur its vector.
+MAX_LENGTH = 256
 SOURCES = {
     "plos_titles": Part(3, 2200, 40, 192),
     "plos_paragraphs": Part(4, 4900, 64, 128),

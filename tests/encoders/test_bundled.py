@@ -21,7 +21,7 @@ WORDS = (
 # What is declared of each, and what it may weigh.
 MODELS = {
     "default": {"mrl": (64, 128, 256, 384), "max_length": 256, "bytes": 26_000_000},
-    "fast": {"mrl": (32, 64, 128, 256, 384), "max_length": 512, "bytes": 13_000_000},
+    "fast": {"mrl": (32, 64, 128, 256, 384), "max_length": 256, "bytes": 13_000_000},
 }
 
 
