@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import texts
 from numpy.typing import NDArray
 
 from vecstore.encoders import Adapter, bundled, fit_adapter, fit_rotation, whiten
@@ -35,11 +35,6 @@ def main() -> None:
     arguments = parser.parse_args()
     for part in arguments.parts:
         {"rotation": rotations, "whitening": whitenings, "pairs": pairs}[part](arguments.data)
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def load(path: Path) -> Floats:
@@ -123,9 +118,9 @@ def share(
 
 
 def whitenings(data: Path) -> None:
-    rows = rows_of(data / "stsb_open/pairs.jsonl.gz")
-    test = [row for row in rows if row["split"] == "test"]
-    others = [row for row in rows if row["split"] != "test"]
+    judged = list(texts.rows(data / "stsb_open/pairs.jsonl.gz"))
+    test = [row for row in judged if row["split"] == "test"]
+    others = [row for row in judged if row["split"] != "test"]
     scores = np.array([row["score"] for row in test])
     kinds: dict[str, dict[str, Any] | None] = {
         "as they are": None,
@@ -216,8 +211,8 @@ def resampled(
 def pairs(data: Path) -> None:
     folder = data / "scifact"
     docs, asked = (load(folder / f"{part}.minilm_rot.f16.npy") for part in ("docs", "queries"))
-    places = {row["id"]: place for place, row in enumerate(rows_of(folder / "docs.jsonl.gz"))}
-    queries = rows_of(folder / "queries.jsonl.gz")
+    places = {row["id"]: place for place, row in enumerate(texts.rows(folder / "docs.jsonl.gz"))}
+    queries = list(texts.rows(folder / "queries.jsonl.gz"))
     relevant = [[places[key] for key in row["rel"]] for row in queries]
     train = [i for i, row in enumerate(queries) if row["split"] == "train"]
     dev = [i for i, row in enumerate(queries) if row["split"] == "dev" and relevant[i]]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gzip
 import json
 import multiprocessing
 import os
@@ -29,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from adapters import units
 from numpy.typing import NDArray
+from texts import rows
 
 Floats = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Floats]
@@ -68,18 +69,13 @@ class Folders:
 def read_texts(data: Path) -> dict[str, list[str]]:
     """Texts of three kinds of length: sentences, abstracts, and both in no order."""
     chance = random.Random(3)
-    sentences = [row["s1"] for row in rows_of(data / "stsb_open/pairs.jsonl.gz")]
-    documents = rows_of(data / "scifact/docs.jsonl.gz")
+    sentences = [row["s1"] for row in rows(data / "stsb_open/pairs.jsonl.gz")]
+    documents = rows(data / "scifact/docs.jsonl.gz")
     abstracts = [f"{row['title']}. {row['text']}" for row in documents]
     short, long = chance.sample(sentences, SHORT), chance.sample(abstracts, LONG)
     mixed = chance.sample(sentences, MIXED - LONG) + chance.sample(abstracts, LONG)
     chance.shuffle(mixed)
     return {"sentences": short, "abstracts": long, "mixed": mixed}
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def export_model(model: Path, target: Path) -> Path:
@@ -131,10 +127,6 @@ def print_table(
         least = float((units(vectors[name]) * units(vectors[base])).sum(axis=1).min())
         cells.append("" if name in BUNDLED else f"{least:.4f}")
         print(f"| {name} | " + " | ".join(cells) + " |")
-
-
-def units(vectors: Floats) -> Floats:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 class Worker:

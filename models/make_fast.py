@@ -93,7 +93,7 @@ def main() -> None:
         sources.append(Source(part.share, documents, queries))
         print(f"{name}: {len(documents)} pairs", flush=True)
     rotation = rotation_of(sources, MRL)
-    sources = [_turned(source, rotation) for source in sources]
+    sources = [source.changed(lambda side: _turned(side, rotation)) for source in sources]
     single = sentences(arguments.corpus, SENTENCES, SENTENCE_TOKENS, base)
     print(f"{len(single)} sentences", flush=True)
     both = joined(teacher.read(single).vectors @ rotation, Paraphrases().read(single))
@@ -124,12 +124,8 @@ def _bags(teacher: Teacher, texts: Texts) -> Bags:
     return Bags.of(texts, teacher.read(texts).vectors)
 
 
-def _turned(source: Source[Bags], rotation: Floats) -> Source[Bags]:
-    def turned(side: Bags) -> Bags:
-        return dataclasses.replace(side, teacher=side.teacher @ rotation)
-
-    queries = None if source.queries is None else turned(source.queries)
-    return dataclasses.replace(source, documents=turned(source.documents), queries=queries)
+def _turned(side: Bags, rotation: Floats) -> Bags:
+    return dataclasses.replace(side, teacher=side.teacher @ rotation)
 
 
 def _tell(step: int, loss: float) -> None:

@@ -80,9 +80,7 @@ class Teacher:
             np.lib.format.open_memmap(f"{files}.{name}.npy", "w+", np.float16, tokens)
             for name in kept
         )
-        for rows in of_one_length(sizes):
-            ids = np.array([texts[row] for row in rows], np.int64)
-            feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        for rows, feed in feeds(texts):
             mean, *found = self._session.run(["mean", *kept], feed)
             vectors[rows] = mean
             for held, those in zip(values, found, strict=True):
@@ -92,9 +90,14 @@ class Teacher:
         return Read(vectors, sizes, starts, values)
 
 
-def of_one_length(sizes: NDArray[np.int64]) -> Iterator[NDArray[np.intp]]:
-    """The rows of texts in batches of texts of one length, so that no mask is needed."""
+Feed = dict[str, NDArray[np.int64]]
+
+
+def feeds(texts: Sequence[Sequence[int]]) -> Iterator[tuple[NDArray[np.intp], Feed]]:
+    """Batches of texts of one length, so that no mask is needed: rows, and what a graph takes."""
+    sizes = np.array([len(text) for text in texts])
     for size in np.unique(sizes):
         same = np.flatnonzero(sizes == size)
-        for part in batches(sizes[same]):
-            yield same[part]
+        for rows in (same[part] for part in batches(sizes[same])):
+            ids = np.array([texts[row] for row in rows], np.int64)
+            yield rows, {"input_ids": ids, "attention_mask": np.ones_like(ids)}

@@ -35,6 +35,7 @@ class Taught(Protocol):
 
 
 T = TypeVar("T", bound=Taught)
+Other = TypeVar("Other", bound=Taught)
 Tell = Callable[[int, float], None]
 
 
@@ -76,6 +77,11 @@ class Source(Generic[T]):
     def sides(self) -> list[T]:
         """The queries, if there are any, and the documents."""
         return [self.documents] if self.queries is None else [self.queries, self.documents]
+
+    def changed(self, change: Callable[[T], Other]) -> Source[Other]:
+        """The source with each side changed."""
+        queries = None if self.queries is None else change(self.queries)
+        return Source(self.share, change(self.documents), queries)
 
 
 class Memory:
