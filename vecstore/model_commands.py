@@ -8,6 +8,8 @@ import click
 
 from vecstore import formats, terminal
 from vecstore.encoders import OnnxEncoder, bundled, bundled_names, inspection, is_bundled, trial
+from vecstore.encoders.bundled import parse
+from vecstore.errors import UsageError
 from vecstore.hits import one_line
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -131,12 +133,23 @@ def _opened(
 ) -> OnnxEncoder:
     if not is_bundled(model):
         return OnnxEncoder(model, layer=layer, dim=dim, threads=threads)
-    found = bundled(model)
     if layer is None and dim is None and threads is None:
-        return found
-    return OnnxEncoder(
-        found.folder.path, name=model.split("/")[0], layer=layer, dim=dim, threads=threads
+        return bundled(model)
+    base, *stated = parse(model)
+    layer, dim = (
+        _one_of(model, option, given, named)
+        for option, given, named in zip(("layer", "dim"), (layer, dim), stated, strict=True)
     )
+    folder = bundled(base).folder.path
+    return OnnxEncoder(folder, name=base, layer=layer, dim=dim, threads=threads)
+
+
+def _one_of(model: str, option: str, given: int | None, named: int | None) -> int | None:
+    if given is None or named is None:
+        return named if given is None else given
+    if given != named:
+        raise UsageError(f"{model!r} and --{option} {given} contradict each other; state one")
+    return given
 
 
 def _megabytes(size: int) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from vecstore.encoders import OnnxEncoder, bundled, bundled_names
-from vecstore.errors import ModelNotFoundError
+from vecstore.errors import ModelNotFoundError, UsageError
 
 DATA = Path(__file__).parents[1] / "data"
 WORDS = (
@@ -68,7 +69,18 @@ def test_the_folder_holds_what_a_wheel_may_carry(name):
     assert {"README.md", "LICENSE", "modules.json"} <= {file.name for file in path.iterdir()}
 
 
-def test_one_instance_serves_all_threads():
+def test_one_instance_serves_all_threads(monkeypatch):
+    # The module, whose name the package uses for the function.
+    monkeypatch.setattr(sys.modules["vecstore.encoders.bundled"], "_BUNDLED", {})
+    together = threading.Barrier(8)
+    made = OnnxEncoder.__init__
+
+    def slowly(*arguments, **options):
+        made(*arguments, **options)
+        # None is kept before all were made.
+        together.wait(timeout=60)
+
+    monkeypatch.setattr(OnnxEncoder, "__init__", slowly)
     found: list[OnnxEncoder] = []
     threads = [threading.Thread(target=lambda: found.append(bundled())) for _ in range(8)]
     for thread in threads:
@@ -76,12 +88,19 @@ def test_one_instance_serves_all_threads():
     for thread in threads:
         thread.join()
 
+    assert len(found) == 8
     assert len({id(encoder) for encoder in found}) == 1
 
 
 @pytest.mark.parametrize("wrong", ["nonsense", "", "..", "../models/default", "default/"])
 def test_another_name_is_not_found(wrong):
     with pytest.raises(ModelNotFoundError, match=r"bundled are: default, fast"):
+        bundled(wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, ["default"]])
+def test_what_is_no_name_is_refused(wrong):
+    with pytest.raises(UsageError, match="must be a str"):
         bundled(wrong)
 
 

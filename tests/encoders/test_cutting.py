@@ -120,6 +120,16 @@ def test_an_enormous_text_costs_no_more_than_its_beginning(short, monkeypatch, u
     assert short.truncated.characters > len(text) - 1.1 * cutting._MOST_CHARACTERS
 
 
+def test_a_text_of_very_many_tokens_is_read_as_far_as_they_go(make_model, monkeypatch):
+    monkeypatch.setattr(cutting, "_MOST_CHARACTERS", 1000)
+    encoder = OnnxEncoder(make_model(), max_length=100)
+
+    encoder.encode(["red      " * 98 + "   " * 500])
+    encoder.encode(["red      " * 98 + "   " * 500 + "late"])
+
+    assert encoder.truncated == Truncated(texts=2, cut=1, characters=6 + 1500 + 4)
+
+
 def test_add_tells_how_many_texts_were_cut(make_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = make_model(sentence={"max_seq_length": 5})

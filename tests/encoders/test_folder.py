@@ -165,6 +165,16 @@ def test_a_number_of_poolings_that_makes_no_sense_is_refused(make_model, count):
         read_folder(make_model(own={"pooling": ["cls"] * count}))
 
 
+def test_poolings_that_are_averaged_count_too(make_model):
+    with pytest.raises(EncoderError, match=r"vecstore\.json declares 18 poolings"):
+        read_folder(make_model(own={"pooling": ["cls", "+".join(["mean"] * 17)]}))
+
+
+def test_a_layer_has_one_name(make_model):
+    with pytest.raises(EncoderError, match="layers"):
+        read_folder(make_model(own={"layers": {"1": "one", "01": "other"}}))
+
+
 def test_a_missing_folder_is_named(tmp_path: Path):
     with pytest.raises(ModelNotFoundError, match="nowhere"):
         read_folder(tmp_path / "nowhere")

@@ -191,5 +191,21 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, command):
     assert f"{tmp_path} has no model.onnx" in run(command, tmp_path, status=1).output
 
 
+@pytest.mark.parametrize("command", ["inspect", "test"])
+def test_a_name_may_state_the_dim(command):
+    more = ("--threads", 1) if command == "test" else ()
+    found = json.loads(run(command, "default/dim=64", *more, "--json").output)
+
+    assert found["name"] == "default/dim=64"
+
+
+def test_a_name_and_an_option_may_not_contradict_each_other():
+    found = run("inspect", "default/dim=64", "--dim", 128, status=1)
+
+    assert "'default/dim=64' and --dim 128 contradict each other" in found.output
+    same = json.loads(run("inspect", "default/dim=64", "--dim", 64, "--json").output)
+    assert same["name"] == "default/dim=64"
+
+
 def test_an_unknown_layer_is_named():
     assert "layer=99" in run("inspect", "default", "--layer", 99, status=1).output

@@ -353,6 +353,53 @@ def test_an_unknown_provider_is_refused(make_model):
         OnnxEncoder(make_model(), providers=["NoSuchProvider"]).encode(["red"])
 
 
+@pytest.mark.parametrize(
+    "providers",
+    [5, "CPUExecutionProvider", [], [5], [()], [("CPUExecutionProvider",)], [(5, {})], {"a": 1}],
+)
+def test_providers_that_are_none_are_refused(make_model, providers):
+    with pytest.raises(UsageError, match=r"providers=.* must be a list of names"):
+        OnnxEncoder(make_model(), providers=providers)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_length": 10**30}, {"threads": 1 << 40}, {"max_length": (1 << 20) + 1}]
+)
+def test_numbers_beyond_all_bounds_are_refused(make_model, options):
+    with pytest.raises(UsageError, match=f"{next(iter(options))}=.* is more than"):
+        OnnxEncoder(make_model(), **options)
+
+
+@pytest.mark.parametrize("name", [5, b"m", ["m"]])
+def test_a_name_is_a_str(make_model, name):
+    with pytest.raises(UsageError, match=r"name=.* must be a str"):
+        OnnxEncoder(make_model(), name=name)
+
+
+@pytest.mark.parametrize("size", [8193, 10**12])
+@pytest.mark.parametrize("kind", ["tokens", "pooled"])
+def test_a_graph_that_declares_absurd_vectors_is_refused(make_model, graphs, kind, size):
+    encoder = OnnxEncoder(make_model(declaring(graphs[kind](), size)))
+
+    with pytest.raises(EncoderError, match=f"declares vectors of {size} numbers"):
+        encoder.encode(["red"])
+
+
+@pytest.mark.parametrize("size", [-1, 0])
+@pytest.mark.parametrize("kind", ["tokens", "pooled"])
+def test_a_graph_that_does_not_know_its_dim_is_run(make_model, graphs, kind, size):
+    encoder = OnnxEncoder(make_model(declaring(graphs[kind](), size)))
+
+    assert encoder.dim == 6
+    assert encoder.encode(["red"]).shape == (1, 6)
+
+
+def declaring(graph, size):
+    """A graph that declares so many numbers for each vector."""
+    graph.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = size
+    return graph
+
+
 @pytest.mark.parametrize("package", ["onnxruntime", "tokenizers"])
 def test_a_missing_package_is_named_with_the_remedy(make_model, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)

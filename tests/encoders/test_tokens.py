@@ -241,6 +241,36 @@ def test_a_passage_without_a_token_is_refused(make_model):
         encoder.encode_passages("red apple pear", [(0, 3), (3, 4), (4, 14)])
 
 
+@pytest.mark.parametrize(
+    "spans",
+    [[(3, 1)], [(0, 99)], [(-1, 4)], [(4, 9), (0, 3)], [(0, 9), (2, 5)], [(2, 2)]],
+)
+def test_passages_that_are_none_of_the_text_are_refused(make_model, spans):
+    encoder = OnnxEncoder(make_model())
+
+    with pytest.raises(UsageError, match=r"passage \d, from .* is not inside a text of 14"):
+        encoder.encode_passages("red apple pear", spans)
+    with pytest.raises(UsageError, match="spans are empty"):
+        encoder.encode_passages("red apple pear", [])
+
+
+@pytest.mark.parametrize(("text", "found"), [("a\ud800b", "lone surrogate"), (5, "is a int")])
+def test_tokens_of_what_is_no_text(make_model, text, found):
+    with pytest.raises(UsageError, match=found):
+        OnnxEncoder(make_model()).token_offsets(text)
+
+
+def test_a_letter_that_grows_in_lower_case_moves_no_passage(make_model):
+    encoder = OnnxEncoder(make_model(sentence={"do_lower_case": True}))
+    plain = "I I I I I I. Red apple. Pear train."
+    spans = [(0, 12), (13, 23), (24, 35)]
+
+    wanted = encoder.encode_passages(plain, spans)
+    found = encoder.encode_passages(plain.replace("I", "\u0130"), spans)
+
+    np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("limit", [None, 5])
 def test_a_passage_inside_a_word_has_the_vector_of_the_word(make_model, table, limit):
     encoder = OnnxEncoder(make_model(), max_length=limit)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from vecstore.encoders import bundled, wordwise
 from vecstore.encoders.wordwise import Wordwise
@@ -75,11 +75,58 @@ def test_words_are_forgotten_when_there_are_too_many(
     assert len(found._known) <= 5
 
 
+def test_long_words_are_not_remembered(tokenizer: Tokenizer) -> None:
+    found = wordwise.wordwise(tokenizer)
+    assert found is not None
+    for letters in (32, 33, 5000):
+        text = "q" * letters
+        assert found.ids(text) == tokenizer.encode(text).ids
+    assert "q" * 32 in found._known
+    assert max(map(len, found._known)) == 32
+
+
+@pytest.mark.parametrize(
+    ("added", "plain"),
+    [
+        (["[A1]", "<b>"], True),
+        # A tab becomes a blank, and a letter loses its accent, before these are looked for.
+        (["red apple"], False),
+        (["caf\u00e9"], False),
+        ([f"[unused{number}]" for number in range(100)], False),
+    ],
+)
+@pytest.mark.parametrize("normalized", [True, False])
+def test_added_tokens_are_found(
+    file: Path, added: list[str], plain: bool, normalized: bool
+) -> None:
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.add_tokens([AddedToken(token, normalized=normalized) for token in added])
+    found = wordwise.wordwise(tokenizer)
+    assert (found is not None) == plain
+    if found is None:
+        return
+    for text in ("x [a1] <B> y", "[A1]", "a<b>c", "[ a1 ]"):
+        assert found.ids(text) in (None, tokenizer.encode(text).ids)
+    assert found.ids("plain words") is not None
+
+
 @pytest.mark.parametrize(
     ("part", "value"),
     [
         ("normalizer", None),
         ("normalizer", {"type": "Lowercase"}),
+        (
+            "normalizer",
+            {
+                "type": "BertNormalizer",
+                "clean_text": False,
+                "handle_chinese_chars": True,
+                "strip_accents": None,
+                "lowercase": True,
+            },
+        ),
         ("pre_tokenizer", {"type": "Whitespace"}),
         ("pre_tokenizer", {"type": "BertPreTokenizer"}),
     ],

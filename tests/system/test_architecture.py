@@ -93,6 +93,15 @@ def test_every_module_answers_one_question():
     assert all(row[1].endswith("?") for row in rows)
 
 
+def test_every_file_of_a_package_has_its_line():
+    named = {row[0].strip("`") for table in tables(ARCHITECTURE) for row in table if len(row) == 2}
+    files = {str(file.relative_to(PACKAGE)) for file in FILES if file.stem != "__init__"}
+
+    assert {name for name in named if "/" in name and name.endswith(".py")} == {
+        file for file in files if "/" in file
+    }
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_a_module_imports_only_what_its_row_allows(file):
     inside, outside = imports(file)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vecstore.encoders.folder import ModelFolder
 from vecstore.encoders.onnx import OnnxEncoder
-from vecstore.errors import ModelNotFoundError
+from vecstore.errors import ModelNotFoundError, UsageError
 
 _CODE = Path(__file__).resolve().parents[1]
 # A name, then options in any order, each once: "default", "default/layer=3/dim=128".
@@ -26,6 +26,8 @@ def bundled(name: str = "default") -> OnnxEncoder:
         ModelNotFoundError: There is no such model.
         UsageError: It does not offer so many layers, or such a prefix.
     """
+    if not isinstance(name, str):
+        raise UsageError(f'name={name!r:.60} must be a str, such as "default"')
     if name not in _BUNDLED:
         base, layer, dim = parse(name)
         folder = _bundled_folders().get(base)

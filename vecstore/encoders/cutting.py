@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Characters of a text that are tokenized at first, for each token that is kept: words are shorter.
 _CHARACTERS = 32
 _GROWTH = 8
-# No more than that is tokenized of any text, whatever its tokens are.
+# No more than that is tokenized of a text, whatever its tokens are, unless as many tokens are kept.
 _MOST_CHARACTERS = 1 << 20
 
 
@@ -69,12 +69,16 @@ def prefixes(text: str, max_length: int) -> Iterator[str]:
 
     So that nothing is spent on the rest of an enormous text, whose first words are all that counts.
     """
-    size = characters(max_length)
-    most = max(size, _MOST_CHARACTERS)
+    size, most = characters(max_length), _most(max_length)
     while size < min(len(text), most):
         yield text[:size]
         size *= _GROWTH
     yield text[:most]
+
+
+def _most(max_length: int) -> int:
+    """How many characters of a text are tokenized at all."""
+    return max(characters(max_length), _MOST_CHARACTERS)
 
 
 def is_enough(encoding: tokenizers.Encoding) -> bool:
@@ -82,10 +86,10 @@ def is_enough(encoding: tokenizers.Encoding) -> bool:
     return len(encoding.overflowing) >= 2
 
 
-def lost(text: str, prompt: str, encoding: tokenizers.Encoding) -> int:
+def lost(text: str, prompt: str, encoding: tokenizers.Encoding, max_length: int) -> int:
     """How many characters were cut off a text that was tokenized with a prompt before it."""
     if encoding.overflowing:
         kept = max(stop for _, stop in encoding.offsets) - len(prompt)
     else:
-        kept = _MOST_CHARACTERS - len(prompt)
+        kept = _most(max_length) - len(prompt)
     return max(0, len(text) - max(0, kept))

@@ -6,6 +6,7 @@ The layout is that of sentence-transformers, with an optional `vecstore.json`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +23,10 @@ TOKENIZER_NAME = "tokenizer.json"
 OWN_NAME = "vecstore.json"
 _TOKENS = "token_embeddings"
 _MAX_TOKENIZER_BYTES = 256 << 20
-_MAX_LENGTH = 1 << 20
+MAX_LENGTH = 1 << 20
 _MAX_HIDDEN = 256
 _DEFAULT_LENGTH = 512
+_LAYER = re.compile(r"0|[1-9][0-9]{0,2}")
 # Their position numbers start after the padding token's.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 _PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {
@@ -185,18 +187,18 @@ def _prompts(path: Path) -> dict[Kind, str]:
 def _lengths(path: Path) -> tuple[int, int | None, bool]:
     """Return max_length, limit and lowercase."""
     sentence = read_config(path / "sentence_bert_config.json")
-    declared = sentence.integer("max_seq_length", 1, _MAX_LENGTH)
+    declared = sentence.integer("max_seq_length", 1, MAX_LENGTH)
     tokenizer = read_config(path / "tokenizer_config.json").values.get("model_max_length")
     model = read_config(path / "config.json")
-    limit = model.integer("max_position_embeddings", 1, _MAX_LENGTH)
+    limit = model.integer("max_position_embeddings", 1, MAX_LENGTH)
     if limit is not None and model.values.get("model_type") in _OFFSET_POSITIONS:
-        padding = model.integer("pad_token_id", 0, _MAX_LENGTH)
+        padding = model.integer("pad_token_id", 0, MAX_LENGTH)
         limit = max(1, limit - (1 if padding is None else padding) - 1)
     # Tokenizers without a limit of their own say so with a number like 1e30.
     known = [
         int(size)
         for size in (limit, tokenizer)
-        if isinstance(size, int | float) and 0 < size <= _MAX_LENGTH
+        if isinstance(size, int | float) and 0 < size <= MAX_LENGTH
     ]
     max_length = declared if declared is not None else min(known, default=_DEFAULT_LENGTH)
     if limit is not None:
@@ -220,8 +222,7 @@ def _mrl(own: Config, dim: int | None) -> tuple[int, ...]:
 def _layers(own: Config) -> dict[int, str]:
     layers = own.values.get("layers", {})
     if not isinstance(layers, dict) or not all(
-        key.isascii() and key.isdigit() and 0 < len(key) < 4 and isinstance(name, str)
-        for key, name in layers.items()
+        _LAYER.fullmatch(key) and isinstance(name, str) for key, name in layers.items()
     ):
         raise own.error("layers", "an object of outputs by numbers of layers")
     return {int(key): name for key, name in layers.items()}

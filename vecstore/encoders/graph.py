@@ -23,6 +23,8 @@ T = TypeVar("T")
 MAX_DEPTH = 32
 # Their product would take for ever.
 _MAX_RANK = 64
+# Larger ones are negative ones.
+_MAX_SIZE = (1 << 63) - 1
 
 # The messages on the way to what is wanted: message -> field number -> message inside. Numbers are
 # those of onnx.proto, which never change.
@@ -189,6 +191,8 @@ class _Reader:
         sizes: list[int | None] = []
         for part, begin, stop in fields(self.data, start, end):
             if part == 1:
-                size = self._inside(begin, stop, 1)
-                sizes.append(number(self.data, *size) if size else None)
+                stated = self._inside(begin, stop, 1)
+                size = number(self.data, *stated) if stated else 0
+                # Some exporters write 0 or -1 where they do not know.
+                sizes.append(size if 0 < size <= _MAX_SIZE else None)
         return tuple(sizes)

@@ -102,9 +102,10 @@ def check_pooling(file: Path, declared: object) -> tuple[str, ...]:
         EncoderError: One of them is not known, or there are none, or far too many.
     """
     modes = declared if isinstance(declared, list) else [declared]
-    if not 0 < len(modes) <= _MOST_POOLINGS:
+    count = sum(str(mode).count("+") + 1 for mode in modes)
+    if not 0 < count <= _MOST_POOLINGS:
         raise EncoderError(
-            f"{file} declares {len(modes)} poolings, expected 1 to {_MOST_POOLINGS} of"
+            f"{file} declares {count} poolings, expected 1 to {_MOST_POOLINGS} of"
             f" {', '.join(POOLINGS)}"
         )
     for mode in modes:

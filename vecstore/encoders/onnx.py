@@ -18,19 +18,20 @@ from numpy.typing import NDArray
 from vecstore.encoders import batching, tokens
 from vecstore.encoders.cutting import Tally, Truncated
 from vecstore.encoders.dense import read_dense
-from vecstore.encoders.folder import OWN_NAME, ModelFolder, at_layer, read_folder
+from vecstore.encoders.folder import MAX_LENGTH, OWN_NAME, ModelFolder, at_layer, read_folder
 from vecstore.encoders.graph import read_outline
 from vecstore.encoders.head import declared_dim
 from vecstore.encoders.protocol import Kind
-from vecstore.encoders.session import Provider, Session, external_files
+from vecstore.encoders.session import Provider, Session, check_providers, external_files
 from vecstore.encoders.texts import check_kind, check_texts
 from vecstore.errors import EncoderError, UsageError
-from vecstore.spec import show
+from vecstore.spec import MAX_DIM, encode_utf8, show
 from vecstore.vectors import shorten
 
 # Texts tokenized at a time: enough to sort into batches of like length, and a bound on memory.
 _WINDOW = 2048
 _PROCESSOR = "CPUExecutionProvider"
+_MAX_THREADS = 1024
 # Raised when this code starts to make other vectors from the same files and settings.
 _RULES = 1
 
@@ -59,8 +60,8 @@ class OnnxEncoder:
     Raises:
         ModelNotFoundError: The folder, the model or the tokenizer is missing.
         EncoderError: A configuration file is damaged, or declares what is not known here.
-        UsageError: `max_length`, `threads` or `batch_size` is out of range, or the model does not
-            offer this `layer` or `dim`.
+        UsageError: `max_length`, `threads` or `batch_size` is out of range, `providers` or `name`
+            is something else, or the model does not offer this `layer` or `dim`.
     """
 
     def __init__(
@@ -78,11 +79,16 @@ class OnnxEncoder:
         self._folder = at_layer(read_folder(Path(folder).absolute()), layer)
         self._max_length = self._folder.max_length
         if max_length is not None:
-            self._max_length = _positive("max_length", max_length, self._folder.limit)
-        self._threads = None if threads is None else _positive("threads", threads)
-        self._providers = providers
+            limit = self._folder.limit or MAX_LENGTH
+            self._max_length = _positive("max_length", max_length, limit, "tokens it can read")
+        self._threads = threads
+        if threads is not None:
+            self._threads = _positive("threads", threads, _MAX_THREADS, "that are possible")
+        self._providers = None if providers is None else check_providers(providers)
         self._batch_size = None if batch_size is None else _positive("batch_size", batch_size)
-        self._budget = _budget(providers)
+        self._budget = _budget(self._providers)
+        if not isinstance(name, str | None):
+            raise UsageError(f"name={name!r:.60} must be a str")
         self._name = name or self._folder.path.name
         # Digests that need not be computed, because the files came with this package.
         self._known_digests: Mapping[str, str] = {}
@@ -204,8 +210,12 @@ class OnnxEncoder:
         All of the text is tokenized, however long it is, without prompt and special tokens.
 
         Raises:
+            UsageError: It is no str, or has a lone surrogate.
             EncoderError, MissingExtraError: As `encode`.
         """
+        if not isinstance(text, str):
+            raise UsageError(f"text is a {type(text).__name__}, expected a str")
+        encode_utf8(text, "text")
         return tokens.offsets(self._loaded(), text)
 
     def encode_passages(self, text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
@@ -222,11 +232,13 @@ class OnnxEncoder:
             float32 of shape (len(spans), dim).
 
         Raises:
+            UsageError: The text cannot be encoded, or has no such passages.
             EncoderError: As `encode`; or the model has no output with vectors of tokens, or makes
                 a text's vector otherwise than as their mean.
             MissingExtraError: As `encode`.
         """
         check_texts([text])
+        tokens.check_spans(spans, text)
         session = self._loaded()
         found = tokens.pool_passages(
             session,
@@ -305,6 +317,10 @@ class OnnxEncoder:
         if not found:
             session = self._loaded()
             found = int(session.run(session.tokenize(["dimension"], ""), 0).shape[1])
+        if not 0 < found <= MAX_DIM:
+            raise EncoderError(
+                f"{folder.model} declares vectors of {found} numbers; 1 to {MAX_DIM} are possible"
+            )
         if folder.mrl and folder.mrl[-1] > found:
             raise EncoderError(
                 f"{folder.path / OWN_NAME}: mrl={list(folder.mrl)!r:.60} goes beyond the {found}"
@@ -411,9 +427,9 @@ def _digest_once(path: Path, _key: tuple[int, int, int]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _positive(name: str, value: int, limit: int | None = None) -> int:
+def _positive(name: str, value: int, limit: int | None = None, unit: str = "") -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UsageError(f"{name}={value!r} must be a positive int")
     if limit is not None and value > limit:
-        raise UsageError(f"{name}={value} is more than the {limit} tokens that the model can read")
+        raise UsageError(f"{name}={show(value)} is more than the {limit} {unit}")
     return value

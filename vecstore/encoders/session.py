@@ -186,9 +186,7 @@ class Session:
         """
         if self._whole is None:
             self._whole = _read_tokenizer(self._folder)
-        if self._folder.lowercase:
-            # The one character that becomes two in lower case.
-            text = text.replace("\u0130", "i").lower()
+        text = self._cased(text)
         with _foreign(f"{self._folder.tokenizer} failed"):
             return self._whole.encode(text, add_special_tokens=False)
 
@@ -222,20 +220,27 @@ class Session:
     def _tokens_of(self, prompt: str, text: str) -> Tokens:
         whole = prompt + text
         if self._wordwise is not None and len(whole) <= cutting.characters(self._max_length):
-            ids = self._wordwise.ids(whole.lower() if self._folder.lowercase else whole)
+            ids = self._wordwise.ids(self._cased(whole))
             if ids is not None and len(ids) <= self._max_length:
                 return Tokens(ids)
         encoding = self._encode(whole)
-        return Tokens(encoding.ids, encoding.type_ids, cutting.lost(text, prompt, encoding))
+        lost = cutting.lost(text, prompt, encoding, self._max_length)
+        return Tokens(encoding.ids, encoding.type_ids, lost)
 
     def _encode(self, text: str) -> tokenizers.Encoding:
         # At least one.
         for part in cutting.prefixes(text, self._max_length):
-            read = part.lower() if self._folder.lowercase else part
-            encoding = self._tokenizer.encode(read)
+            encoding = self._tokenizer.encode(self._cased(part))
             if cutting.is_enough(encoding):
                 break
         return encoding
+
+    def _cased(self, text: str) -> str:
+        """A text as the tokenizer reads it; each character stays where it is."""
+        if not self._folder.lowercase:
+            return text
+        # The one character that becomes two in lower case.
+        return text.replace("\u0130", "i").lower()
 
     def _feed(
         self, texts: Sequence[Tokens]
@@ -290,6 +295,27 @@ def external_files(folder: ModelFolder, outline: Outline) -> dict[str, Any]:
         if not path.is_file():
             raise ModelNotFoundError(f"{folder.model} needs {path}, which is missing")
     return paths
+
+
+def check_providers(providers: Sequence[Provider]) -> list[Provider]:
+    """Return execution providers as a list.
+
+    Raises:
+        UsageError: It is no list of names, or of names with options.
+    """
+    listed = isinstance(providers, Sequence) and not isinstance(providers, str)
+    if not listed or not providers or not all(map(_is_provider, providers)):
+        raise UsageError(
+            f"providers={providers!r:.80} must be a list of names such as"
+            ' "CPUExecutionProvider", or of pairs of a name and its options'
+        )
+    return list(providers)
+
+
+def _is_provider(value: object) -> bool:
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Mapping):
+        return isinstance(value[0], str)
+    return isinstance(value, str)
 
 
 def _load_graph(

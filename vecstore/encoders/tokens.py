@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vecstore.encoders.pooling import Floats
 from vecstore.encoders.session import Session
-from vecstore.errors import EncoderError
+from vecstore.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -201,6 +201,20 @@ class _Pools:
             raise EncoderError(f"passage {which}, from {start} to {end}, has no token")
         means: Floats = (self._sums / self._counts[:, None]).astype(np.float32)
         return means
+
+
+def check_spans(spans: Sequence[Span], text: str) -> None:
+    """Raise UsageError unless there are passages, in a text, that begin and end in their order."""
+    if not len(spans):
+        raise UsageError("spans are empty; state one passage at least")
+    before = (0, 0)
+    for number, (start, end) in enumerate(spans):
+        if not (before[0] <= start < end <= len(text) and before[1] <= end):
+            raise UsageError(
+                f"passage {number}, from {start} to {end}, is not inside a text of"
+                f" {len(text)} characters, behind the one before"
+            )
+        before = start, end
 
 
 def check_output(session: Session) -> None:

@@ -182,7 +182,7 @@ def build(
         values.append(_layer(graph, layer, values[-1], bias))
     values += [_layer(graph, layer, values[at], bias) for layer, at in (branches or {}).items()]
     if finish is None:
-        graph.node("Identity", values[-1], output="last_hidden_state")
+        graph.node("Identity", values[shape.layers], output="last_hidden_state")
         graph.output("last_hidden_state", "batch", "sequence", shape.dim)
     else:
         finish(graph, values)

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 _WORDS = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
 # Blanks are among them too, but BERT's tokenizer drops these, and joins what stands around them.
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
-# Words whose tokens are kept, some megabytes of them.
-_REMEMBERED = 1 << 16
+_PLAIN = re.compile(r"[!-~]*")
+# Words whose tokens are kept, and the letters of the longest: some megabytes in all.
+_REMEMBERED, _LONGEST = 1 << 16, 32
+# Tokens that are looked for in each text, at the most: with more, that takes longer than it saves.
+_ADDED = 32
 # A tokenizer whose tokens differ from those found here has rules that are not known here.
 _PROBES = ("a", "Don't Panic, it's 42%!", "naively re-tokenized_words (v1.0)\tof\n[them] ~ zzxqy")
 
@@ -33,11 +36,9 @@ class Wordwise:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._lowercase = bool(tokenizer.normalizer.lowercase)
-        added = [
-            re.escape(token.content) for token in tokenizer.get_added_tokens_decoder().values()
-        ]
+        added = map(re.escape, filter(None, _added(tokenizer)))
         # Whatever their case, because some are looked for when letters have been made small.
-        self._beyond = re.compile("|".join([_CONTROL, *filter(None, added)]), re.IGNORECASE)
+        self._beyond = re.compile("|".join([_CONTROL, *added]), re.IGNORECASE)
         self._known = _Known(tokenizer.model)
         special = tokenizer.encode(_PROBES[0])
         flags = special.special_tokens_mask
@@ -61,9 +62,10 @@ class _Known(dict[str, tuple[int, ...]]):
 
     def __missing__(self, word: str) -> tuple[int, ...]:
         found = tuple(token.id for token in self._model.tokenize(word))
-        if len(self) >= _REMEMBERED:
-            self.clear()
-        self[word] = found
+        if len(word) <= _LONGEST:
+            if len(self) >= _REMEMBERED:
+                self.clear()
+            self[word] = found
         return found
 
 
@@ -78,9 +80,17 @@ def wordwise(tokenizer: tokenizers.Tokenizer) -> Wordwise | None:
         and tokenizer.normalizer.clean_text
     ):
         return None
+    added = _added(tokenizer)
+    # Others may be looked for when the text has been changed: without accents, with other blanks.
+    if len(added) > _ADDED or not all(_PLAIN.fullmatch(token) for token in added):
+        return None
     made = Wordwise(tokenizer)
     for probe in _PROBES:
         encoding = tokenizer.encode(probe)
         if any(encoding.type_ids) or encoding.ids != made.ids(probe):
             return None
     return made
+
+
+def _added(tokenizer: tokenizers.Tokenizer) -> list[str]:
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values()]
