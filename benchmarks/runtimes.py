@@ -47,6 +47,8 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.rival or list(RUNTIMES)
     texts = read_texts(arguments.data)
+    # Processes inherit it before a library of theirs can read it.
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
         exported = export_model(arguments.model, Path(scratch) / "exported")
         folders = Folders(arguments.model, exported)
@@ -125,7 +127,8 @@ def print_table(
             for kind in texts
         ]
         least = float((units(vectors[name]) * units(vectors[base])).sum(axis=1).min())
-        cells.append("" if name in BUNDLED else f"{least:.4f}")
+        # The vectors of another model are not comparable.
+        cells.append("" if {name, base} & BUNDLED.keys() else f"{least:.4f}")
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 
@@ -153,8 +156,6 @@ class Worker:
 def work(
     name: str, folders: Folders, texts: Mapping[str, list[str]], connection: Connection
 ) -> None:
-    # Before a library reads it.
-    os.environ["OMP_NUM_THREADS"] = "1"
     encode = RUNTIMES[name](folders)
     while True:
         try:
@@ -208,7 +209,6 @@ def fastembed(folders: Folders) -> Encode:
 
 
 FLOAT32 = "vecstore, float32"
-# Other models, whose vectors are not comparable.
 BUNDLED = {f"vecstore, bundled {name}": name for name in ("fast", "default")}
 RUNTIMES: dict[str, Callable[[Folders], Encode]] = {
     **{label: functools.partial(vecstore_bundled, name) for label, name in BUNDLED.items()},

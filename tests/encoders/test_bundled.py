@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,18 @@ def test_name_dim_prefixes_and_length_are_known_without_loading(name):
     assert (encoder.name, encoder.dim, encoder.mrl) == (name, 384, MODELS[name]["mrl"])
     assert encoder.max_length == MODELS[name]["max_length"]
     assert encoder._session is None
+
+
+def test_digests_are_believed_of_exactly_these_files(name):
+    folder = bundled(name)._folder
+    recorded = sys.modules["vecstore.encoders.bundled"]._recorded_digests
+
+    assert recorded(folder) == {
+        "model": folder.digests["model.onnx"],
+        "tokenizer": folder.digests["tokenizer.json"],
+    }
+    for digests in ({}, {"model.onnx": "0"}, {**folder.digests, "more": "0"}):
+        assert recorded(replace(folder, digests=digests)) == {}
 
 
 def test_the_folder_holds_what_a_wheel_may_carry(name):

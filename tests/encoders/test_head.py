@@ -278,6 +278,17 @@ def test_layers_are_averaged_as_declared(make_model, table, twin, own, factor, d
     np.testing.assert_allclose(found, factor * means(twin), rtol=tolerance, atol=4 * tolerance)
 
 
+def test_an_early_layer_is_no_average_of_layers(make_model, table):
+    layers = {"layers": {"1": "hidden_states.1"}}
+    averaged = {**layers, "hidden": [1, 2], "weights": [1, 2]}
+    plain, early = (
+        OnnxEncoder(make_model(layered(table), own=own), layer=1) for own in (layers, averaged)
+    )
+
+    np.testing.assert_array_equal(early.encode(TEXTS), plain.encode(TEXTS))
+    assert early.fingerprint == plain.fingerprint
+
+
 def test_layers_and_weights_are_part_of_the_fingerprint(make_model, table):
     declared = [{}, {"hidden": [1]}, {"hidden": [1, 2]}, {"hidden": [1, 2], "weights": [1, 2]}]
     found = {OnnxEncoder(make_model(layered(table), own=own)).fingerprint for own in declared}

@@ -129,6 +129,39 @@ def test_what_enters_three_matrices_is_rounded_once(texts: np.ndarray) -> None:
     assert kinds.count("QuantizeLinear") == 4 * LAYERS
 
 
+def test_a_range_becomes_its_step_and_zero(texts: np.ndarray) -> None:
+    from onnx import numpy_helper
+
+    name = "encoder.layer.0.intermediate.dense"
+    model = build(tensors(), SHAPE, quantized=True, ranges={name: Range(-1.0, 2.5)})
+    held = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+
+    assert held[f"{name}.step"] == np.float32(3.5 / 255)
+    # 72.86, which is nearer to 73.
+    assert held[f"{name}.zero"] == np.uint8(73)
+
+
+def test_two_ranges_of_one_value_round_it_twice(texts: np.ndarray) -> None:
+    stem = "encoder.layer.0.attention.self"
+    ranges = {f"{stem}.query": Range(-4.0, 4.0), f"{stem}.key": Range(-9.0, 9.0)}
+    model = build(tensors(), SHAPE, quantized=False, ranges=ranges)
+    steps = {node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+
+    assert steps == {f"{stem}.query.step", f"{stem}.key.step"}
+
+
+def test_a_branch_is_not_what_the_model_returns(texts: np.ndarray) -> None:
+    more = tensors()
+    for name, value in tensors().items():
+        if name.startswith("encoder.layer.0."):
+            more[name.replace("layer.0.", f"layer.{LAYERS}.")] = -value
+    (wanted,) = run(build(tensors(), SHAPE, quantized=False), texts)
+
+    (found,) = run(build(more, SHAPE, quantized=False, branches={LAYERS: 1}), texts)
+
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_products_of_two_fit_16_bits(texts: np.ndarray) -> None:
     from onnx import numpy_helper
 

@@ -28,7 +28,7 @@ _MAX_HIDDEN = 256
 _DEFAULT_LENGTH = 512
 _LAYER = re.compile(r"0|[1-9][0-9]{0,2}")
 # Their position numbers start after the padding token's.
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}
+OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 _PROMPT_NAMES: dict[Kind, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
@@ -191,7 +191,7 @@ def _lengths(path: Path) -> tuple[int, int | None, bool]:
     tokenizer = read_config(path / "tokenizer_config.json").values.get("model_max_length")
     model = read_config(path / "config.json")
     limit = model.integer("max_position_embeddings", 1, MAX_LENGTH)
-    if limit is not None and model.values.get("model_type") in _OFFSET_POSITIONS:
+    if limit is not None and model.values.get("model_type") in OFFSET_POSITIONS:
         padding = model.integer("pad_token_id", 0, MAX_LENGTH)
         limit = max(1, limit - (1 if padding is None else padding) - 1)
     # Tokenizers without a limit of their own say so with a number like 1e30.

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore.encoders.config import Config
+from vecstore.encoders.folder import OFFSET_POSITIONS
 from vecstore.errors import EncoderError, MissingExtraError
 
 OPSET, IR_VERSION = 17, 8
@@ -59,7 +60,6 @@ FAMILIES = {
     "distilbert": _DISTILBERT,
     "mpnet": _MPNET,
 }
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet"}
 _ACTIVATIONS = ("gelu", "relu", "gelu_new", "gelu_pytorch_tanh")
 # MPNet's: distances from here on share the last bucket.
 _FAR = 128
@@ -359,7 +359,7 @@ def _embeddings(graph: Graph) -> str:
     table = graph.tensor("embeddings.word_embeddings.weight", None, dim)
     words = _rows(graph, "words", table, "Gather", "input_ids")
     positions = graph.tensor("embeddings.position_embeddings.weight", None, dim)
-    if graph.shape.family in _OFFSET_POSITIONS:
+    if graph.shape.family in OFFSET_POSITIONS:
         positions = positions[graph.shape.padding + 1 :]
     if graph.prefix + "embeddings.token_type_embeddings.weight" in graph.tensors:
         # A text is one segment, so that its embedding is a constant.
