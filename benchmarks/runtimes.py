@@ -173,8 +173,10 @@ def work(
 
 def vecstore_bundled(name: str, _folders: Folders) -> Encode:
     from vecstore.encoders import OnnxEncoder, bundled
+    from vecstore.encoders.bundled import parse
 
-    return OnnxEncoder(bundled(name).folder.path, threads=1).encode
+    base, layer, dim = parse(name)
+    return OnnxEncoder(bundled(base).folder.path, threads=1, layer=layer, dim=dim).encode
 
 
 def vecstore_float32(folders: Folders) -> Encode:
@@ -209,7 +211,7 @@ def fastembed(folders: Folders) -> Encode:
 
 
 FLOAT32 = "vecstore, float32"
-BUNDLED = {f"vecstore, bundled {name}": name for name in ("fast", "default")}
+BUNDLED = {f"vecstore, bundled {name}": name for name in ("fast", "default", "default/layer=4")}
 RUNTIMES: dict[str, Callable[[Folders], Encode]] = {
     **{label: functools.partial(vecstore_bundled, name) for label, name in BUNDLED.items()},
     FLOAT32: vecstore_float32,

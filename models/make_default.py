@@ -70,9 +70,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         teacher = Teacher(base, measure(base.tensors, base.shape, texts), layer=SHARED)
         sources = [_source(teacher, name, pairs[name], Path(scratch)) for name in SOURCES]
-        rotation = rotation_of(sources, PREFIXES)
+        held, trained = hold_back(sources)
+        rotation = rotation_of(trained, PREFIXES)
         early = Student(base, [SHARED], rotation)
-        _fit(early, sources)
+        finetune(early, trained, SETTINGS, _teller(early, held), rate=RATE)
+        settle(early, trained, PREFIXES)
+        print(f"settled: {ranks(early, held, MRL)}", flush=True)
     tensors = {**base.tensors, **early.tensors(layers)}
     branches = {layers: SHARED}
 
@@ -106,13 +109,6 @@ def _source(teacher: Teacher, name: str, pairs: Pairs, scratch: Path) -> Source[
     )
     print(f"{name}: {len(pairs.queries)} pairs", flush=True)
     return Source(SOURCES[name].share, documents, queries)
-
-
-def _fit(student: Student, sources: list[Source[Sequences]]) -> None:
-    held, trained = hold_back(sources)
-    finetune(student, trained, SETTINGS, _teller(student, held), rate=RATE)
-    settle(student, trained, PREFIXES)
-    print(f"settled: {ranks(student, held, MRL)}", flush=True)
 
 
 def _teller(student: Student, held: Source[Sequences]) -> Tell:

@@ -71,13 +71,13 @@ SENTENCES = {
 }
 SENTENCE_TOKENS = 48
 # How often batches are of them, beside pairs, and how much the second teacher counts there.
-SENTENCES_SHARE, SECOND = 60, 0.9
-RATE = 3e-3
+SENTENCES_SHARE, SECOND = 120, 0.9
+RATE = 2e-3
 SETTINGS = Settings(
-    steps=4500,
+    steps=4000,
     anchors=128,
     remembered=1024,
-    loss=Nested(prefixes=dict.fromkeys(MRL, 1.0), labels=0.5, own=0.0, squares=10.0, direct=0.5),
+    loss=Nested(prefixes=dict.fromkeys(MRL, 1.0), labels=0.2, own=0.0, squares=10.0, direct=0.5),
 )
 
 

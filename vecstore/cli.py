@@ -90,7 +90,7 @@ _where = click.option(
     "--where", callback=_parse_where, metavar="JSON", help="""Such as '{"year": {"$gte": 2020}}'."""
 )
 _encoder = click.option(
-    "--encoder", metavar="FOLDER", help="A model folder; by default the bundled model."
+    "--encoder", metavar="FOLDER|NAME", help="A model; by default the bundled one."
 )
 
 

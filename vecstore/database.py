@@ -175,7 +175,7 @@ class Database:
             dim: Numbers per vector, 2 to 8,192; bits, a multiple of 8, under "hamming".
             metric: "cosine" (the default), "dot", "l2", or "hamming" for binary vectors, which
                 are packed: uint8 of shape (n, dim / 8), as numpy.packbits makes them.
-            encoder: An `Encoder`, the name of a bundled model (such as "default/layer=3"), a folder
+            encoder: An `Encoder`, the name of a bundled model (such as "default/layer=4"), a folder
                 with an ONNX model, or a callable. A bundled one need not be named again.
             mrl: Prefix lengths that the vectors were trained for (Matryoshka); by default those
                 that the encoder declares. The index codes such prefixes where they measure well.

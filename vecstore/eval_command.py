@@ -59,8 +59,8 @@ _positive = click.IntRange(min=1)
 @click.option("--pairs", type=_file, help="Scored pairs of texts, jsonl: s1, s2, score.")
 @click.option("--split", "splits", multiple=True, help="Only queries and pairs of it; repeatable.")
 @click.option("--pairs-split", "pair_splits", multiple=True, help="The same of pairs alone.")
-@click.option("--encoder", metavar="FOLDER", help="A model folder; by default the bundled model.")
-@click.option("--against", metavar="FOLDER", help="A second one, measured side by side.")
+@click.option("--encoder", metavar="FOLDER|NAME", help="A model; by default the bundled one.")
+@click.option("--against", metavar="FOLDER|NAME", help="A second one, measured side by side.")
 @click.option("--dims", callback=_numbers, metavar="N,...", help="By default those declared.")
 @click.option(
     "--precision",

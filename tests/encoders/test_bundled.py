@@ -32,6 +32,10 @@ def name(request):
     return request.param
 
 
+# What encodes: the models, and where one of them may end early.
+ENCODERS = [*MODELS, "default/layer=4"]
+
+
 def cosine(name: str, first: str, second: str) -> float:
     vectors = bundled(name).encode([first, second])
     return float(vectors[0] @ vectors[1])
@@ -117,6 +121,7 @@ def test_what_is_no_name_is_refused(wrong):
         bundled(wrong)
 
 
+@pytest.mark.parametrize("name", ENCODERS)
 def test_vectors_are_unit_float32(name):
     found = bundled(name).encode(["a", "漢字 and émigrés", "x" * 5000, WORDS * 40])
 
@@ -125,6 +130,7 @@ def test_vectors_are_unit_float32(name):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ENCODERS)
 def test_a_vector_does_not_depend_on_its_batch_mates(name):
     words = (WORDS * 20).split()
     texts = [" ".join(words[: 1 + size]) for size in (0, 1, 2, 5, 9, 17, 40, 41, 90, 180, 300)]
@@ -137,12 +143,34 @@ def test_a_vector_does_not_depend_on_its_batch_mates(name):
     assert (together * backwards).sum(axis=1).min() >= 0.9999
 
 
+def test_an_early_exit_nearly_agrees_and_is_another_space():
+    texts = [WORDS, "An embedded key-value store", "A kitten rests on a rug."]
+    early, whole = bundled("default/layer=4"), bundled()
+    first, second = early.encode(texts), whole.encode(texts)
+
+    np.testing.assert_allclose(first @ first.T, second @ second.T, atol=0.15)
+    assert np.abs(first - second).max() > 0.01
+    assert early.fingerprint != whole.fingerprint
+    assert early.mrl == whole.mrl
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_vectors_of_tokens_have_the_direction_of_the_text(name):
+    (whole,) = bundled(name).encode([WORDS])
+
+    (found,) = bundled(name).encode_passages(WORDS, [(0, len(WORDS))])
+
+    assert found @ whole / np.linalg.norm(found) > 0.9999
+
+
+@pytest.mark.parametrize("name", ENCODERS)
 def test_what_follows_the_maximum_length_changes_nothing(name):
     long = WORDS * 40
 
     assert cosine(name, long, long + "Quantum chromodynamics is something else entirely.") > 0.99999
 
 
+@pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize(
     ("text", "paraphrase", "unrelated"),
     [

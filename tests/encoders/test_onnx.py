@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -363,11 +364,30 @@ def test_providers_that_are_none_are_refused(make_model, providers):
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_length": 10**30}, {"threads": 1 << 40}, {"max_length": (1 << 20) + 1}]
+    "options",
+    [
+        {"max_length": 10**30},
+        {"threads": 1 << 40},
+        {"max_length": (1 << 20) + 1},
+        {"threads": 10**5000},
+    ],
 )
 def test_numbers_beyond_all_bounds_are_refused(make_model, options):
     with pytest.raises(UsageError, match=f"{next(iter(options))}=.* is more than"):
         OnnxEncoder(make_model(), **options)
+
+
+def test_providers_may_have_options_of_any_mapping(make_model):
+    options = MappingProxyType({"use_arena": "0"})
+    encoder = OnnxEncoder(make_model(), providers=(("CPUExecutionProvider", options),))
+
+    assert encoder.encode(["red"]).shape == (1, 6)
+
+
+@pytest.mark.parametrize("option", ["threads", "batch_size", "dim", "layer", "name", "providers"])
+def test_numbers_too_long_to_show_are_refused_too(make_model, option):
+    with pytest.raises(UsageError, match=option):
+        OnnxEncoder(make_model(), **{option: -(10**5000)})
 
 
 @pytest.mark.parametrize("name", [5, b"m", ["m"]])
@@ -381,7 +401,7 @@ def test_a_name_is_a_str(make_model, name):
 def test_a_graph_that_declares_absurd_vectors_is_refused(make_model, graphs, kind, size):
     encoder = OnnxEncoder(make_model(declaring(graphs[kind](), size)))
 
-    with pytest.raises(EncoderError, match=f"declares vectors of {size} numbers"):
+    with pytest.raises(EncoderError, match=f"makes vectors of {size} numbers"):
         encoder.encode(["red"])
 
 

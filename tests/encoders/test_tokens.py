@@ -254,6 +254,24 @@ def test_passages_that_are_none_of_the_text_are_refused(make_model, spans):
         encoder.encode_passages("red apple pear", [])
 
 
+@pytest.mark.parametrize(
+    "spans", [5, None, "ab", [5], [(0,)], [(0, 1, 2)], [(None, 3)], [("a", "b")], [(0.5, 3.2)]]
+)
+def test_what_is_no_passage_is_refused(make_model, spans):
+    with pytest.raises(UsageError, match=r"spans=.* must be a list of pairs of ints"):
+        OnnxEncoder(make_model()).encode_passages("red apple pear", spans)
+
+
+def test_passages_may_be_an_array(make_model):
+    encoder = OnnxEncoder(make_model())
+    spans = [(0, 3), (4, 9)]
+
+    np.testing.assert_array_equal(
+        encoder.encode_passages("red apple", np.array(spans)),
+        encoder.encode_passages("red apple", spans),
+    )
+
+
 @pytest.mark.parametrize(("text", "found"), [("a\ud800b", "lone surrogate"), (5, "is a int")])
 def test_tokens_of_what_is_no_text(make_model, text, found):
     with pytest.raises(UsageError, match=found):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -14,6 +17,7 @@ from vecstore.errors import EncoderError, EncoderMismatchError, ModelNotFoundErr
 TEXTS = ["red apple", "late", "green pear blue train red"]
 OWN = {"mrl": [2, 4, 6], "layers": {"1": "early", "2": "middle"}}
 DEPTH = 3
+ROOT = Path(__file__).parents[2]
 FACTORS = np.random.default_rng(9).normal(size=(DEPTH, 6)).astype(np.float32)
 # What only the deepest layer needs, large enough to be missed.
 BALLAST = np.ones(50_000, dtype=np.float32)
@@ -157,6 +161,19 @@ def test_a_name_states_the_prefix_of_a_bundled_model():
     whole = bundled().encode(TEXTS)[:, :128]
     wanted = whole / np.linalg.norm(whole, axis=1, keepdims=True)
     np.testing.assert_allclose(found.encode(TEXTS), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_every_variant_that_is_written_about_is_there():
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("vecstore/**/*.py")]
+    written = {
+        name
+        for file in files
+        for name in re.findall(r"\b(?:default|fast)(?:/(?:layer|dim)=\d+)+", file.read_text())
+    }
+
+    assert len(written) > 2
+    for name in written:
+        assert bundled(name).name == name
 
 
 def test_the_whole_dim_names_the_same_instance():

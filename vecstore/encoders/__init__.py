@@ -61,7 +61,7 @@ def resolve(
     """Return the encoder that a user means.
 
     Args:
-        encoder: None or the name of a bundled model, such as "fast" or "default/layer=3/dim=128";
+        encoder: None or the name of a bundled model, such as "fast" or "default/layer=4/dim=128";
             the path of a model folder; an encoder; or a named function from a list of texts to a
             matrix, which becomes a `FunctionEncoder`.
 

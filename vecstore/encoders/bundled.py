@@ -8,9 +8,10 @@ from pathlib import Path
 from vecstore.encoders.folder import ModelFolder
 from vecstore.encoders.onnx import OnnxEncoder
 from vecstore.errors import ModelNotFoundError, UsageError
+from vecstore.spec import show
 
 _CODE = Path(__file__).resolve().parents[1]
-# A name, then options in any order, each once: "default", "default/layer=3/dim=128".
+# A name, then options in any order, each once: "default", "default/layer=4/dim=128".
 _VARIANT = re.compile(r"(?P<base>[^/]+)(?:/layer=(?P<layer>\d{1,3})|/dim=(?P<dim>\d{1,5}))*")
 _BUNDLED: dict[str, OnnxEncoder] = {}
 
@@ -20,14 +21,14 @@ def bundled(name: str = "default") -> OnnxEncoder:
 
     Args:
         name: The model's name; behind it may stand the layers and the numbers of each vector that
-            are wanted, as in "default/layer=3/dim=128".
+            are wanted, as in "default/layer=4/dim=128".
 
     Raises:
         ModelNotFoundError: There is no such model.
         UsageError: It does not offer so many layers, or such a prefix.
     """
     if not isinstance(name, str):
-        raise UsageError(f'name={name!r:.60} must be a str, such as "default"')
+        raise UsageError(f'name={show(name)} must be a str, such as "default"')
     if name not in _BUNDLED:
         base, layer, dim = parse(name)
         folder = _bundled_folders().get(base)

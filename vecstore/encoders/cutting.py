@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Characters of a text that are tokenized at first, for each token that is kept: words are shorter.
 _CHARACTERS = 32
 _GROWTH = 8
-# No more than that is tokenized of a text, whatever its tokens are, unless as many tokens are kept.
+# No more than that is tokenized of a text, unless so many tokens are kept that they need more.
 _MOST_CHARACTERS = 1 << 20
 
 

@@ -16,7 +16,7 @@ from vecstore.encoders.config import Config, file_inside, read_config
 from vecstore.encoders.modules import Modules, Step, check_pooling, read_modules
 from vecstore.encoders.protocol import Kind
 from vecstore.errors import EncoderError, ModelNotFoundError, UsageError
-from vecstore.spec import MAX_DIM, MIN_DIM
+from vecstore.spec import MAX_DIM, MIN_DIM, show
 
 MODEL_NAMES = ("model.onnx", "onnx/model.onnx")
 TOKENIZER_NAME = "tokenizer.json"
@@ -148,7 +148,7 @@ def at_layer(folder: ModelFolder, layer: int | None) -> ModelFolder:
     if type(layer) is not int or layer not in folder.layers:
         offered = ", ".join(map(str, sorted(folder.layers))) or "none"
         raise UsageError(
-            f"layer={layer!r:.60} is not offered by {folder.path}; its {OWN_NAME} declares"
+            f"layer={show(layer)} is not offered by {folder.path}; its {OWN_NAME} declares"
             f" layers: {offered}"
         )
     return replace(

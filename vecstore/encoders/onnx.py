@@ -88,7 +88,7 @@ class OnnxEncoder:
         self._batch_size = None if batch_size is None else _positive("batch_size", batch_size)
         self._budget = _budget(self._providers)
         if not isinstance(name, str | None):
-            raise UsageError(f"name={name!r:.60} must be a str")
+            raise UsageError(f"name={show(name)} must be a str")
         self._name = name or self._folder.path.name
         # Digests that need not be computed, because the files came with this package.
         self._known_digests: Mapping[str, str] = {}
@@ -105,7 +105,7 @@ class OnnxEncoder:
     def name(self) -> str:
         """The name that was given, or the folder's name; with layer and dim where those are less.
 
-        Such as "default", or "default/layer=3/dim=128".
+        Such as "default", or "default/layer=4/dim=128".
         """
         parts = {"layer": self._layer, "dim": self._prefix}
         stated = [f"{part}={value}" for part, value in parts.items() if value is not None]
@@ -319,7 +319,7 @@ class OnnxEncoder:
             found = int(session.run(session.tokenize(["dimension"], ""), 0).shape[1])
         if not 0 < found <= MAX_DIM:
             raise EncoderError(
-                f"{folder.model} declares vectors of {found} numbers; 1 to {MAX_DIM} are possible"
+                f"{folder.model} makes vectors of {found} numbers; 1 to {MAX_DIM} are possible"
             )
         if folder.mrl and folder.mrl[-1] > found:
             raise EncoderError(
@@ -333,7 +333,7 @@ class OnnxEncoder:
         if type(dim) is not int or dim not in (*self._folder.mrl, whole):
             known = ", ".join(map(str, self._folder.mrl)) or "none"
             raise UsageError(
-                f"dim={dim!r:.60} is no prefix that {self._name!r} was trained for; it makes"
+                f"dim={show(dim)} is no prefix that {self._name!r} was trained for; it makes"
                 f" {whole} numbers, and its prefixes are: {known}"
             )
         return None if dim == whole else dim
@@ -429,7 +429,7 @@ def _digest_once(path: Path, _key: tuple[int, int, int]) -> str:
 
 def _positive(name: str, value: int, limit: int | None = None, unit: str = "") -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name}={value!r} must be a positive int")
+        raise UsageError(f"{name}={show(value)} must be a positive int")
     if limit is not None and value > limit:
         raise UsageError(f"{name}={show(value)} is more than the {limit} {unit}")
     return value

@@ -32,6 +32,7 @@ from vecstore.errors import (
     UsageError,
     VecstoreError,
 )
+from vecstore.spec import show
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -306,10 +307,10 @@ def check_providers(providers: Sequence[Provider]) -> list[Provider]:
     listed = isinstance(providers, Sequence) and not isinstance(providers, str)
     if not listed or not providers or not all(map(_is_provider, providers)):
         raise UsageError(
-            f"providers={providers!r:.80} must be a list of names such as"
+            f"providers={show(providers, 80)} must be a list of names such as"
             ' "CPUExecutionProvider", or of pairs of a name and its options'
         )
-    return list(providers)
+    return [one if isinstance(one, str) else (one[0], dict(one[1])) for one in providers]
 
 
 def _is_provider(value: object) -> bool:

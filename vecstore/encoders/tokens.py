@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vecstore.encoders.pooling import Floats
 from vecstore.encoders.session import Session
 from vecstore.errors import EncoderError, UsageError
+from vecstore.spec import show
 
 if TYPE_CHECKING:
     import tokenizers
@@ -205,6 +206,8 @@ class _Pools:
 
 def check_spans(spans: Sequence[Span], text: str) -> None:
     """Raise UsageError unless there are passages, in a text, that begin and end in their order."""
+    if not isinstance(spans, Sequence | np.ndarray) or not all(map(_is_span, spans)):
+        raise UsageError(f"spans={show(spans)} must be a list of pairs of ints")
     if not len(spans):
         raise UsageError("spans are empty; state one passage at least")
     before = (0, 0)
@@ -215,6 +218,12 @@ def check_spans(spans: Sequence[Span], text: str) -> None:
                 f" {len(text)} characters, behind the one before"
             )
         before = start, end
+
+
+def _is_span(value: object) -> bool:
+    if not isinstance(value, Sequence | np.ndarray) or len(value) != 2:
+        return False
+    return all(isinstance(place, int | np.integer) for place in value)
 
 
 def check_output(session: Session) -> None:

@@ -127,10 +127,10 @@ class _Trial:
             together = self._graph(session, [self.texts[row] for row in mates])
             # Of a number and NaN it is NaN.
             least = float(np.minimum(least, _least_cosine(together, alone[mates])))
-        self.figures["batch_cosine"] = least
         found = f"cosine {least:.7f} at the least between a text alone and in a batch"
         if not np.isfinite(least):
             return "failed", "NaN or infinity in a batch of several texts"
+        self.figures["batch_cosine"] = least
         if least >= MIN_COSINE:
             return "ok", found
         if session.mixes_batches:
