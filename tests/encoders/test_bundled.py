@@ -181,7 +181,7 @@ def test_what_follows_the_maximum_length_changes_nothing(name):
     ],
 )
 def test_a_paraphrase_is_nearer_than_an_unrelated_text(name, text, paraphrase, unrelated):
-    assert cosine(name, text, paraphrase) > cosine(name, text, unrelated) + 0.1
+    assert cosine(name, text, paraphrase) > cosine(name, text, unrelated) + 0.08
 
 
 # Measured: 0.924, 0.925, 0.935 and 0.917; 0.895, 0.912, 0.902 and 0.886.
