@@ -7,7 +7,7 @@ minutes on a processor. The teacher is the model with all its layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,17 +74,17 @@ class Sequences:
 
 
 class Student(nn.Module):
-    """The trained layers, mean pooling and the rotation.
+    """The trained layer, mean pooling and the rotation.
 
     Args:
-        base: The model whose layers these are at first.
-        numbers: Which of them.
+        base: The model whose layer this is at first.
+        number: Which of them.
         rotation: As it is at first, (dim, dim).
     """
 
-    def __init__(self, base: Base, numbers: Iterable[int], rotation: Floats) -> None:
+    def __init__(self, base: Base, number: int, rotation: Floats) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(base.tensors, base.shape, number) for number in numbers)
+        self.layer = Layer(base.tensors, base.shape, number)
         # One that drifted from orthogonal would lose what whole vectors know.
         self.rotation = Rotation(rotation)
 
@@ -94,23 +94,13 @@ class Student(nn.Module):
         for places in batches(texts.sizes[rows], budget=BUDGET):
             value, present = texts.padded(rows[places])
             with torch.autocast("cpu", torch.bfloat16, enabled=_BRIEF):
-                for layer in self.layers:
-                    value = layer(value, present)
-            value = value.float()
-            total = (value * present[..., None]).sum(1)
+                value = self.layer(value, present)
+            total = (value.float() * present[..., None]).sum(1)
             parts.append(total / present.sum(1, keepdim=True))
             order.append(places)
         back = np.argsort(np.concatenate(order))
         result: torch.Tensor = self.rotation(torch.cat(parts)[torch.from_numpy(back)])
         return result
-
-    def tensors(self, first: int) -> dict[str, Floats]:
-        """The layers' weights, under the names of the layers from a number on."""
-        found: dict[str, Floats] = {}
-        for number, layer in enumerate(self.layers, first):
-            assert isinstance(layer, Layer)
-            found |= layer.tensors(number)
-        return found
 
 
 def finetune(
@@ -121,16 +111,16 @@ def finetune(
     *,
     rate: float,
 ) -> None:
-    """Train a student's layers at a learning rate, and the rotation at ten times that."""
-    layers = list(student.layers.parameters())
+    """Train a student's layer at a learning rate, and the rotation at ten times that."""
+    layer = list(student.layer.parameters())
     optimizer = torch.optim.AdamW(
         [
-            {"params": layers, "lr": rate},
+            {"params": layer, "lr": rate},
             {"params": student.rotation.parameters(), "lr": 10 * rate, "weight_decay": 0.0},
         ],
         weight_decay=0.01,
     )
-    train(student, [optimizer], sources, settings, tell, clipped=layers)
+    train(student, [optimizer], sources, settings, tell, clipped=layer)
 
 
 @dataclass(frozen=True, slots=True)

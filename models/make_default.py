@@ -72,11 +72,11 @@ def main() -> None:
         sources = [_source(teacher, name, pairs[name], Path(scratch)) for name in SOURCES]
         held, trained = hold_back(sources)
         rotation = rotation_of(trained, PREFIXES)
-        early = Student(base, [SHARED], rotation)
+        early = Student(base, SHARED, rotation)
         finetune(early, trained, SETTINGS, _teller(early, held), rate=RATE)
         settle(early, trained, PREFIXES)
         print(f"settled: {ranks(early, held, MRL)}", flush=True)
-    tensors = {**base.tensors, **early.tensors(layers)}
+    tensors = {**base.tensors, **early.layer.tensors(layers)}
     branches = {layers: SHARED}
 
     def finish(graph: Graph, values: list[str]) -> None:

@@ -95,7 +95,7 @@ def main() -> None:
     sources = [source.changed(lambda side: _turned(side, rotation)) for source in sources]
     single = sentences(arguments.corpus, SENTENCES, SENTENCE_TOKENS, base)
     print(f"{len(single)} sentences", flush=True)
-    both = joined(teacher.vectors(single) @ rotation, Paraphrases().read(single))
+    both = joined(teacher.vectors(single) @ rotation, Paraphrases().vectors(single))
     sources.append(Source(SENTENCES_SHARE, Bags.of(single, both)))
     before, after = base.encode("", 2)
     alone = [[before, token, after] for token in range(base.tokenizer.get_vocab_size())]

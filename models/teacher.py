@@ -64,10 +64,7 @@ class Teacher:
 
     def vectors(self, texts: Sequence[Sequence[int]]) -> Floats:
         """Return the vectors of texts, each a list of numbers of tokens; unit length, (n, dim)."""
-        vectors = np.zeros((len(texts), self._dim), np.float32)
-        for rows, feed in feeds(texts):
-            (vectors[rows],) = self._session.run(["mean"], feed)
-        return _unit(vectors)
+        return means(self._session, "mean", texts, self._dim)
 
     def read(self, texts: Sequence[Sequence[int]], file: Path) -> Read:
         """Return the vectors of texts and of their tokens, which are kept in a file."""
@@ -81,6 +78,16 @@ class Teacher:
             for row, value in zip(rows, found, strict=True):
                 values[starts[row] : starts[row] + sizes[row]] = value
         return Read(_unit(vectors), sizes, starts, values)
+
+
+def means(
+    session: onnxruntime.InferenceSession, output: str, texts: Sequence[Sequence[int]], dim: int
+) -> Floats:
+    """Return what an output of a graph says of each text, unit length, float32 (n, dim)."""
+    vectors = np.zeros((len(texts), dim), np.float32)
+    for rows, feed in feeds(texts):
+        (vectors[rows],) = session.run([output], feed)
+    return _unit(vectors)
 
 
 def _unit(vectors: Floats) -> Floats:

@@ -8,51 +8,15 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import tiny_bert
+from tiny_bert import DIM, LARGE, LAYERS, SHAPE, WORDS
 
-from vecstore.encoders.transformer import Graph, Range, Shape, build
-
-DIM, INNER, HEADS, LAYERS, WORDS, POSITIONS = 32, 64, 4, 2, 50, 24
-LARGE = 3
-SHAPE = Shape(
-    family="bert",
-    layers=LAYERS,
-    heads=HEADS,
-    dim=DIM,
-    epsilon=1e-12,
-    activation="gelu",
-    padding=0,
-)
-PARTS = {
-    "attention.self.query": (DIM, DIM),
-    "attention.self.key": (DIM, DIM),
-    "attention.self.value": (DIM, DIM),
-    "attention.output.dense": (DIM, DIM),
-    "intermediate.dense": (INNER, DIM),
-    "output.dense": (DIM, INNER),
-}
+from vecstore.encoders.transformer import Graph, Range, build
 
 
 def tensors() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(5)
-    made = {
-        "embeddings.word_embeddings.weight": rng.normal(size=(WORDS, DIM)),
-        "embeddings.position_embeddings.weight": rng.normal(size=(POSITIONS, DIM)) / 4,
-        "embeddings.token_type_embeddings.weight": rng.normal(size=(2, DIM)) / 4,
-    }
-    norms = ["embeddings.LayerNorm"]
-    for layer in range(LAYERS):
-        stem = f"encoder.layer.{layer}"
-        for part, shape in PARTS.items():
-            # Small ones in attention: with random weights a hair's breadth would turn it round.
-            size = 0.1 if "query" in part else 1.0
-            made[f"{stem}.{part}.weight"] = size * rng.normal(size=shape) / shape[1] ** 0.5
-            made[f"{stem}.{part}.bias"] = rng.normal(size=shape[0]) / 10
-        norms += [f"{stem}.attention.output.LayerNorm", f"{stem}.output.LayerNorm"]
-    for name in norms:
-        # One number much larger than the others, as real models have.
-        made[f"{name}.weight"] = np.where(np.arange(DIM) == LARGE, 60.0, 1.0)
-        made[f"{name}.bias"] = rng.normal(size=DIM) / 10
-    return {name: value.astype(np.float32) for name, value in made.items()}
+    """With one number much larger than the others, as real models have."""
+    return tiny_bert.tensors(large=60.0)
 
 
 def run(model: Any, texts: np.ndarray, mask: np.ndarray | None = None) -> list[np.ndarray]:
