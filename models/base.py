@@ -35,13 +35,11 @@ class Base:
         tensors: The weights under PyTorch's names.
         shape: The sizes.
         tokenizer: Without padding and truncation.
-        tokenizer_file: Where it is from.
     """
 
     tensors: Mapping[str, Floats]
     shape: Shape
     tokenizer: Tokenizer
-    tokenizer_file: Path
 
     def encode(self, text: str, length: int) -> list[int]:
         """Return the numbers of a text's tokens, special ones included, so many at most."""
@@ -49,9 +47,8 @@ class Base:
         return ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
 
     def tokenizer_json(self, **changes: object) -> bytes:
-        """The content of tokenizer.json without padding and truncation, some parts changed."""
-        content = json.loads(self.tokenizer_file.read_bytes())
-        content |= {"padding": None, "truncation": None, **changes}
+        """The content of tokenizer.json, some parts changed."""
+        content = json.loads(self.tokenizer.to_str()) | changes
         return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -74,7 +71,7 @@ def read_base(folder: Path | None) -> Base:
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return Base(tensors, read_shape(read_config(config)), tokenizer, file)
+    return Base(tensors, read_shape(read_config(config)), tokenizer)
 
 
 def verified(path: Path, sha256: str) -> Path:

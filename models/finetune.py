@@ -1,23 +1,21 @@
 """How does a layer of an encoder learn to stand for all that come behind it? An early exit.
 
 The layers before it are run once, in the arithmetic in which they will be used, and what they
-return is kept: only this layer is trained, together with the rotation behind the pooling, in some
-minutes on a processor. The teacher is the model with all its layers.
+return is kept: only this layer is trained, together with the matrix behind the pooling, in half an
+hour on a processor. The teacher is the model with all its layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as torch_functions
 from base import Base
 from layers import Layer
 from numpy.typing import NDArray
-from rotation import Rotation, rotation_of
 from teacher import Read
 from torch import nn
 from training import Settings, Source, Tell, train
@@ -27,8 +25,6 @@ from vecstore.encoders.batching import batches
 Floats = NDArray[np.float32]
 # Tokens that run at once in training.
 BUDGET = 1024
-# Texts of each source, of queries and of documents, to which the rotation is fitted in the end.
-SETTLED = 1000
 # Matrices multiply in 16 bits, four times as fast, where the processor can.
 _BRIEF = torch.cpu._is_avx512_bf16_supported()
 
@@ -61,6 +57,10 @@ class Sequences:
         """Some of them."""
         return Sequences(self.values, self.starts[rows], self.sizes[rows], self.teacher[rows])
 
+    def turned(self, rotation: Floats) -> Sequences:
+        """The same texts by a teacher whose vectors are turned."""
+        return Sequences(self.values, self.starts, self.sizes, self.teacher @ rotation)
+
     def padded(self, rows: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Some texts, (batch, sequence, dim), and where there are tokens, (batch, sequence)."""
         sizes = self.sizes[rows]
@@ -74,19 +74,19 @@ class Sequences:
 
 
 class Student(nn.Module):
-    """The trained layer, mean pooling and the rotation.
+    """The trained layer, mean pooling and a matrix.
 
     Args:
         base: The model whose layer this is at first.
         number: Which of them.
-        rotation: As it is at first, (dim, dim).
+        matrix: As it is at first, (dim, dim).
     """
 
-    def __init__(self, base: Base, number: int, rotation: Floats) -> None:
+    def __init__(self, base: Base, number: int, matrix: Floats) -> None:
         super().__init__()
         self.layer = Layer(base.tensors, base.shape, number)
-        # One that drifted from orthogonal would lose what whole vectors know.
-        self.rotation = Rotation(rotation)
+        # Not held orthogonal: what fewer layers cannot know is made small, lest it be noise.
+        self.matrix = nn.Parameter(torch.from_numpy(matrix.copy()))
 
     def forward(self, texts: Sequences, rows: NDArray[Any]) -> torch.Tensor:
         """Return the vectors of some texts, (n, dim), of any length."""
@@ -99,7 +99,7 @@ class Student(nn.Module):
             parts.append(total / present.sum(1, keepdim=True))
             order.append(places)
         back = np.argsort(np.concatenate(order))
-        result: torch.Tensor = self.rotation(torch.cat(parts)[torch.from_numpy(back)])
+        result: torch.Tensor = torch.cat(parts)[torch.from_numpy(back)] @ self.matrix
         return result
 
 
@@ -111,36 +111,13 @@ def finetune(
     *,
     rate: float,
 ) -> None:
-    """Train a student's layer at a learning rate, and the rotation at ten times that."""
+    """Train a student's layer at a learning rate, and its matrix at twice that."""
     layer = list(student.layer.parameters())
     optimizer = torch.optim.AdamW(
         [
             {"params": layer, "lr": rate},
-            {"params": student.rotation.parameters(), "lr": 10 * rate, "weight_decay": 0.0},
+            {"params": [student.matrix], "lr": 2 * rate, "weight_decay": 0.0},
         ],
         weight_decay=0.01,
     )
     train(student, [optimizer], sources, settings, tell, clipped=layer)
-
-
-@dataclass(frozen=True, slots=True)
-class Vectors:
-    """Texts of which only the vectors are left, float32 (n, dim), unit length."""
-
-    teacher: Floats
-
-
-def settle(
-    student: Student, sources: Sequence[Source[Sequences]], prefixes: Mapping[int, float]
-) -> None:
-    """Fit a trained student's rotation anew, to what its layers say of some texts."""
-    own = [source.changed(lambda side: _vectors(student, side)) for source in sources]
-    student.rotation = Rotation(student.rotation.matrix() @ rotation_of(own, prefixes))
-
-
-def _vectors(student: Student, texts: Sequences) -> Vectors:
-    rows = np.arange(min(SETTLED, len(texts)))
-    with torch.no_grad():
-        parts = [student(texts, rows[at : at + 256]) for at in range(0, len(rows), 256)]
-    found = torch_functions.normalize(torch.cat(parts), dim=1)
-    return Vectors(found.numpy())

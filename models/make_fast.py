@@ -8,6 +8,7 @@ The arguments are those of make_default.py.
 from __future__ import annotations
 
 import dataclasses
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from ranges import measure
 from rotation import rotation_of
 from static import Bags, first_table, fit_table
 from teacher import Teacher
-from texts import Part, Texts, sample, sentences, used_pairs
+from texts import SENTENCE_TOKENS, SENTENCES, Part, sample, sentences, used_pairs
 from training import Settings, Source
+from words import alone, cut_words, with_words
 
 from vecstore.encoders.transformer import IR_VERSION, OPSET
 
@@ -54,24 +56,10 @@ SOURCES = {
     "foldoc": Part(1.5, 2000, 24, 256),
     "gcide": Part(3, 20000, 24, 48),
 }
-# Sentences beside the pairs, the most of each source; tokens kept of each.
-SENTENCES = {
-    "wordnet_glosses": 60_000,
-    "wordnet_examples": 60_000,
-    "gcide": 30_000,
-    "foldoc": 20_000,
-    "debian_descriptions": 25_000,
-    "wikipedia": 20_000,
-    "plos_paragraphs": 12_000,
-    "jargon": 10_000,
-    "docs_python": 6_000,
-    "perl_docs": 6_000,
-    "gnome_help": 5_000,
-    "gene_ontology": 4_000,
-}
-SENTENCE_TOKENS = 48
-# How often batches are of them, beside pairs, and how much the second teacher counts there.
+# How often batches are of sentences, beside pairs, and how much the second teacher counts there.
 SENTENCES_SHARE, SECOND = 120, 0.9
+# Words that the base model reads in pieces and that get a token of their own.
+WORDS = 2400
 RATE = 2e-3
 SETTINGS = Settings(
     steps=4000,
@@ -85,27 +73,32 @@ def main() -> None:
     arguments = read_arguments(__doc__, "fast")
     base = read_base(arguments.base)
     pairs = {name: used_pairs(arguments.corpus, name, part, base) for name, part in SOURCES.items()}
+    single = sentences(arguments.corpus, SENTENCES, SENTENCE_TOKENS, base)
+    read = chain(single, *(side for both in pairs.values() for side in both))
+    wider = with_words(base, cut_words(read, base, WORDS))
     teacher = Teacher(base, measure(base.tensors, base.shape, sample(pairs)))
     sources = []
     for name, part in SOURCES.items():
-        queries, documents = (_bags(teacher, side) for side in pairs[name])
+        own = used_pairs(arguments.corpus, name, part, wider)
+        queries, documents = (
+            Bags.of(texts, teacher.vectors(taught))
+            for texts, taught in zip(own, pairs[name], strict=True)
+        )
         sources.append(Source(part.share, documents, queries))
         print(f"{name}: {len(documents)} pairs", flush=True)
     rotation = rotation_of(sources, dict.fromkeys(MRL[:-1], 1.0))
     sources = [source.changed(lambda side: _turned(side, rotation)) for source in sources]
-    single = sentences(arguments.corpus, SENTENCES, SENTENCE_TOKENS, base)
-    print(f"{len(single)} sentences", flush=True)
     both = joined(teacher.vectors(single) @ rotation, Paraphrases().vectors(single))
-    sources.append(Source(SENTENCES_SHARE, Bags.of(single, both)))
-    before, after = base.encode("", 2)
-    alone = [[before, token, after] for token in range(base.tokenizer.get_vocab_size())]
-    table = first_table(teacher.vectors(alone) @ rotation, sources)
+    own_single = sentences(arguments.corpus, SENTENCES, SENTENCE_TOKENS, wider)
+    sources.append(Source(SENTENCES_SHARE, Bags.of(own_single, both)))
+    print(f"{len(single)} sentences", flush=True)
+    table = first_table(teacher.vectors(alone(base, wider)) @ rotation, sources)
     table, places = fit_table(table, MAX_LENGTH, sources, SETTINGS, _tell, rate=RATE)
     write_folder(
         arguments.out,
         build_static(table, places),
         # Special tokens would have the same part in every text.
-        base.tokenizer_json(post_processor=None),
+        wider.tokenizer_json(post_processor=None),
         mrl=MRL,
         max_length=MAX_LENGTH,
         config={"model_type": "static", "max_position_embeddings": MAX_LENGTH},
@@ -115,10 +108,6 @@ def main() -> None:
 def joined(first: Floats, second: Floats) -> Floats:
     """Vectors whose similarities are the weighted means of two teachers', the first's in front."""
     return np.hstack([(1 - SECOND) ** 0.5 * first, SECOND**0.5 * second])
-
-
-def _bags(teacher: Teacher, texts: Texts) -> Bags:
-    return Bags.of(texts, teacher.vectors(texts))
 
 
 def _turned(side: Bags, rotation: Floats) -> Bags:

@@ -13,6 +13,22 @@ from corpus.pairs import read_pairs
 
 # Texts on which ranges are measured.
 SAMPLE = 300
+# Sentences that are used beside pairs, the most of each source; tokens kept of each.
+SENTENCES = {
+    "wordnet_glosses": 60_000,
+    "wordnet_examples": 60_000,
+    "gcide": 30_000,
+    "foldoc": 20_000,
+    "debian_descriptions": 25_000,
+    "wikipedia": 20_000,
+    "plos_paragraphs": 12_000,
+    "jargon": 10_000,
+    "docs_python": 6_000,
+    "perl_docs": 6_000,
+    "gnome_help": 5_000,
+    "gene_ontology": 4_000,
+}
+SENTENCE_TOKENS = 48
 # Where sentences end, and how many words one has.
 _ENDS = re.compile(r"(?<=[.;?!])\s+(?=[A-Z])")
 _FEW, _MANY = 3, 28

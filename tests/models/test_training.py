@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -12,7 +14,7 @@ torch = pytest.importorskip("torch")
 import nested  # noqa: E402
 import tiny_bert  # noqa: E402
 import training  # noqa: E402
-from finetune import Sequences, Student, Vectors  # noqa: E402
+from finetune import Sequences, Student, finetune  # noqa: E402
 from layers import Layer  # noqa: E402
 from make_fast import build_static, joined  # noqa: E402
 from rotation import Rotation, rotation_of  # noqa: E402
@@ -22,6 +24,13 @@ from training import Memory, Settings, Source, train  # noqa: E402
 
 from vecstore.encoders import fit_rotation  # noqa: E402
 from vecstore.encoders.transformer import build  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Texts of which only the teacher's vectors are known."""
+
+    teacher: np.ndarray
 
 
 def unit(values: np.ndarray) -> np.ndarray:
@@ -178,22 +187,51 @@ def test_a_layer_computes_what_the_graph_does(rng, tensors):
         np.testing.assert_array_equal(value, tensors[name])
 
 
-def test_a_student_gives_each_text_its_own_vector(rng, tensors):
+def sequences(rng: np.random.Generator, sizes: np.ndarray) -> Sequences:
+    values = rng.normal(size=(sizes.sum(), DIM)).astype(np.float16)
+    starts = np.cumsum(sizes) - sizes
+    return Sequences(values, starts, sizes, unit(rng.normal(size=(len(sizes), DIM))))
+
+
+@pytest.fixture
+def student(tensors) -> Student:
     class Base:
         def __init__(self):
             self.tensors, self.shape = tensors, SHAPE
 
-    sizes = np.array([3, 9, 1, 5])
-    starts = np.cumsum(sizes) - sizes
-    values = rng.normal(size=(sizes.sum(), DIM)).astype(np.float16)
-    texts = Sequences(values, starts, sizes, unit(rng.normal(size=(4, DIM))))
-    student = Student(Base(), 0, np.eye(DIM, dtype=np.float32))
+    return Student(Base(), 0, np.eye(DIM, dtype=np.float32))
+
+
+def test_a_student_gives_each_text_its_own_vector(rng, student):
+    texts = sequences(rng, np.array([3, 9, 1, 5]))
 
     with torch.no_grad():
         together = student(texts, np.array([3, 1, 0, 2])).numpy()
         alone = [student(texts, np.array([row])).numpy()[0] for row in (3, 1, 0, 2)]
 
     np.testing.assert_allclose(together, np.array(alone), rtol=0.02, atol=0.02)
+
+
+def test_a_student_learns_what_its_teacher_says(rng, student):
+    """Pairs and single texts; the teacher is one such as it may become, turned."""
+    turn = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0].astype(np.float32)
+    sources = []
+    for count in (40, 70):
+        texts = sequences(rng, rng.integers(1, 9, count))
+        with torch.no_grad():
+            told = unit(student(texts, np.arange(count)).numpy()) @ turn
+        texts = Sequences(texts.values, texts.starts, texts.sizes, told)
+        sources.append(Source(1.0, texts, texts if count == 40 else None))
+    loss = nested.Nested(prefixes={DIM: 1.0, 8: 1.0}, labels=0.0, own=0.5, direct=1.0)
+    settings = Settings(steps=120, anchors=8, remembered=16, loss=loss)
+    losses = []
+
+    finetune(student, sources, settings, lambda step, loss: losses.append(loss), rate=1e-2)
+
+    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
+    with torch.no_grad():
+        found = unit(student(sources[1].documents, np.arange(70)).numpy())
+    assert (found * sources[1].documents.teacher).sum(axis=1).mean() > 0.6
 
 
 def test_a_table_sums_the_vectors_of_a_texts_tokens(rng):
