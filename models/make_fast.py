@@ -62,7 +62,7 @@ SENTENCES_SHARE, SECOND = 120, 0.9
 WORDS = 2400
 RATE = 2e-3
 SETTINGS = Settings(
-    steps=4000,
+    steps=6000,
     anchors=128,
     remembered=1024,
     loss=Nested(prefixes=dict.fromkeys(MRL, 1.0), labels=0.2, own=0.0, squares=10.0, direct=0.5),
