@@ -300,6 +300,19 @@ def test_add_with_a_bad_declaration(run: Run, points: str) -> None:
         result = run("add", "m.vecstore", "-", "--encoder", f"./{model}", stdin="", status=1)
         assert result.stderr.startswith("Error: ")
         assert model in result.stderr
+        assert not Path("m.vecstore").exists()
+
+
+def test_a_model_that_does_not_work_binds_no_collection(run: Run) -> None:
+    bundled, broken = Path(__file__).parent.parent / "models" / "default", Path("broken")
+    shutil.copytree(bundled, broken)
+    (broken / "tokenizer.json").write_text("{}")
+
+    result = run("add", "a.vecstore", "-", "--encoder", "./broken", stdin="", status=1)
+
+    assert "tokenizer.json" in result.stderr
+    assert not Path("a.vecstore").exists()
+    run("add", "a.vecstore", "-", "--encoder", "fast", stdin='{"id": 1, "text": "One."}')
 
 
 def test_add_and_search_with_a_model_folder(run: Run) -> None:

@@ -18,6 +18,7 @@ import click
 import vecstore
 from vecstore import eval_command, formats, model_commands, terminal, word_commands
 from vecstore.ann.index import KINDS
+from vecstore.encoders import resolve
 from vecstore.errors import (
     EncoderMismatchError,
     NotFoundError,
@@ -237,6 +238,10 @@ def add(
         raise click.BadParameter(str(error), param_hint="--type") from None
     chunking = _chunking(chunk, chunk_tokens, chunk_overlap, late)
     total = None if "-" in files else sum(Path(file).stat().st_size for file in files)
+    if declared["encoder"] is not None:
+        # One that does not work must leave neither a file nor a collection that is bound to it.
+        declared["encoder"] = resolve(declared["encoder"])
+        declared["encoder"].encode(["It works."])
     with vecstore.open(database) as db:
         name = _choose(db, name, new=DEFAULT_COLLECTION)
         loader = Loader(db.collection(name, **declared), upsert=upsert, chunk=chunking)

@@ -183,5 +183,6 @@ def compare(spec: CollectionSpec, asked: Declared) -> None:
     if encoder.fingerprint != spec.fingerprint:
         raise EncoderMismatchError(
             f"collection {spec.name!r} was made with encoder {spec.encoder!r}"
-            f" ({spec.fingerprint}), not with {encoder.name!r} ({encoder.fingerprint})"
+            f" ({spec.fingerprint}), not with {encoder.name!r} ({encoder.fingerprint}), and their"
+            " vectors cannot be compared; use the former, or another collection"
         )

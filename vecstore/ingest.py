@@ -93,7 +93,13 @@ def encode(
     made = {text: digests.digest(text) for text in itertools.compress(texts, alone)}
 
     def named(text: str) -> str:
-        return f"texts[{places[texts.index(text)]}]"
+        number = texts.index(text)
+        record = places[number]
+        spans = cuts[record]
+        if spans is None:
+            return f"texts[{record}]"
+        start, end = spans[number - places.index(record)]
+        return f"texts[{record}], its passage from character {start} to {end},"
 
     parts, numbers = _embed_new(spec, made, model, lookup, progress, named)
     where = np.array([numbers.get(text, -1) for text in texts], np.intp)

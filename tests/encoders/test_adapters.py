@@ -488,6 +488,7 @@ def test_progress_of_fitting_ascends_to_one():
         (np.repeat(hidden(1, 3), 50, axis=0), {}, UsageError, "3 different vectors"),
         (hidden()[0], {}, UsageError, r"shape \(24,\)"),
         ("text", {}, UsageError, "expected numbers"),
+        ([[1.0] * 16, [1.0] * 3], {}, UsageError, "vectors must all be of one length"),
         (hidden() > 0, {}, UsageError, "bool"),
         (hidden()[:, :1], {}, UsageError, "2 to 8192 numbers"),
         (np.full((20, 4), np.nan), {}, VectorError, "row 0 holds nan"),
@@ -728,10 +729,21 @@ def test_an_encoder_is_adapted_to_pairs_of_texts():
     assert (encoder.encode(["habitat"]) == base.encode(["habitat"])).all()
 
 
+def test_pairs_may_come_from_what_gives_them_once():
+    pairs = [(f"where lives animal{i} now", f"habitat animal{i} forest") for i in range(30)]
+
+    encoders = [adapt_encoder(HashEncoder(48), given) for given in (pairs, iter(pairs))]
+
+    assert encoders[0].fingerprint == encoders[1].fingerprint
+    with pytest.raises(UsageError, match="list of texts"):
+        adapt_encoder(HashEncoder(48), pairs, documents="habitat")
+
+
 @pytest.mark.parametrize(
     ("pairs", "negatives", "message"),
     [
         (["ab", "cd"], [], "must be pairs"),
+        ([([], "a")] * 30, [], "must be pairs"),
         ([("a", "b", "c")], [], "must be pairs"),
         ([("a", "b")], [("x", "y")], "'x'"),
         ([("a", "")], [], "empty"),

@@ -244,6 +244,8 @@ def test_buckets_are_those_of_the_formula():
         ),
         ({"hidden_size": 10}, r"tensor 'embeddings\.word_embeddings\.weight' has shape"),
         ({"layer_norm_eps": -1}, "layer_norm_eps"),
+        ({"num_hidden_layers": 1}, r"declares 1 layers, and model\.safetensors has 2"),
+        ({"max_position_embeddings": 10**6}, r"declares 1000000 positions, and \S+ has 20"),
     ],
 )
 def test_what_cannot_be_exported_is_named_and_leaves_nothing(tmp_path, tokenizer, config, message):

@@ -4,11 +4,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from vecstore.encoders import OnnxEncoder
 from vecstore.encoders.config import file_inside
 from vecstore.encoders.folder import read_folder
-from vecstore.errors import EncoderError, ModelNotFoundError
+from vecstore.errors import EncoderError, ModelNotFoundError, UsageError
 
 TYPES = "sentence_transformers.models."
 
@@ -225,3 +227,65 @@ def test_a_name_that_leads_outside_the_folder_is_refused(make_model, name):
 def test_a_name_inside_the_folder_is_joined_to_it(tmp_path: Path):
     assert file_inside(tmp_path, "a/b.bin", "x") == tmp_path / "a" / "b.bin"
     assert file_inside(tmp_path, "", "x") == tmp_path
+
+
+def test_a_transformer_may_have_a_folder_of_its_own(make_model, graphs, twin):
+    """As sentence-transformers wrote models for years; what lies beside it counts too."""
+    modules = [
+        {"type": "sentence_transformers.models.Transformer", "path": "0_Transformer"},
+        {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+    ]
+    path = make_model(modules=modules, pooling={"pooling_mode": "max"})
+    inner = path / "0_Transformer"
+    inner.mkdir()
+    (path / "tokenizer.json").rename(inner / "tokenizer.json")
+    (inner / "sentence_bert_config.json").write_text('{"max_seq_length": 4}')
+    assert read_folder(path).max_length == 4
+    (path / "model.onnx").rename(inner / "model.onnx")
+
+    folder = read_folder(path)
+
+    assert (folder.model, folder.tokenizer) == (inner / "model.onnx", inner / "tokenizer.json")
+    (path / "sentence_bert_config.json").write_text('{"max_seq_length": 3}')
+    assert read_folder(path).max_length == 3
+    found = OnnxEncoder(path).encode(["red"])[0]
+    np.testing.assert_allclose(found, twin.tokens("red").max(axis=0))
+
+
+LONG = "a" * 5000
+
+
+def test_what_the_system_cannot_look_at_is_an_encoder_error(make_model, tmp_path):
+    for folder in (make_model(own={"model": LONG}), tmp_path / LONG, make_model() / LONG):
+        with pytest.raises(EncoderError, match=r"aaa.* cannot be read"):
+            OnnxEncoder(folder)
+
+
+def test_a_kind_of_model_that_is_no_text_is_named(make_model):
+    with pytest.raises(EncoderError, match=r"model_type=\['x'\] must be a string"):
+        read_folder(make_model(config={"model_type": ["x"]}))
+
+
+def test_prompts_may_be_given(make_model, twin):
+    path = make_model(prompts={"prompts": {"query": "sort : "}})
+
+    encoder = OnnxEncoder(path, prompts={"query": "query : "})
+
+    found = encoder.encode(["red"], kind="query")[0]
+    np.testing.assert_allclose(found, twin.tokens("query : red").mean(axis=0), rtol=1e-5)
+    assert encoder.fingerprint != OnnxEncoder(path).fingerprint
+    assert encoder.folder.prompts["document"] == ""
+
+
+@pytest.mark.parametrize(
+    "prompts", [{"passage": "x"}, {"query": 3}, "query: ", {"query": "\ud800"}, 5, [("query", "x")]]
+)
+def test_prompts_that_are_none_are_refused(make_model, prompts):
+    with pytest.raises(UsageError, match="prompts"):
+        OnnxEncoder(make_model(), prompts=prompts)
+
+
+@pytest.mark.parametrize("folder", [None, 5, b"/tmp", ["x"]])
+def test_what_is_no_path_is_refused(folder):
+    with pytest.raises(UsageError, match="must be the path of a folder"):
+        OnnxEncoder(folder)

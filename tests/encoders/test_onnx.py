@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from vecstore.encoders import Encoder, OnnxEncoder
+from vecstore.encoders import Encoder, OnnxEncoder, trial
 from vecstore.encoders.pooling import POOLINGS, pool
 from vecstore.errors import EncoderError, MissingExtraError, ModelNotFoundError, UsageError
 
@@ -73,6 +73,43 @@ def test_segments_positions_and_narrow_integers_are_fed(make_model, graphs, twin
 
     wanted = means(twin) + np.array(places)[:, None]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "first"), [("roberta", 4), ("bert", 0)])
+def test_positions_begin_where_the_kind_of_model_lets_them(make_model, graphs, twin, kind, first):
+    graph = graphs["tokens"](inputs=("input_ids", "attention_mask", "position_ids"))
+    path = make_model(graph, config={"model_type": kind, "pad_token_id": 3})
+    places = np.array([np.arange(len(twin.ids(text))).mean() for text in TEXTS])
+
+    found = OnnxEncoder(path).encode(TEXTS)
+
+    np.testing.assert_allclose(found, means(twin) + (places + first)[:, None], rtol=1e-5)
+
+
+def sized(graph: onnx.ModelProto, batch: int | str, sequence: int | str) -> onnx.ModelProto:
+    """A graph that says how many texts and tokens it takes."""
+    for given in graph.graph.input:
+        for dim, size in zip(given.type.tensor_type.shape.dim, (batch, sequence), strict=True):
+            if isinstance(size, int):
+                dim.dim_value = size
+    return graph
+
+
+def test_a_graph_that_takes_one_text_gets_one_at_a_time(make_model, graphs, twin):
+    encoder = OnnxEncoder(make_model(sized(graphs["tokens"](), 1, "sequence")))
+
+    np.testing.assert_allclose(encoder.encode(TEXTS), means(twin), rtol=1e-5, atol=1e-6)
+    assert {check.status for check in trial.run(encoder).checks} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("batch", "sequence", "what"), [(2, "s", "2 texts"), ("b", 8, "8 tokens"), (1, 8, "8 tokens")]
+)
+def test_a_graph_of_one_size_is_refused(make_model, graphs, batch, sequence, what):
+    path = make_model(sized(graphs["tokens"](), batch, sequence))
+
+    with pytest.raises(EncoderError, match=f"takes {what} at a time and nothing else"):
+        OnnxEncoder(path).encode(["red"])
 
 
 def test_a_pooler_beside_token_vectors_is_not_taken(make_model, graphs, twin):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vecstore.encoders import FunctionEncoder, HashEncoder, OnnxEncoder, bundled, resolve
-from vecstore.errors import ModelNotFoundError, SpecError
+from vecstore.errors import ModelNotFoundError, SpecError, UsageError
 
 
 def embed(texts):
@@ -118,3 +118,20 @@ assert "onnxruntime" in sys.modules
     )
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_may_be_named_with_a_dim(make_model):
+    path = make_model(own={"dim": 6, "mrl": [2, 6]})
+
+    encoder = resolve(f"{path}/dim=2")
+
+    assert (encoder.dim, encoder.name) == (2, f"{path.name}/dim=2")
+    with pytest.raises(UsageError, match="layer=4 is not offered"):
+        resolve(f"{path}/layer=4")
+
+
+def test_a_name_that_is_nearly_one_is_told_the_others():
+    with pytest.raises(ModelNotFoundError, match=r"defualt.*are default, fast"):
+        resolve("defualt")
+    with pytest.raises(SpecError, match="encoder='' is neither"):
+        resolve("")

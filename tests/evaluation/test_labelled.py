@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecstore.errors import UsageError
-from vecstore.evaluation import Fields, Retrieval, labelled, read_pairs, read_retrieval
+from vecstore.evaluation import (
+    Fields,
+    Pairs,
+    Retrieval,
+    labelled,
+    read_pairs,
+    read_retrieval,
+)
 
 DOCUMENTS = [
     {"id": "a", "title": "Apples", "text": "They grow on trees."},
@@ -270,3 +277,18 @@ def test_any_bytes_are_read_or_refused(data, packed):
     for read_any in (read_pairs, lambda path: read_retrieval(path, path, path)):
         with pytest.raises(UsageError, match="any"):
             read_any("any")
+
+
+def test_lists_of_different_lengths_are_refused():
+    with pytest.raises(UsageError, match="ids and documents must be of one length, got 1 and 2"):
+        Retrieval("x", ["a"], ["t", "u"], ["q"], [{"a": 1.0}])
+    with pytest.raises(UsageError, match="queries and relevant must be of one length, got 2 and 1"):
+        Retrieval("x", ["a"], ["t"], ["q", "p"], [{"a": 1.0}])
+    with pytest.raises(UsageError, match="ids of documents must differ"):
+        Retrieval("x", ["a", "a"], ["t", "u"], ["q"], [{"a": 1.0}])
+    with pytest.raises(UsageError, match="first and second must be of one length, got 2 and 1"):
+        Pairs("x", ["a", "b"], ["c"], [1.0, 2.0])
+    with pytest.raises(UsageError, match="first and second must be lists, got 'ab'"):
+        Pairs("x", "ab", ["c", "d"], [1.0, 2.0])
+    with pytest.raises(UsageError, match="finite"):
+        Pairs("x", ["a"], ["c"], [float("nan")])

@@ -172,13 +172,48 @@ def test_a_file_that_breaks_off_leaves_nothing(tmp_path, db, rng, monkeypatch):
 
 
 def test_what_a_killed_conversion_left_is_replaced(tmp_path, db, vectors):
-    left = db.collection("words" + conversion.UNFINISHED, dim=3)
+    name = "words" + conversion.UNFINISHED
+    left = db.collection(name, dim=3)
     left.add(vectors=[[1, 2, 3]], ids=["the"])
+    db.collection(conversion.extra_name(name), dim=3, metric="dot")
 
     convert(write(tmp_path / "file", text(WORDS, vectors)), db)
 
     assert db.collections() == ["words", "words.extra"]
     assert len(db.collection("words")) == 5
+
+
+def test_a_collection_of_the_users_is_not_taken_for_one_that_was_left(tmp_path, db, vectors):
+    path = write(tmp_path / "file", text(WORDS, vectors))
+    own = db.collection("words" + conversion.UNFINISHED, dim=2)
+    own.add(vectors=[[1, 2]], ids=["mine"])
+
+    with pytest.raises(AlreadyExistsError, match=r"'words\.unfinished' exists"):
+        convert(path, db)
+    with pytest.raises(UsageError, match=r"name='x\.unfinished'"):
+        convert(path, db, "x.unfinished")
+
+    assert own.get("mine") is not None
+    assert db.collections() == ["words.unfinished"]
+
+
+def test_a_text_file_may_begin_with_a_byte_order_mark(tmp_path, db, vectors):
+    plain = write(tmp_path / "plain", text(WORDS, vectors))
+    marked = write(tmp_path / "marked", b"\xef\xbb\xbf" + plain.read_bytes())
+
+    found = [convert(path, db, path.name) for path in (plain, marked)]
+
+    assert found[0].digest == found[1].digest
+
+
+def test_words_that_are_too_long_take_no_time_and_no_room(tmp_path, db, rng):
+    """Their n-grams would be of any number, and as long as they are."""
+    words = ["short", "x" * 20_000, "y" * 600_000]
+    model = fasttext(words, rng.normal(size=(3 + BUCKETS, 4)), buckets=BUCKETS, maxn=400)
+
+    found = convert(write(tmp_path / "model", model), db)
+
+    assert (found.words, found.skipped) == (1, {"long": 2})
 
 
 @pytest.mark.parametrize("taken", ["words", "words.extra"])

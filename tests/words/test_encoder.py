@@ -138,6 +138,9 @@ def test_a_text_without_a_known_word_is_named(words, bad):
 
     with pytest.raises(UsageError, match="text 2 has no word that 'words' knows"):
         words.encoder().encode(texts)
+    for pooling in ("sif", "mean", "minmax"):
+        with pytest.raises(UsageError, match="text 0 has no word that 'words' knows"):
+            words.encoder(pooling).encode(texts[2:])
 
 
 @pytest.mark.parametrize("bad", ["", " \n", 3, None, "\ud800"])

@@ -19,14 +19,15 @@ from vecstore.encoders.adapters import (
     fit_rotation,
     whiten,
 )
-from vecstore.encoders.bundled import bundled, bundled_names, is_bundled
+from vecstore.encoders.bundled import bundled, bundled_names, is_bundled, parse
 from vecstore.encoders.cutting import Truncated
 from vecstore.encoders.function import FunctionEncoder
 from vecstore.encoders.hashing import HashEncoder
 from vecstore.encoders.onnx import OnnxEncoder
 from vecstore.encoders.protocol import Encoder, Kind, LateChunking, Tokenizing
 from vecstore.encoders.texts import check_kind, check_texts
-from vecstore.errors import SpecError, VecstoreError
+from vecstore.errors import ModelNotFoundError, SpecError, VecstoreError
+from vecstore.spec import show
 
 __all__ = [
     "AdaptedEncoder",
@@ -62,20 +63,20 @@ def resolve(
 
     Args:
         encoder: None or the name of a bundled model, such as "fast" or "default/layer=4/dim=128";
-            the path of a model folder; an encoder; or a named function from a list of texts to a
-            matrix, which becomes a `FunctionEncoder`.
+            the path of a model folder, which may end in the like; an encoder; or a named function
+            from a list of texts to a matrix, which becomes a `FunctionEncoder`.
 
     Raises:
         SpecError: None of these, or a function without a name to tell it from others by.
         ModelNotFoundError: There is no model in the folder.
-        UsageError: A bundled model does not offer this layer or dim.
+        UsageError: The model does not offer this layer or dim.
     """
     if encoder is None:
         return bundled()
     if isinstance(encoder, str) and is_bundled(encoder):
         return bundled(encoder)
     if isinstance(encoder, str | os.PathLike):
-        return OnnxEncoder(encoder)
+        return _of_folder(os.fspath(encoder))
     if isinstance(encoder, type):
         raise SpecError(f"encoder={encoder.__name__} is a class; pass an instance of it")
     if _is_encoder(encoder):
@@ -92,6 +93,21 @@ def resolve(
             " FunctionEncoder(function, name=...)"
         )
     return FunctionEncoder(encoder, name=name)
+
+
+def _of_folder(path: str | bytes) -> OnnxEncoder:
+    if not isinstance(path, str) or not path:
+        raise SpecError(f"encoder={show(path)} is neither a model's name nor a folder")
+    folder, layer, dim = parse(path)
+    try:
+        return OnnxEncoder(folder, layer=layer, dim=dim)
+    except ModelNotFoundError as error:
+        if "/" in path or os.sep in path:
+            raise
+        known = ", ".join(bundled_names())
+        raise ModelNotFoundError(
+            f"{error}; the models that come with vecstore are {known}"
+        ) from None
 
 
 def remembered(name: str | None) -> Encoder:

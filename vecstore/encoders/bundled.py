@@ -12,7 +12,7 @@ from vecstore.spec import show
 
 _CODE = Path(__file__).resolve().parents[1]
 # A name, then options in any order, each once: "default", "default/layer=4/dim=128".
-_VARIANT = re.compile(r"(?P<base>[^/]+)(?:/layer=(?P<layer>\d{1,3})|/dim=(?P<dim>\d{1,5}))*")
+_VARIANT = re.compile(r"(?P<base>.+?)(?:/layer=(?P<layer>\d{1,3})|/dim=(?P<dim>\d{1,5}))*")
 _BUNDLED: dict[str, OnnxEncoder] = {}
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vecstore.errors import EncoderError
+from vecstore.spec import show
 
 _MAX_CONFIG_BYTES = 4 << 20
 
@@ -74,6 +76,28 @@ def read_json(file: Path) -> Any:
         raise EncoderError(f"{file} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise EncoderError(f"{file} is not valid JSON: {error}") from None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; EncoderError where that cannot be found out."""
+    with _readable(path):
+        return path.is_file()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; EncoderError where that cannot be found out."""
+    with _readable(path):
+        return path.is_dir()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say what a file is called that the system refuses to look at, as one of too long a name."""
+    try:
+        yield
+    except OSError as error:
+        what = show(str(path), 200)
+        raise EncoderError(f"{what} cannot be read: {error.strerror or error}") from None
 
 
 def file_inside(folder: Path, name: object, named_by: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vecstore.encoders.config import Config, read_config
+from vecstore.encoders.config import Config, is_file, read_config
 from vecstore.encoders.pooling import Floats
 from vecstore.encoders.safetensors import read_tensors
 from vecstore.errors import EncoderError, ModelNotFoundError
@@ -71,10 +71,10 @@ class Dense:
             EncoderError: There is only a pickle, which could run any code.
         """
         file = self.path / _WEIGHTS_NAME
-        if file.is_file():
+        if is_file(file):
             return file
         pickle = self.path / _PICKLE_NAME
-        if not pickle.is_file():
+        if not is_file(pickle):
             raise ModelNotFoundError(f"{self.path} has no {_WEIGHTS_NAME}, which Dense needs")
         raise EncoderError(
             f"{pickle} is a pickle, which could run any code and is not opened; where you trust it,"

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vecstore.encoders.config import Config, file_inside, read_config
-from vecstore.encoders.modules import Modules, Step, check_pooling, read_modules
+from vecstore.encoders.config import Config, file_inside, is_file, is_folder, read_config
+from vecstore.encoders.modules import (
+    Modules,
+    Step,
+    check_pooling,
+    read_modules,
+    transformer_folder,
+)
 from vecstore.encoders.protocol import Kind
 from vecstore.errors import EncoderError, ModelNotFoundError, UsageError
-from vecstore.spec import MAX_DIM, MIN_DIM, show
+from vecstore.spec import MAX_DIM, MIN_DIM, encode_utf8, show
 
 MODEL_NAMES = ("model.onnx", "onnx/model.onnx")
 TOKENIZER_NAME = "tokenizer.json"
@@ -52,6 +58,7 @@ class ModelFolder:
         prompts: The text put before a document and before a query.
         max_length: Tokens kept of a text, special tokens included.
         limit: The most tokens that the model can read, or None if it is not declared.
+        first_position: The number of the first token's place, for graphs that are told it.
         lowercase: Whether text is lower-cased before the tokenizer sees it.
         output: Name of the graph's output to use, or None to choose.
         layers: The outputs that stand for fewer layers, by how many.
@@ -74,6 +81,7 @@ class ModelFolder:
     prompts: Mapping[Kind, str]
     max_length: int
     limit: int | None
+    first_position: int
     lowercase: bool
     output: str | None
     layers: Mapping[int, str]
@@ -96,23 +104,25 @@ def read_folder(path: Path) -> ModelFolder:
         EncoderError: A config file is damaged, declares what this encoder cannot do, or names a
             file outside the folder.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         raise ModelNotFoundError(f"{path} is not a folder; a model is a folder with model.onnx")
     own = read_config(path / OWN_NAME)
     named = own.string("model")
     names = MODEL_NAMES if named is None else (named,)
-    files = (file_inside(path, name, f"{own.file}") for name in names)
-    model = next((file for file in files if file.is_file()), None)
-    tokenizer = path / TOKENIZER_NAME
+    # Older models have all that is the transformer's in a folder of its own.
+    places = list(dict.fromkeys([path, transformer_folder(path)]))
+    files = [file_inside(place, name, f"{own.file}") for place in places for name in names]
+    model = next(filter(is_file, files), None)
+    tokenizer = next(filter(is_file, (place / TOKENIZER_NAME for place in places)), None)
     if model is None:
-        raise ModelNotFoundError(f"{path} has no {names[0]}; export the model to ONNX")
-    if not tokenizer.is_file():
+        raise ModelNotFoundError(f"{path} has no {show(names[0])[1:-1]}; export the model to ONNX")
+    if tokenizer is None:
         raise ModelNotFoundError(f"{path} has no {TOKENIZER_NAME}; save the fast tokenizer there")
     if tokenizer.stat().st_size > _MAX_TOKENIZER_BYTES:
         raise EncoderError(f"{tokenizer} is larger than {_MAX_TOKENIZER_BYTES >> 20} MiB")
     dim = own.integer("dim", MIN_DIM, MAX_DIM)
     modules = _with_own_pooling(read_modules(path), own)
-    max_length, limit, lowercase = _lengths(path)
+    lengths = _lengths(places)
     hidden, weights = _hidden(own)
     return ModelFolder(
         path=path,
@@ -125,9 +135,10 @@ def read_folder(path: Path) -> ModelFolder:
         steps=modules.steps,
         missing=modules.missing,
         prompts=_prompts(path),
-        max_length=max_length,
-        limit=limit,
-        lowercase=lowercase,
+        max_length=lengths.most,
+        limit=lengths.limit,
+        first_position=lengths.first_position,
+        lowercase=lengths.lowercase,
         output=own.string("output"),
         layers=_layers(own),
         tokens=_TOKENS,
@@ -161,6 +172,22 @@ def at_layer(folder: ModelFolder, layer: int | None) -> ModelFolder:
     )
 
 
+def with_prompts(folder: ModelFolder, prompts: Mapping[Kind, str]) -> ModelFolder:
+    """Return the folder with other prompts.
+
+    Raises:
+        UsageError: They are no texts, or of other kinds than "query" and "document".
+    """
+    if not isinstance(prompts, Mapping) or not prompts.keys() <= _PROMPT_NAMES.keys():
+        example = '{"query": "query: ", "document": "passage: "}'
+        raise UsageError(f"prompts={show(prompts)} must be such as {example}")
+    for kind, text in prompts.items():
+        if not isinstance(text, str):
+            raise UsageError(f"prompts[{kind!r}]={show(text)} must be a text")
+        encode_utf8(text, f"prompts[{kind!r}]")
+    return replace(folder, prompts={kind: prompts.get(kind, "") for kind in _PROMPT_NAMES})
+
+
 def _with_own_pooling(modules: Modules, own: Config) -> Modules:
     declared = own.values.get("pooling")
     if declared is None:
@@ -184,16 +211,26 @@ def _prompts(path: Path) -> dict[Kind, str]:
     }
 
 
-def _lengths(path: Path) -> tuple[int, int | None, bool]:
-    """Return max_length, limit and lowercase."""
-    sentence = read_config(path / "sentence_bert_config.json")
+class _Lengths(NamedTuple):
+    """How much of a text is read; see `ModelFolder`."""
+
+    most: int
+    limit: int | None
+    first_position: int
+    lowercase: bool
+
+
+def _lengths(places: Sequence[Path]) -> _Lengths:
+    """How much of a text is read, as the folder says, or else that of its transformer."""
+    sentence = _first_config(places, "sentence_bert_config.json")
     declared = sentence.integer("max_seq_length", 1, MAX_LENGTH)
-    tokenizer = read_config(path / "tokenizer_config.json").values.get("model_max_length")
-    model = read_config(path / "config.json")
-    limit = model.integer("max_position_embeddings", 1, MAX_LENGTH)
-    if limit is not None and model.values.get("model_type") in OFFSET_POSITIONS:
+    tokenizer = _first_config(places, "tokenizer_config.json").values.get("model_max_length")
+    model = _first_config(places, "config.json")
+    limit, first = model.integer("max_position_embeddings", 1, MAX_LENGTH), 0
+    if model.string("model_type") in OFFSET_POSITIONS:
         padding = model.integer("pad_token_id", 0, MAX_LENGTH)
-        limit = max(1, limit - (1 if padding is None else padding) - 1)
+        first = (1 if padding is None else padding) + 1
+        limit = None if limit is None else max(1, limit - first)
     # Tokenizers without a limit of their own say so with a number like 1e30.
     known = [
         int(size)
@@ -203,7 +240,13 @@ def _lengths(path: Path) -> tuple[int, int | None, bool]:
     max_length = declared if declared is not None else min(known, default=_DEFAULT_LENGTH)
     if limit is not None:
         max_length = min(max_length, limit)
-    return max_length, limit, sentence.values.get("do_lower_case") is True
+    return _Lengths(max_length, limit, first, sentence.values.get("do_lower_case") is True)
+
+
+def _first_config(places: Sequence[Path], name: str) -> Config:
+    """The config of this name in the first folder that has one; an empty one if none has."""
+    configs = [read_config(place / name) for place in places]
+    return next((config for config in configs if config.values), configs[0])
 
 
 def _mrl(own: Config, dim: int | None) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from vecstore.encoders.session import batch_dependence, external_files
 _MAX_CARD_BYTES = 1 << 20
 # A row of a table, or the first lines of a card as model hubs have them.
 _LICENCE = re.compile(
-    r"^(?:\|[ \t]*licen[cs]e[ \t]*\|[ \t]*(\S.*?)[ \t]*\||licen[cs]e:[ \t]*(\S.*?)[ \t]*$)",
+    r"^(?:\|[ \t]{0,40}licen[cs]e[ \t]{0,40}\|([^|\n]{1,200})\||licen[cs]e:([^\n]{1,200}))",
     re.MULTILINE | re.IGNORECASE,
 )
 
@@ -78,7 +78,7 @@ def licence(folder: Path) -> str | None:
             continue
         found = _LICENCE.search(text)
         if found is not None:
-            return found[1] or found[2]
+            return (found[1] or found[2]).strip() or None
         if name != "README.md":
             return next((line.strip() for line in text.splitlines() if line.strip()), None)
     return None

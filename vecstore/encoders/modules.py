@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vecstore.encoders.config import file_inside, read_config, read_json
 from vecstore.encoders.pooling import POOLINGS, is_pooling
@@ -44,6 +44,29 @@ class Modules:
     missing: tuple[str, ...] = ()
 
 
+def transformer_folder(path: Path) -> Path:
+    """The folder of the transformer of a model folder: itself, or one that it names.
+
+    Raises:
+        EncoderError: `modules.json` is damaged, or names a folder outside.
+    """
+    file = path / "modules.json"
+    for module in listed_modules(file) or []:
+        if str(module.get("type", "")).endswith(".Transformer"):
+            return file_inside(path, module.get("path", ""), f"{file}")
+    return path
+
+
+def listed_modules(file: Path) -> list[dict[str, Any]] | None:
+    """The modules of a `modules.json`; None if there is no such file, EncoderError if damaged."""
+    listed = read_json(file)
+    if listed is None:
+        return None
+    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
+        raise EncoderError(f"{file} is not a list of modules")
+    return listed
+
+
 def read_modules(path: Path) -> Modules:
     """Read the modules of a model folder.
 
@@ -51,13 +74,11 @@ def read_modules(path: Path) -> Modules:
         EncoderError: A config file is damaged, or declares a pooling that is not known.
     """
     file = path / "modules.json"
-    listed = read_json(file)
+    listed = listed_modules(file)
     if listed is None:
         # What sentence-transformers does with a bare transformer.
         pooling, skip_prompt = _pooling(path / "1_Pooling")
         return Modules(pooling=pooling, skip_prompt=skip_prompt)
-    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
-        raise EncoderError(f"{file} is not a list of modules")
     pooling, skip_prompt = (), False
     steps: list[Step] = []
     missing: list[str] = []

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from vecstore.encoders import batching, tokens
 from vecstore.encoders.cutting import Tally, Truncated
 from vecstore.encoders.dense import read_dense
-from vecstore.encoders.folder import MAX_LENGTH, OWN_NAME, ModelFolder, at_layer, read_folder
+from vecstore.encoders.folder import (
+    MAX_LENGTH,
+    OWN_NAME,
+    ModelFolder,
+    at_layer,
+    read_folder,
+    with_prompts,
+)
 from vecstore.encoders.graph import read_outline
 from vecstore.encoders.head import declared_dim
 from vecstore.encoders.protocol import Kind
@@ -56,6 +63,8 @@ class OnnxEncoder:
             that; only this part of the model is loaded. None for all layers.
         dim: Keep this prefix of each vector, one of `mrl`, scaled to the length of the whole; None,
             or the model's own number, for the whole. Reads the model if only the graph tells that.
+        prompts: What is put before a "query" and before a "document", for models that were trained
+            with such and whose folder does not say so; None for what the folder says.
 
     Raises:
         ModelNotFoundError: The folder, the model or the tokenizer is missing.
@@ -75,8 +84,13 @@ class OnnxEncoder:
         name: str | None = None,
         layer: int | None = None,
         dim: int | None = None,
+        prompts: Mapping[Kind, str] | None = None,
     ) -> None:
+        if not isinstance(folder, str | os.PathLike) or not isinstance(os.fspath(folder), str):
+            raise UsageError(f"folder={show(folder)} must be the path of a folder, a str or a Path")
         self._folder = at_layer(read_folder(Path(folder).absolute()), layer)
+        if prompts is not None:
+            self._folder = with_prompts(self._folder, prompts)
         self._max_length = self._folder.max_length
         if max_length is not None:
             limit = self._folder.limit or MAX_LENGTH

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore.encoders import cutting
-from vecstore.encoders.config import file_inside
+from vecstore.encoders.config import file_inside, is_file
 from vecstore.encoders.folder import ModelFolder
 from vecstore.encoders.graph import Outline, read_outline
 from vecstore.encoders.head import Head, choose_outputs
@@ -96,6 +96,7 @@ class Session:
                 f"{folder.model} takes the inputs {', '.join(outline.inputs)};"
                 f" an encoder takes input_ids and may take {', '.join(sorted(_INPUTS))}"
             )
+        _check_sizes(folder, outline)
         self._folder = folder
         self._max_length = max_length
         self._outputs = choose_outputs(folder, outline)
@@ -121,6 +122,7 @@ class Session:
             self._wordwise = wordwise(self._tokenizer)
             _truncate(self._tokenizer, folder, max_length)
         self.mixes_batches = bool(batch_dependence(outline))
+        self.takes_one = takes_one(outline)
 
     @property
     def vocabulary(self) -> int:
@@ -259,7 +261,7 @@ class Session:
             elif name == "attention_mask":
                 values[:] = mask
             elif name == "position_ids":
-                values[:] = np.arange(present.shape[1])
+                values[:] = self._folder.first_position + np.arange(present.shape[1])
             elif any(text.type_ids for text in texts):
                 for row, text in enumerate(texts):
                     values[row, : len(text.type_ids)] = text.type_ids
@@ -277,8 +279,32 @@ def _choose_tokens(folder: ModelFolder, outline: Outline, outputs: Sequence[str]
 def batch_dependence(outline: Outline) -> list[str]:
     """Return why texts in a batch would change each other's vectors; [] if they would not."""
     reasons = sorted(outline.operators.keys() & _BATCH_DEPENDENT)
+    if takes_one(outline):
+        reasons.append("batches of one text")
     # Without a mask the graph would read padding as text.
     return reasons if "attention_mask" in outline.inputs else [*reasons, "no attention_mask"]
+
+
+def takes_one(outline: Outline) -> bool:
+    """Whether the graph takes one text at a time and no more."""
+    return _sizes(outline)[:1] == (1,)
+
+
+def _sizes(outline: Outline) -> tuple[Any, ...]:
+    """The shape of what the graph takes, as far as it says."""
+    return tuple(outline.inputs["input_ids"].shape or ())
+
+
+def _check_sizes(folder: ModelFolder, outline: Outline) -> None:
+    """Raise EncoderError for a graph that takes texts of one length only, or so many at once."""
+    batch, length = (*_sizes(outline), None, None)[:2]
+    fixed = [f"{batch} texts" if type(batch) is int and batch > 1 else ""]
+    fixed.append(f"{length} tokens" if type(length) is int and length > 0 else "")
+    if any(fixed):
+        raise EncoderError(
+            f"{folder.model} takes {' of '.join(filter(None, fixed))} at a time and nothing else;"
+            " export it with a batch and a sequence of any size (dynamic axes)"
+        )
 
 
 def external_files(folder: ModelFolder, outline: Outline) -> dict[str, Any]:
@@ -293,7 +319,7 @@ def external_files(folder: ModelFolder, outline: Outline) -> dict[str, Any]:
         for name in sorted(outline.external)
     }
     for path in paths.values():
-        if not path.is_file():
+        if not is_file(path):
             raise ModelNotFoundError(f"{folder.model} needs {path}, which is missing")
     return paths
 

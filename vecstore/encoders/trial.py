@@ -121,6 +121,8 @@ class _Trial:
 
     def batches(self) -> tuple[Status, str]:
         session = self.encoder.session
+        if session.takes_one:
+            return "ok", "the graph takes one text at a time"
         alone = np.concatenate([self._graph(session, [text]) for text in self.texts])
         least = 1.0
         for mates in self._arranged():

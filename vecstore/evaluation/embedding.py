@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,21 @@ def embed(
     return vectors
 
 
+def check_folder(folder: Path) -> None:
+    """Make a folder for vectors; StoreError if none can be kept there."""
+    with _kept_in(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextlib.contextmanager
+def _kept_in(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{folder} cannot keep vectors: {error.strerror or error}") from None
+
+
 def _digest(encoder: Encoder, texts: list[str], kind: Kind) -> str:
     state = hashlib.sha256(f"{encoder.fingerprint}\n{kind}\n{len(texts)}\n".encode())
     for text in texts:
@@ -87,8 +103,7 @@ def _read(file: Path, shape: tuple[int, int]) -> Vectors | None:
 
 def _write(file: Path, vectors: Vectors) -> None:
     """Write beside the file and rename, so that a killed run leaves no half of it."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with _kept_in(file.parent):
         handle, beside = tempfile.mkstemp(dir=file.parent, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as stream:
@@ -97,5 +112,3 @@ def _write(file: Path, vectors: Vectors) -> None:
         except BaseException:
             Path(beside).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise StoreError(f"{file.parent} cannot keep vectors: {error.strerror or error}") from None

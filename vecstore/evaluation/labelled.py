@@ -82,6 +82,12 @@ class Retrieval:
     unknown: int = 0
     sampled: bool = False
 
+    def __post_init__(self) -> None:
+        _check_alike("ids and documents", self.ids, self.documents)
+        _check_alike("queries and relevant", self.queries, self.relevant)
+        if len(set(self.ids)) < len(self.ids):
+            raise UsageError("ids of documents must differ from each other")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the name and the counts."""
         return {
@@ -144,6 +150,12 @@ class Pairs:
     scores: list[float] = field(repr=False)
     sampled: bool = False
 
+    def __post_init__(self) -> None:
+        _check_alike("first and second", self.first, self.second)
+        _check_alike("first and scores", self.first, self.scores)
+        if not np.isfinite(np.array(self.scores, np.float64)).all():
+            raise UsageError("scores of pairs must be finite numbers")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the name and the count."""
         return {"name": self.name, "pairs": len(self.scores), "sampled": self.sampled}
@@ -163,6 +175,16 @@ class Pairs:
             [self.scores[at] for at in chosen],
             sampled=len(chosen) < len(self.scores),
         )
+
+
+def _check_alike(what: str, one: object, other: object) -> None:
+    """Raise UsageError unless both are lists of one length."""
+    for found in (one, other):
+        if not isinstance(found, list):
+            raise UsageError(f"{what} must be lists, got {show(found)}")
+    if len(cast("list[Any]", one)) != len(cast("list[Any]", other)):
+        sizes = [len(cast("list[Any]", found)) for found in (one, other)]
+        raise UsageError(f"{what} must be of one length, got {sizes[0]} and {sizes[1]}")
 
 
 def read_retrieval(

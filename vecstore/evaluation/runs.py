@@ -12,10 +12,11 @@ from vecstore.encoders import Encoder
 from vecstore.errors import UsageError
 from vecstore.evaluation import retrieval as searching
 from vecstore.evaluation import similarity
-from vecstore.evaluation.embedding import Vectors, embed
+from vecstore.evaluation.embedding import Vectors, check_folder, embed
 from vecstore.evaluation.labelled import Pairs, Retrieval
 from vecstore.evaluation.report import Difference, EncoderFigures, Report
 from vecstore.evaluation.setups import Setup, Sweep
+from vecstore.spec import show
 
 
 def evaluate(
@@ -47,6 +48,9 @@ def evaluate(
         EncoderError: An encoder cannot be loaded, or failed.
         StoreError: The folder of vectors cannot be written to.
     """
+    for data, kind in ((retrieval, Retrieval), (pairs, Pairs)):
+        if not isinstance(data, kind | None):
+            raise UsageError(f"{show(data)} is no {kind.__name__}")
     if retrieval is None and pairs is None:
         raise UsageError("there is nothing to measure on: give retrieval=, pairs=, or both")
     chosen = sweep or Sweep()
@@ -58,6 +62,9 @@ def evaluate(
         raise UsageError(f"k={chosen.k}, but {retrieval.name} has {len(retrieval.ids):,} documents")
     setups = [chosen.setups(one.dim, one.mrl) for one in found]
     folder = None if vectors is None else Path(vectors)
+    if folder is not None:
+        # Before the texts are embedded, which may take long.
+        check_folder(folder)
     figures = [
         _Run(one, retrieval, pairs, chosen, folder, progress).figures(listed)
         for one, listed in zip(found, setups, strict=True)

@@ -117,6 +117,10 @@ def convert(
     if subwords not in SUBWORDS:
         raise UsageError(f"subwords={show(subwords)} is unknown; use one of {', '.join(SUBWORDS)}")
     most = None if limit is None else arguments.whole(limit, "limit", 1)
+    if not isinstance(path, str | os.PathLike) or not isinstance(db, Database | str | os.PathLike):
+        raise UsageError(f"a file and a database, or their paths, not {show(path)} and {show(db)}")
+    if check_name(name).endswith((UNFINISHED, EXTRA)):
+        raise UsageError(f"name={show(name)} ends as the names of what belongs to words do")
     extra_name(name + UNFINISHED)
     source = _FILES[detect(path, kind)](path)
     with contextlib.ExitStack() as stack:
@@ -155,14 +159,23 @@ def _check_free(db: Database, name: str) -> None:
             raise AlreadyExistsError(
                 f"a collection {taken!r} exists already; choose another name, or drop it"
             )
+    left = name + UNFINISHED
+    if left in db.collections() and extra_name(left) not in db.collections():
+        raise AlreadyExistsError(
+            f"a collection {left!r} exists, which no conversion has made; rename it, or choose"
+            f" another name than {name!r}"
+        )
     # What a conversion that was killed has left.
-    _drop(db, name + UNFINISHED)
+    _drop(db, left)
 
 
 def _drop(db: Database, name: str) -> None:
-    for one in (name, extra_name(name)):
-        if one in db.collections():
-            db.drop(one)
+    """Drop both collections in one transaction, so that one is never left without the other."""
+    there = [one for one in (name, extra_name(name)) if one in db.collections()]
+    if there:
+        with db.transaction():
+            for one in there:
+                db.drop(one)
 
 
 def _total(source: WordFile, limit: int | None, subwords: Subwords) -> int | None:
@@ -209,11 +222,12 @@ class _Writer:
     ) -> None:
         self._db, self._name, self._source, self._lower = db, name, source, lower
         made = name + UNFINISHED
-        self._words = db.collection(made, dim=source.dim, precision=precision)
-        # Vectors of n-grams are averaged and not compared; they may be zero.
-        self._extra = db.collection(
-            extra_name(made), dim=source.dim, precision=precision, metric="dot"
-        )
+        with db.transaction():
+            self._words = db.collection(made, dim=source.dim, precision=precision)
+            # Vectors of n-grams are averaged and not compared; they may be zero.
+            self._extra = db.collection(
+                extra_name(made), dim=source.dim, precision=precision, metric="dot"
+            )
         self._names, self._numbers = hashlib.sha256(), hashlib.sha256()
         self._skipped: Counter[str] = Counter()
         self._read = self._stored = self._ngrams = self._capitals = self._tokens = 0

@@ -160,8 +160,9 @@ class WordEncoder:
             rows = fresh[token] if known is None else known
             places[token] = range(len(gathered), len(gathered) + len(rows))
             gathered += rows
-        joined = np.concatenate(gathered) if gathered else np.empty(0, np.float32)
-        return places, joined.reshape(len(gathered), -1)
+        if not gathered:
+            return places, np.empty((0, 0), np.float32)
+        return places, np.stack(gathered)
 
     def _read(self, missing: list[str]) -> dict[str, _Rows]:
         """Look tokens up, and remember what was found."""

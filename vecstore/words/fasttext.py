@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore.errors import EncoderError
-from vecstore.spec import show
+from vecstore.spec import MAX_ID_BYTES, show
 from vecstore.words import subwords
 from vecstore.words.files import (
     BATCH,
@@ -116,7 +116,7 @@ class FastTextFile:
         entries, words, labels, _, pruned = self._unpack(stream, _SIZES)
         if entries < 0 or min(words, labels) < 0 or words + labels != entries:
             raise self._damaged(f"{entries} entries, {words} words and {labels} labels")
-        if min(buckets, minn, maxn) < 0 or (maxn and not buckets):
+        if min(buckets, minn, maxn) < 0 or (maxn and not buckets) or maxn > MAX_ID_BYTES:
             raise self._damaged(f"n-grams of {minn} to {maxn} characters in {buckets} buckets")
         if pruned >= 0:
             raise self._damaged(
@@ -206,7 +206,7 @@ class FastTextFile:
                     break
                 if not is_word:
                     raise self._damaged("there is a label among its words")
-                words.append(word)
+                words.append(word[: MAX_ID_BYTES + 1])
                 counts.append(max(count, 0))
                 if len(words) == BATCH:
                     yield Batch(words, self._vectors(words, first), counts)
@@ -233,7 +233,8 @@ class FastTextFile:
         return rows
 
     def _buckets(self, word: bytes) -> list[int]:
-        if word == _END_OF_SENTENCE:
+        if word == _END_OF_SENTENCE or len(word) > MAX_ID_BYTES:
+            # Too long to be kept, and with n-grams beyond number.
             return []
         try:
             text = word.decode()

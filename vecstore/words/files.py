@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore.errors import EncoderError, ModelNotFoundError, UsageError
-from vecstore.spec import MAX_DIM, MIN_DIM, show
+from vecstore.spec import MAX_DIM, MAX_ID_BYTES, MIN_DIM, show
 
 Kind = Literal["text", "word2vec", "fasttext"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -41,6 +41,9 @@ CHUNK = 1 << 20
 # lines say how many numbers.
 _LOOKED_AT = 32
 GZIP = b"\x1f\x8b"
+BOM = b"\xef\xbb\xbf"
+# Numbers that are read together: as Python's they take 32 bytes each.
+BATCH_NUMBERS = 1 << 21
 FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
 
 
@@ -93,7 +96,7 @@ def detect(path: str | os.PathLike[str], kind: Kind | None = None) -> Kind:
     if kind is not None and kind not in KINDS:
         raise UsageError(f"kind={show(kind)} is unknown; use one of {', '.join(KINDS)}")
     with opened(path) as stream:
-        head = stream.read(HEAD)
+        head = stream.read(HEAD).removeprefix(BOM)
     if not head:
         raise EncoderError(f"{path} is empty")
     if kind is not None:
@@ -189,7 +192,7 @@ class TextFile:
             lines = list(self._lines(stream, _LOOKED_AT))
         said = _header(lines[0]) if lines else None
         self._headed = said is not None
-        numbers = [line.count(b" ") for line in lines[self._headed :] if line]
+        numbers = [_numbers_behind(line) for line in lines[self._headed :] if line]
         self.words: int | None = None
         dim = _commonest([_numbers_behind(line) for line in lines if line])
         if said is not None:
@@ -205,7 +208,7 @@ class TextFile:
             )
 
     def _lines(self, stream: IO[bytes], most: int | None = None) -> Iterator[bytes]:
-        """Yield lines without their ends, and without spaces there."""
+        """Yield lines without their ends, and without spaces there; the first without a BOM."""
         number = 0
         while most is None or number < most:
             line = stream.readline(MAX_LINE)
@@ -214,6 +217,8 @@ class TextFile:
             number += 1
             if len(line) == MAX_LINE and not line.endswith(b"\n"):
                 raise EncoderError(f"{self._path}, line {number}: over {MAX_LINE:,} bytes long")
+            if number == 1:
+                line = line.removeprefix(BOM)
             yield line.rstrip(b" \r\n")
 
     def batches(self, limit: int | None) -> Iterator[Batch]:
@@ -227,9 +232,11 @@ class TextFile:
                     continue
                 if seen == limit:
                     break
-                held.append((number, *self._cut(number, line)))
+                word, tail = self._cut(number, line)
+                # Words that are too long are counted and not kept.
+                held.append((number, word[: MAX_ID_BYTES + 1], tail))
                 seen += 1
-                if len(held) == BATCH:
+                if len(held) * self.dim >= BATCH_NUMBERS or len(held) == BATCH:
                     yield self._batch(held)
                     held = []
         if held:
@@ -242,9 +249,12 @@ class TextFile:
         if tail.count(b" ") != self.dim - 1:
             word, *parts = line.rsplit(b" ", self.dim)
             if len(parts) != self.dim:
+                hint = ""
+                if b"\t" in line or b"  " in line:
+                    hint = "; between a word and its numbers stand single spaces, no tabs"
                 raise EncoderError(
                     f"{self._path}, line {number}: {len(parts)} numbers behind"
-                    f" {show(word)}, expected {self.dim}"
+                    f" {show(word)}, expected {self.dim}{hint}"
                 )
             tail = b" ".join(parts)
         return word, tail
@@ -301,7 +311,7 @@ class BinaryFile:
                     # More than the file says.
                     seen += limit is None
                     break
-                words.append(word)
+                words.append(word[: MAX_ID_BYTES + 1])
                 numbers.append(vector)
                 seen += 1
                 if len(words) == BATCH:

@@ -20,7 +20,13 @@ from vecstore.arguments import Where
 from vecstore.collection import DEFAULT_RECALL, Collection
 from vecstore.database import Database, View
 from vecstore.encoders import check_texts
-from vecstore.errors import CorruptionError, NotFoundError, ReadOnlyError, UsageError
+from vecstore.errors import (
+    CorruptionError,
+    NotFoundError,
+    ReadOnlyError,
+    UsageError,
+    VecstoreError,
+)
 from vecstore.filters import F
 from vecstore.hits import Hit, Hits
 from vecstore.planner import Recall
@@ -71,6 +77,8 @@ class WordVectors:
     """
 
     def __init__(self, db: Database | View, name: str = "words") -> None:
+        if not isinstance(db, Database | View):
+            raise UsageError(f"db={show(db)} must be an open database: vecstore.open(path)")
         with db.reading() as reader:
             entry, extra = catalog.find(reader, name), catalog.find(reader, extra_name(name))
         if entry is None or extra is None:
@@ -113,10 +121,15 @@ class WordVectors:
         return True
 
     def __contains__(self, word: object) -> bool:
-        return isinstance(word, str) and _fits(word) and word in self._words
+        # A lone surrogate is no text, and so no word either.
+        sound = isinstance(word, str) and not any("\ud800" <= sign <= "\udfff" for sign in word)
+        return sound and _fits(str(word)) and word in self._words
 
     def __repr__(self) -> str:
-        return f"<WordVectors {self._words.name!r} dim={self._dim} words={len(self):,}>"
+        try:
+            return f"<WordVectors {self._words.name!r} dim={self._dim} words={len(self):,}>"
+        except VecstoreError as error:
+            return f"<WordVectors that cannot be read: {error}>"
 
     # Vectors
 

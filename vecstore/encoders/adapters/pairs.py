@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -61,10 +61,13 @@ def adapt_encoder(
         The encoder with the adapter behind it; nothing is gained by it if
         `adapter.reports[-1]["gained"]` is not true, and then it is the identity.
     """
-    texts = [*_columns(pairs, 1, "pairs"), *_columns(negatives, 1, "negatives")]
+    # Whatever gives them may do so once only.
+    pairs, negatives = _listed(pairs, "pairs"), _listed(negatives, "negatives")
+    documents = check_texts(documents) if documents else []
+    texts = [*_columns(pairs, 1), *_columns(negatives, 1)]
     places = {text: place for place, text in enumerate(dict.fromkeys([*texts, *documents]))}
-    asked = {text: place for place, text in enumerate(dict.fromkeys(_columns(pairs, 0, "pairs")))}
-    strange = [query for query in _columns(negatives, 0, "negatives") if query not in asked]
+    asked = {text: place for place, text in enumerate(dict.fromkeys(_columns(pairs, 0)))}
+    strange = [query for query in _columns(negatives, 0) if query not in asked]
     if strange:
         raise UsageError(f"negatives name the query {show(strange[0])}, which is in no pair")
     numbered = [
@@ -81,14 +84,19 @@ def adapt_encoder(
     return AdaptedEncoder(encoder, adapter)
 
 
-def _columns(pairs: Sequence[tuple[str, str]], column: int, what: str) -> list[str]:
+def _listed(pairs: Iterable[tuple[str, str]], what: str) -> list[tuple[str, str]]:
     try:
         listed = [() if isinstance(pair, str) else tuple(pair) for pair in pairs]
     except TypeError:
         listed = [()]
-    if any(len(pair) != 2 for pair in listed):
-        raise UsageError(f"{what} must be pairs (query, text)")
-    return [pair[column] for pair in listed]
+    for pair in listed:
+        if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise UsageError(f"{what} must be pairs (query, text), got {show(pair)}")
+    return [(query, text) for query, text in listed]
+
+
+def _columns(pairs: Sequence[tuple[str, str]], column: int) -> list[str]:
+    return [pair[column] for pair in pairs]
 
 
 def fit_adapter(
@@ -139,7 +147,7 @@ def fit_adapter(
     """
     if side not in get_args(Side):
         raise UsageError(f'side={show(side)} is unknown; use "queries" or "both"')
-    if not 0 <= ridge < np.inf:
+    if not isinstance(ridge, int | float) or not 0 <= ridge < np.inf:
         raise UsageError(f"ridge={show(ridge)} must be a number of at least 0")
     epochs, seed = samples.whole(epochs, "epochs", 1), samples.whole(seed, "seed", 0)
     rng = np.random.default_rng(seed)

@@ -45,7 +45,10 @@ def draw(vectors: ArrayLike | Sampled, count: int, seed: int) -> Vectors:
 
 def matrix(values: Any, what: str) -> NDArray[Any]:
     """Return numbers as float32 (n, dim); errors as in `draw`, without a look at the values."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise UsageError(f"{what} must all be of one length: shape (n, dim)") from None
     if array.dtype.kind not in "fiu" or array.ndim != 2 or not MIN_DIM <= array.shape[1] <= MAX_DIM:
         raise UsageError(
             f"{what} of shape {array.shape} and dtype {array.dtype}: expected numbers of shape"

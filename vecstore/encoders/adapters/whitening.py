@@ -92,7 +92,7 @@ def _check(kind: str, dim: int | None, shrinkage: float | None, width: int) -> i
     """Return how many numbers are kept; UsageError where arguments are out of range."""
     if kind not in get_args(Whitening):
         raise UsageError(f'kind={show(kind)} is unknown; use "zca" or "pca"')
-    if shrinkage is not None and not 0 <= shrinkage <= 1:
+    if not isinstance(shrinkage, int | float | None) or not 0 <= (shrinkage or 0) <= 1:
         raise UsageError(f"shrinkage={show(shrinkage)} must be between 0 and 1")
     if dim is None:
         return width
