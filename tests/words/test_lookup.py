@@ -169,8 +169,11 @@ def test_one_vector_is_asked_with_as_it_is(words, made):
     assert words.most_similar(np.array(made[0][:2]), k=4).ids == (
         words.most_similar(made[0][:2], k=4).ids
     )
+    assert words.most_similar(vector.tolist(), k=4).ids == words.most_similar(vector, k=4).ids
     with pytest.raises(UsageError, match="positive is b'cat'; a word is a str"):
         words.most_similar(b"cat")
+    with pytest.raises(UsageError, match="a word is a str, got NoneType"):
+        words.analogy(made[0][0], made[0][1], None)
 
 
 def test_similarity_is_the_cosine(words, made):

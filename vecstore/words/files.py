@@ -262,6 +262,9 @@ class TextFile:
     def _batch(self, held: list[tuple[int, bytes, bytes]]) -> Batch:
         text = b" ".join([tail for _, _, tail in held])
         try:
+            if b"_" in text:
+                # Python lets underscores stand in a number.
+                raise ValueError
             numbers = np.array(list(map(float, text.split(b" "))))
         except ValueError:
             raise self._culprit(held) from None
@@ -273,7 +276,7 @@ class TextFile:
         for number, word, tail in held:
             for part in tail.split(b" "):
                 try:
-                    float(part)
+                    float(part.replace(b"_", b"?"))
                 except ValueError:
                     return EncoderError(
                         f"{self._path}, line {number}: {show(part)} behind {show(word)} is no"

@@ -330,6 +330,7 @@ class WordVectors:
         """
         if method not in METHODS:
             raise UsageError(f"method={show(method)} is unknown; use one of {', '.join(METHODS)}")
+        _check_words([a, b, c])
         if method == "add":
             return self._near([b, c], [a], k, where, recall, vectors=False)
         most = arguments.whole(k, "k", 1)
@@ -442,9 +443,12 @@ def _items(given: Any, what: str) -> list[Any]:
     if isinstance(given, str) or (numbers and given.ndim == 1):
         return [given]
     try:
-        return list(given)
+        listed = list(given)
     except TypeError:
         raise UsageError(f"{what} is {show(given)}; give a word, or a list") from None
+    # One vector, as a list.
+    plain = listed and all(type(number) in (int, float) for number in listed)
+    return [np.array(listed, np.float64)] if plain else listed
 
 
 def _scored(hit: Hit, score: float) -> Hit:
