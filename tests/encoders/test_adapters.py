@@ -737,6 +737,8 @@ def test_pairs_may_come_from_what_gives_them_once():
     assert encoders[0].fingerprint == encoders[1].fingerprint
     with pytest.raises(UsageError, match="list of texts"):
         adapt_encoder(HashEncoder(48), pairs, documents="habitat")
+    with pytest.raises(UsageError, match="encoder='fast' is none"):
+        adapt_encoder("fast", pairs)
 
 
 @pytest.mark.parametrize(

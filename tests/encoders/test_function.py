@@ -108,6 +108,7 @@ def test_name_version_and_dim_make_the_fingerprint():
         {"dim": "3"},
         {"dim": 8, "mrl": (16,)},
         {"mrl": (4, 2)},
+        {"mrl": 5},
         {"mrl": ("a",)},
     ],
 )

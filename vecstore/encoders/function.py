@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vecstore.encoders.protocol import Kind
 from vecstore.encoders.texts import check_kind, check_texts
 from vecstore.errors import EncoderError, UsageError, VecstoreError
-from vecstore.spec import MAX_DIM, MIN_DIM
+from vecstore.spec import MAX_DIM, MIN_DIM, show
 
 # Anything that numpy can read as a matrix of numbers.
 Function = Callable[[list[str]], Any]
@@ -172,6 +172,8 @@ def _check_dim(dim: int) -> int:
 
 
 def _check_mrl(mrl: Sequence[int], dim: int | None) -> tuple[int, ...]:
+    if not isinstance(mrl, Sequence) or isinstance(mrl, str | bytes):
+        raise UsageError(f"mrl={show(mrl)} must be a list of prefix lengths")
     sizes = tuple(mrl)
     limit = MAX_DIM if dim is None else dim
     if any(not isinstance(size, int) or not 0 < size <= limit for size in sizes) or list(

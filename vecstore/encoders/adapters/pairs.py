@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -61,6 +62,8 @@ def adapt_encoder(
         The encoder with the adapter behind it; nothing is gained by it if
         `adapter.reports[-1]["gained"]` is not true, and then it is the identity.
     """
+    if inspect.getattr_static(encoder, "fingerprint", None) is None:
+        raise UsageError(f"encoder={show(encoder)} is none; pass bundled() or OnnxEncoder(folder)")
     # Whatever gives them may do so once only.
     pairs, negatives = _listed(pairs, "pairs"), _listed(negatives, "negatives")
     documents = check_texts(documents) if documents else []
