@@ -355,19 +355,60 @@ def split_band(
 
 # Named arrays
 
+# Of each its numpy dtype, its shape, and where it begins in the payload.
+Arrays = dict[str, tuple[str, tuple[int, ...], int]]
+
+
+def pack_arrays(
+    values: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], *, aligned: bool
+) -> bytes:
+    """Make a payload of plain values and named arrays: a directory in msgpack, then the arrays.
+
+    Where it is `aligned`, so are the arrays, to be used where they are.
+    """
+    directory, body = [], bytearray()
+    for name, array in arrays.items():
+        directory.append([name, array.dtype.str, list(array.shape), len(body)])
+        body += np.ascontiguousarray(array).tobytes()
+        body += bytes(-len(body) % ARRAYS_ALIGNED)
+    head = msgpack.packb([dict(values), directory])
+    start = _start(len(head), aligned)
+    filled: bytes = (CHECKSUM.pack(len(head)) + head).ljust(start, bytes(1))
+    return filled + body
+
+
+def read_arrays(payload: bytes | memoryview, *, aligned: bool) -> tuple[dict[str, Any], Arrays]:
+    """The plain values of such a payload, and where its arrays are.
+
+    Raises:
+        ValueError: It is no such payload, or an array ends behind it.
+    """
+    try:
+        (size,) = CHECKSUM.unpack_from(payload)
+        values, directory = msgpack.unpackb(payload[CHECKSUM.size : CHECKSUM.size + size])
+        found: Arrays = {}
+        for name, dtype, shape, at in directory:
+            place = _start(size, aligned) + at
+            # An error unless all of it is there.
+            np.frombuffer(payload, dtype, math.prod(shape), place).reshape(shape)
+            found[name] = dtype, tuple(shape), place
+    except (TypeError, OverflowError, struct.error, msgpack.UnpackException) as error:
+        raise ValueError(str(error)) from error
+    return values, found
+
+
+def _start(size: int, aligned: bool) -> int:
+    """Where arrays begin behind a directory of so many bytes."""
+    start = CHECKSUM.size + size
+    return start + (-start % ARRAYS_ALIGNED if aligned else 0)
+
 
 def pack_bundle(
     collection: int, values: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], page: int
 ) -> bytearray:
-    """Make a value of named arrays and plain values: a directory in msgpack, then the arrays."""
-    directory, payload = [], bytearray()
-    for name, array in arrays.items():
-        directory.append([name, array.dtype.str, list(array.shape), len(payload)])
-        payload += np.ascontiguousarray(array).tobytes()
-        payload += bytes(-len(payload) % ARRAYS_ALIGNED)
-    head = msgpack.packb([dict(values), directory])
-    whole = CHECKSUM.pack(len(head)) + head + payload
-    return pack_bulk(Header(BUNDLE, BITS, len(arrays), 0, 0, 0, 0, collection), whole, page)
+    """Make a value of named arrays and plain values."""
+    payload = pack_arrays(values, arrays, aligned=False)
+    return pack_bulk(Header(BUNDLE, BITS, len(arrays), 0, 0, 0, 0, collection), payload, page)
 
 
 def unpack_bundle(
@@ -383,12 +424,10 @@ def unpack_bundle(
         raise CorruptionError(f"{where}: the header belongs to another value: {header}")
     payload = bytes(value[HEADER.size : HEADER.size + header.length])
     try:
-        (size,) = CHECKSUM.unpack_from(payload)
-        values, directory = msgpack.unpackb(payload[CHECKSUM.size : CHECKSUM.size + size])
-        start, arrays = CHECKSUM.size + size, {}
-        for name, dtype, shape, at in directory:
-            found = np.frombuffer(payload, dtype, math.prod(shape), start + at)
-            arrays[name] = found.reshape(shape).copy()
-    except (ValueError, TypeError, OverflowError, struct.error, msgpack.UnpackException) as error:
+        values, arrays = read_arrays(payload, aligned=False)
+    except ValueError as error:
         raise CorruptionError(f"{where}: cannot be read: {error}") from error
-    return values, arrays
+    return values, {
+        name: np.ndarray(shape, dtype, payload, at).copy()
+        for name, (dtype, shape, at) in arrays.items()
+    }

@@ -1,0 +1,310 @@
+"""What does a field index hold, and for which rows? Its segments, as they lie in the file.
+
+A segment holds columns of the rows of one range of 65,536 rows that it speaks for: all that it was
+made for, less those whose records changed since. No living row is in two. Those that are in none
+are pending: their records have to be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore.errors import CorruptionError
+from vecstore.field_layout import (
+    DENSE,
+    RANGE_WORDS,
+    STEP,
+    Directory,
+    Listed,
+    Places,
+    Words,
+    bits_of,
+)
+from vecstore.fields.columns import (
+    DIGEST_BYTES,
+    LONGEST,
+    Column,
+    Constant,
+    Sorted,
+    SortedKind,
+    TermKind,
+    Terms,
+)
+from vecstore.rows import count, distinct
+
+# Fewer places are set one by one.
+FEW = 40
+
+
+class ColumnView:
+    """The column of one path in a segment."""
+
+    __slots__ = ("_number", "_segment")
+
+    def __init__(self, segment: Segment, number: int) -> None:
+        self._segment, self._number = segment, number
+
+    @property
+    def rows(self) -> Words:
+        """The rows that the segment speaks for."""
+        return self._segment.rows
+
+    def find(self, name: str) -> NDArray[Any] | None:
+        """One of its arrays, see docs/layout.md; None if it has none of this name."""
+        return self._segment.find(f"{self._number}.{name}")
+
+    def array(self, name: str) -> NDArray[Any]:
+        """One of its arrays that must be there."""
+        return self._segment.array(f"{self._number}.{name}")
+
+    def terms(self, kind: TermKind) -> TermsView | None:
+        """The different strings of a kind, if there are any."""
+        ends = self.find(f"{kind}.ends")
+        return None if ends is None else TermsView(self.array(f"{kind}.texts"), ends)
+
+    def add_set(self, name: str, words: Words) -> None:
+        """Set the bits of the rows that have a constant."""
+        found = self.find(name)
+        if found is not None:
+            add_places(words, found)
+
+    def add_existing(self, words: Words) -> None:
+        """Set the bits of the rows that have the path."""
+        found = self.find("exists")
+        # All have it if it is not said which.
+        add_places(words, self._segment.rows if found is None else found)
+
+    def add_sorted(self, kind: SortedKind, start: int, stop: int, words: Words) -> None:
+        """Set the bits of the rows of some of the sorted values."""
+        places, steps = self.array(f"{kind}.places"), self.find(f"{kind}.steps")
+        if steps is None or stop - start < 2 * STEP:
+            add_places(words, places[start:stop])
+            return
+        low, high = (min(round(end / STEP), len(steps) - 1) for end in (start, stop))
+        found = steps[high] ^ steps[low]
+        for end, step in ((start, low * STEP), (stop, high * STEP)):
+            # A row has one value: what the steps have too much, or lack, is turned over.
+            found ^= bits_of(places[min(end, step) : max(end, step)])
+        words |= found
+
+    def add_terms(self, kind: TermKind, first: int, last: int, words: Words) -> None:
+        """Set the bits of the rows of some of the terms."""
+        starts, often = self.array(f"{kind}.starts"), self.find(f"{kind}.often")
+        add_places(words, self.array(f"{kind}.places")[int(starts[first]) : int(starts[last])])
+        if often is not None:
+            bits = self.array(f"{kind}.bits")
+            for number in np.flatnonzero((often >= first) & (often < last)).tolist():
+                words |= bits[number]
+
+
+class TermsView(Sequence[bytes]):
+    """The different strings of a column, as `columns.kept` leaves them, ascending."""
+
+    def __init__(self, texts: NDArray[np.uint8], ends: NDArray[np.uint32]) -> None:
+        self._texts, self._ends = memoryview(texts), ends  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, place: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[bytes]: ...
+
+    def __getitem__(self, place: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        start = int(self._ends[place - 1]) if place else 0
+        return bytes(self._texts[start : self._ends[place]])
+
+    def containing(self, part: bytes) -> tuple[list[int], list[int]]:
+        """The numbers of the strings that have a part, and of those that may: these were cut."""
+        texts, ends = bytes(self._texts), self._ends
+        if not part:
+            return list(range(len(ends))), []
+        cut = np.diff(ends, prepend=np.uint32(0)) > LONGEST
+        found = list[int]()
+        at = texts.find(part)
+        while at >= 0 and len(found) < len(ends):
+            number = int(np.searchsorted(ends, at, "right"))
+            if number == len(ends):
+                break
+            end = int(ends[number]) - (DIGEST_BYTES if cut[number] else 0)
+            if at + len(part) <= end:
+                found.append(number)
+                at = int(ends[number])
+            else:
+                at += 1
+            at = texts.find(part, at)
+        maybe = set(np.flatnonzero(cut).tolist()).difference(found)
+        return found, sorted(maybe)
+
+
+def add_places(words: Words, places: NDArray[Any]) -> None:
+    """Set the bits of a set of rows, given by places or by bits; uint64 (RANGE_WORDS,)."""
+    if places.dtype == np.uint64:
+        words |= places
+    elif len(places) < FEW:
+        bits = np.uint64(1) << (places & 63).astype(np.uint64)
+        np.bitwise_or.at(words, places >> 6, bits)
+    else:
+        words |= bits_of(places)
+
+
+class Segment:
+    """A segment; what it views lives no longer than its reader.
+
+    Args:
+        listed: Its number, range and rows.
+        directory: What it holds, and where.
+        value: All its bytes.
+        rows: uint64 (RANGE_WORDS,), those that it speaks for.
+    """
+
+    def __init__(self, listed: Listed, directory: Directory, value: Any, rows: Words) -> None:
+        self.listed, self.rows = listed, rows
+        self._directory, self._value = directory, value
+        # Otherwise it holds columns of rows too that it no longer speaks for.
+        self.whole = count(rows) == listed.rows
+
+    @property
+    def paths(self) -> dict[str, int]:
+        """The number of each path's column."""
+        return self._directory.paths
+
+    def column(self, path: str) -> ColumnView | None:
+        """The column of a path, if there is one."""
+        number = self._directory.paths.get(path)
+        return None if number is None else ColumnView(self, number)
+
+    def find(self, name: str) -> NDArray[Any] | None:
+        """One of the arrays; None if there is none of this name."""
+        place = self._directory.arrays.get(name)
+        if place is None:
+            return None
+        dtype, shape, at = place
+        try:
+            return np.ndarray(shape, dtype, self._value, at)
+        except (TypeError, ValueError) as error:
+            raise CorruptionError(f"fields: segment {self.listed.number}: {error}") from error
+
+    def array(self, name: str) -> NDArray[Any]:
+        """One of the arrays; CorruptionError if there is none of this name."""
+        found = self.find(name)
+        if found is None:
+            raise CorruptionError(f"fields: segment {self.listed.number} has no array {name!r}")
+        return found
+
+
+# Writing
+
+
+def arrays_of(columns: Mapping[str, Column], rows: int) -> dict[str, NDArray[Any]]:
+    """The arrays of columns, in the order of their paths, of so many rows."""
+    return {
+        f"{number}.{name}": part
+        for number, path in enumerate(sorted(columns))
+        for name, part in _arrays(columns[path], rows)
+    }
+
+
+def _arrays(column: Column, rows: int) -> Iterator[tuple[str, NDArray[Any]]]:
+    if len(column.exists) < rows:
+        yield "exists", _set(column.exists)
+    for constant, places in column.constants.items():
+        yield constant, _set(places)
+    for kind, found in column.ordered.items():
+        yield f"{kind}.values", found.values
+        yield f"{kind}.places", found.places
+        if len(found.places) >= 2 * STEP and len(found.places) == len(distinct(found.places)):
+            yield f"{kind}.steps", _steps(found.places)
+    for name, terms in column.terms.items():
+        sizes = np.diff(terms.starts)
+        often = np.flatnonzero(sizes > DENSE)
+        lengths = np.fromiter(map(len, terms.texts), np.uint32, len(terms.texts))
+        yield f"{name}.texts", np.frombuffer(b"".join(terms.texts), np.uint8)
+        yield f"{name}.ends", np.cumsum(lengths, dtype=np.uint32)
+        if len(often):
+            parts = np.split(terms.places, terms.starts[1:-1])
+            yield f"{name}.often", often.astype(np.uint32)
+            yield f"{name}.bits", np.stack([bits_of(parts[number]) for number in often.tolist()])
+            sizes[often] = 0
+            for number in often.tolist():
+                parts[number] = parts[number][:0]
+            terms = Terms(
+                terms.texts, np.concatenate([[0], np.cumsum(sizes)]), np.concatenate(parts)
+            )
+        yield f"{name}.starts", terms.starts.astype(np.uint32)
+        yield f"{name}.places", terms.places
+
+
+def _set(places: Places) -> NDArray[Any]:
+    return bits_of(places) if len(places) > DENSE else places
+
+
+def _steps(places: Places) -> Words:
+    """Of sorted values the bits of all before the first, the STEP-th, and so on."""
+    steps = np.zeros((len(places) // STEP + 1, RANGE_WORDS), np.uint64)
+    for number in range(1, len(steps)):
+        part = places[(number - 1) * STEP : number * STEP]
+        steps[number] = steps[number - 1] | bits_of(part)
+    return steps
+
+
+# Reading whole
+
+
+def columns_of(segment: Segment, living: Words) -> dict[str, Column]:
+    """The columns of a segment without what is of other rows than some, uint64 (RANGE_WORDS,)."""
+    kept = np.unpackbits(living.view(np.uint8), bitorder="little").astype(bool)
+    found = {}
+    for path in segment.paths:
+        view = segment.column(path)
+        assert view is not None
+        column = _whole(view).only(kept)
+        if len(column.exists):
+            found[path] = column
+    return found
+
+
+def _whole(view: ColumnView) -> Column:
+    exists = view.find("exists")
+    column = Column(_places(view.rows if exists is None else exists))
+    for constant in get_args(Constant):
+        found = view.find(constant)
+        if found is not None:
+            column.constants[constant] = _places(found)
+    for kind in get_args(SortedKind):
+        values = view.find(f"{kind}.values")
+        if values is not None:
+            column.ordered[kind] = Sorted(values, view.array(f"{kind}.places"))
+    for name in get_args(TermKind):
+        terms = view.terms(name)
+        if terms is not None:
+            column.terms[name] = _terms(view, name, terms)
+    return column
+
+
+def _terms(view: ColumnView, name: TermKind, terms: TermsView) -> Terms:
+    starts = view.array(f"{name}.starts").astype(np.int64)
+    places, often = view.array(f"{name}.places"), view.find(f"{name}.often")
+    if often is not None:
+        parts, bits = np.split(places, starts[1:-1]), view.array(f"{name}.bits")
+        for number, words in zip(often.tolist(), bits, strict=True):
+            parts[number] = _places(words)
+        places = np.concatenate(parts)
+        starts = np.cumsum([0, *map(len, parts)])
+    return Terms(list(terms), starts, places)
+
+
+def _places(found: NDArray[Any]) -> Places:
+    """A set of rows as places."""
+    if found.dtype != np.uint64:
+        return found
+    flags = np.unpackbits(np.ascontiguousarray(found).view(np.uint8), bitorder="little")
+    return np.flatnonzero(flags).astype(np.uint16)
