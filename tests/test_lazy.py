@@ -2,7 +2,7 @@
 
 import threading
 
-from vecstore.lazy import lazy
+from vecstore.lazy import keep, lazy
 
 
 def test_the_value_is_kept() -> None:
@@ -37,3 +37,13 @@ def test_no_thread_waits_for_another_that_is_at_work() -> None:
         thread.join()
 
     assert sorted(meeting.place for meeting in meetings) == [0, 1]
+
+
+def test_the_oldest_of_what_is_kept_goes_first():
+    known: dict[int, int] = {}
+    for number in range(9):
+        assert keep(known, number, 10 * number, 6) == 10 * number
+        # All are kept until there are too many.
+        assert list(known) == list(range(number + 1))[-6:]
+
+    assert keep(known, 8, 5, 6) == 80

@@ -8,6 +8,19 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+K = TypeVar("K")
+
+
+def keep(known: dict[K, T], key: K, made: T, most: int) -> T:
+    """Keep what was made under a key, of `most` things at most; the oldest goes first.
+
+    Returns:
+        What is kept: of threads that make the same at the same time, all get the first one's.
+    """
+    # A list is taken in one step, whatever other threads do.
+    for oldest in list(known)[: max(0, len(known) + 1 - most)]:
+        known.pop(oldest, None)
+    return known.setdefault(key, made)
 
 
 class lazy(cached_property[T]):

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 
+from vecstore.lazy import keep
 from vecstore.vectors import Bits, Vectors
 
 SIZE = 256
@@ -73,8 +74,6 @@ class RecentOf:
         """The sample of one collection."""
         found = self._kept.get(uid)
         if found is None:
-            # Collections come and go. Other threads may do the same: a list is taken in one step.
-            for oldest in list(self._kept)[: len(self._kept) + 1 - COLLECTIONS]:
-                self._kept.pop(oldest, None)
-            found = self._kept.setdefault(uid, Recent())
+            # Collections come and go.
+            found = keep(self._kept, uid, Recent(), COLLECTIONS)
         return found

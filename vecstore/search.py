@@ -25,6 +25,7 @@ from vecstore.fields import Mask
 from vecstore.filters import Filter
 from vecstore.hits import Columns, Complete, Hits, Passage, Plan
 from vecstore.layout import BLOCK_ROWS, State
+from vecstore.lazy import keep
 from vecstore.planner import Recall
 from vecstore.record_layout import Part
 from vecstore.spec import Id, Include
@@ -168,11 +169,7 @@ def _remembered(reader: Reader, entry: Entry, request: Request, lap: Lap | None)
     key = (entry.number, request.key)
     made = known.get(key)
     if made is None:
-        made = _prepare(reader, entry, request, lap)
-        # Other threads may do the same; a list is taken in one step.
-        for oldest in list(known)[: len(known) + 1 - PREPARATIONS]:
-            known.pop(oldest, None)
-        known[key] = made
+        made = keep(known, key, _prepare(reader, entry, request, lap), PREPARATIONS)
     return made
 
 

@@ -10,6 +10,7 @@ from vecstore import records, rows
 from vecstore.errors import CorruptionError
 from vecstore.filters import Filter
 from vecstore.layout import State
+from vecstore.lazy import keep
 from vecstore.record_layout import Part
 from vecstore.rows import Words
 from vecstore.store import Reader, Snapshot
@@ -43,11 +44,7 @@ def resolve(reader: Reader, collection: int, state: State, where: Filter | None)
     key = where.key()
     mask = masks.get(key)
     if mask is None:
-        mask = _walk(reader, collection, alive, where)
-        # Other threads may do the same; a list is taken in one step.
-        for oldest in list(masks)[: len(masks) + 1 - MASKS]:
-            masks.pop(oldest, None)
-        masks[key] = mask
+        mask = keep(masks, key, _walk(reader, collection, alive, where), MASKS)
     return mask
 
 

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vecstore.lazy import keep
+
 Addresses = dict[bytes, NDArray[np.uint64]]
 T = TypeVar("T")
 _Version = tuple[tuple[int, int], Addresses, dict[Any, Any]]
@@ -52,10 +54,7 @@ class Tables:
         kept = self._kept.setdefault(kind, {})
         found: T | None = kept.get(name)
         if found is None:
-            found = make()
-            for oldest in list(kept)[: max(0, len(kept) + 1 - most)]:
-                kept.pop(oldest, None)
-            found = kept.setdefault(name, found)
+            found = keep(kept, name, make(), most)
         return found
 
     def kept(self, kind: str) -> list[bytes]:
