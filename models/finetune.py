@@ -57,10 +57,6 @@ class Sequences:
         """Some of them."""
         return Sequences(self.values, self.starts[rows], self.sizes[rows], self.teacher[rows])
 
-    def turned(self, rotation: Floats) -> Sequences:
-        """The same texts by a teacher whose vectors are turned."""
-        return Sequences(self.values, self.starts, self.sizes, self.teacher @ rotation)
-
     def padded(self, rows: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Some texts, (batch, sequence, dim), and where there are tokens, (batch, sequence)."""
         sizes = self.sizes[rows]

@@ -82,7 +82,7 @@ def main() -> None:
         single = teacher.read(_sentences(arguments.corpus, base), Path(scratch) / "single.npy")
         everything = [*trained, Source(SENTENCES_SHARE, Sequences.of(single))]
         early = Student(base, SHARED, rotation)
-        turned = [source.changed(lambda side: side.turned(rotation)) for source in everything]
+        turned = [source.turned(rotation) for source in everything]
         finetune(early, turned, SETTINGS, _teller(early, held), rate=RATE)
     tensors = {**base.tensors, **early.layer.tensors(layers)}
     branches = {layers: SHARED}

@@ -7,7 +7,6 @@ The arguments are those of make_default.py.
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import chain
 from typing import Any
 
@@ -87,7 +86,7 @@ def main() -> None:
         sources.append(Source(part.share, documents, queries))
         print(f"{name}: {len(documents)} pairs", flush=True)
     rotation = rotation_of(sources, dict.fromkeys(MRL[:-1], 1.0))
-    sources = [source.changed(lambda side: _turned(side, rotation)) for source in sources]
+    sources = [source.turned(rotation) for source in sources]
     both = joined(teacher.vectors(single) @ rotation, Paraphrases().vectors(single))
     own_single = sentences(arguments.corpus, SENTENCES, SENTENCE_TOKENS, wider)
     sources.append(Source(SENTENCES_SHARE, Bags.of(own_single, both)))
@@ -108,10 +107,6 @@ def main() -> None:
 def joined(first: Floats, second: Floats) -> Floats:
     """Vectors whose similarities are the weighted means of two teachers', the first's in front."""
     return np.hstack([(1 - SECOND) ** 0.5 * first, SECOND**0.5 * second])
-
-
-def _turned(side: Bags, rotation: Floats) -> Bags:
-    return dataclasses.replace(side, teacher=side.teacher @ rotation)
 
 
 def _tell(step: int, loss: float) -> None:

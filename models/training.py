@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -77,6 +77,14 @@ class Source(Generic[T]):
     def sides(self) -> list[T]:
         """The queries, if there are any, and the documents."""
         return [self.documents] if self.queries is None else [self.queries, self.documents]
+
+    def turned(self, rotation: Floats) -> Source[T]:
+        """The source by a teacher whose vectors are turned, (dim, dim)."""
+
+        def turn(side: Any) -> Any:
+            return replace(side, teacher=side.teacher @ rotation)
+
+        return self.changed(turn)
 
     def changed(self, change: Callable[[T], Other]) -> Source[Other]:
         """The source with each side changed."""

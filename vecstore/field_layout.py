@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,12 @@ STEP = 4096
 
 Words = NDArray[np.uint64]
 Places = NDArray[np.uint16]
+# What a column knows of values: null, False and True; kinds that are ordered by numbers, and kinds
+# whose values are bytes.
+Constant = Literal["null", "false", "true"]
+SortedKind = Literal["number", "datetime"]
+TermKind = Literal["string", "bytes"]
+_DTYPES: dict[SortedKind, str] = {"number": "<f8", "datetime": "<i8"}
 
 
 def segment_key(collection: int, number: int) -> bytes:
@@ -182,19 +188,19 @@ def _check(arrays: Arrays, columns: int) -> None:
         return size
 
     for number in range(columns):
-        for name in ("exists", "null", "false", "true"):
+        for name in ("exists", *get_args(Constant)):
             name = f"{number}.{name}"
             if name in left:
                 dense = left[name][0] == _BITS
                 take(name, _BITS, RANGE_WORDS) if dense else take(name, _PLACES, None)
-        for kind, dtype in (("number", "<f8"), ("datetime", "<i8")):
+        for kind, dtype in _DTYPES.items():
             if (name := f"{number}.{kind}") + ".values" in left:
                 (count,) = take(f"{name}.values", dtype, None)
                 take(f"{name}.places", _PLACES, count)
                 if f"{name}.steps" in left:
                     take(f"{name}.steps", _BITS, count // STEP + 1, RANGE_WORDS)
-        for kind in ("string", "bytes"):
-            if (name := f"{number}.{kind}") + ".texts" in left:
+        for term in get_args(TermKind):
+            if (name := f"{number}.{term}") + ".texts" in left:
                 take(f"{name}.texts", "|u1", None)
                 (count,) = take(f"{name}.ends", "<u4", None)
                 take(f"{name}.starts", "<u4", count + 1)

@@ -94,6 +94,15 @@ def places_of(words: np.ndarray) -> set[int]:
     return set(np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist())
 
 
+def marked(found: Segment, leaf: Filter) -> tuple[set[int], set[int]]:
+    """The places that pass a condition for certain, and those that are in doubt."""
+    column = found.column(leaf.path)
+    sure, doubt = (np.zeros(RANGE_WORDS, np.uint64) for _ in range(2))
+    if column is not None:
+        condition(leaf).mark(column, sure, doubt)
+    return places_of(sure), places_of(doubt)
+
+
 def matching(where: Filter, places: np.ndarray, rows: list[Any]) -> set[int]:
     found = zip(places.tolist(), rows, strict=True)
     return {
@@ -106,14 +115,11 @@ def matching(where: Filter, places: np.ndarray, rows: list[Any]) -> set[int]:
 @given(records, leaves)
 def test_what_is_sure_matches_and_what_matches_is_possible(rows, leaf):
     places = placed(len(rows))
-    column = segment(places, columns(places, rows)).column(leaf.path)
-    sure, doubt = (np.zeros(RANGE_WORDS, np.uint64) for _ in range(2))
-    if column is not None:
-        condition(leaf).mark(column, sure, doubt)
+    sure, doubt = marked(segment(places, columns(places, rows)), leaf)
 
     wanted = matching(leaf, places, rows)
 
-    assert places_of(sure) <= wanted <= places_of(sure) | places_of(doubt)
+    assert sure <= wanted <= sure | doubt
 
 
 PLAIN = [None, True, 3, 1.5, -2.0, "", "a", "é", b"a", datetime(2020, 1, 1)]
@@ -122,14 +128,11 @@ PLAIN = [None, True, 3, 1.5, -2.0, "", "a", "é", b"a", datetime(2020, 1, 1)]
 @given(st.lists(st.fixed_dictionaries({"a": st.sampled_from(PLAIN)}), max_size=20), leaves)
 def test_of_short_values_nothing_is_in_doubt(rows, leaf):
     places = placed(len(rows))
-    column = segment(places, columns(places, rows)).column(leaf.path)
-    sure, doubt = (np.zeros(RANGE_WORDS, np.uint64) for _ in range(2))
-    if column is not None:
-        condition(leaf).mark(column, sure, doubt)
+    sure, doubt = marked(segment(places, columns(places, rows)), leaf)
 
     # Of operands that columns cannot tell apart no value is near.
-    assert places_of(sure) == matching(leaf, places, rows)
-    assert not doubt.any()
+    assert sure == matching(leaf, places, rows)
+    assert not doubt
 
 
 @given(records, records, records, filters)
@@ -220,13 +223,10 @@ def large() -> tuple[np.ndarray, list[dict[str, Any]], Segment]:
 )
 def test_common_values_and_long_ranges_are_found_too(large, leaf):
     places, rows, found = large
-    column = found.column(leaf.path)
-    sure, doubt = (np.zeros(RANGE_WORDS, np.uint64) for _ in range(2))
+    sure, doubt = marked(found, leaf)
 
-    condition(leaf).mark(column, sure, doubt)
-
-    assert places_of(sure) == matching(leaf, places, rows)
-    assert not doubt.any()
+    assert sure == matching(leaf, places, rows)
+    assert not doubt
 
 
 def test_a_range_is_taken_from_steps_wherever_it_begins(large):
@@ -277,14 +277,11 @@ def test_a_segment_that_lies_is_refused_or_can_be_used(data):
         at = data.draw(st.integers(0, len(value) - 1))
         value[at] = data.draw(st.integers(0, 255))
     value = value[: data.draw(st.integers(0, len(value)))] if data.draw(st.booleans()) else value
-    sure, doubt = (np.zeros(RANGE_WORDS, np.uint64) for _ in range(2))
     try:
         directory = field_layout.read_segment(value, 1, listed)
         found = Segment(listed, directory, value, field_layout.bits_of(places))
         for leaf in (F("a") >= 1, F("b").contains("x1"), F("c") == True, F("d") > LONG):  # noqa: E712
-            column = found.column(leaf.path)
-            if column is not None:
-                condition(leaf).mark(column, sure, doubt)
+            marked(found, leaf)
     except CorruptionError:
         pass
 

@@ -6,10 +6,9 @@ Importing this package is cheap: onnxruntime and tokenizers are imported when a 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any
 
 from vecstore.encoders.adapters import (
     AdaptedEncoder,
@@ -24,7 +23,14 @@ from vecstore.encoders.cutting import Truncated
 from vecstore.encoders.function import FunctionEncoder
 from vecstore.encoders.hashing import HashEncoder
 from vecstore.encoders.onnx import OnnxEncoder
-from vecstore.encoders.protocol import Encoder, Kind, LateChunking, Tokenizing
+from vecstore.encoders.protocol import (
+    MEMBERS,
+    Encoder,
+    Kind,
+    LateChunking,
+    Tokenizing,
+    is_encoder,
+)
 from vecstore.encoders.texts import check_kind, check_texts
 from vecstore.errors import ModelNotFoundError, SpecError, VecstoreError
 from vecstore.spec import show
@@ -53,8 +59,6 @@ __all__ = [
     "whiten",
 ]
 
-_MEMBERS = ("name", "dim", "mrl", "fingerprint", "encode")
-
 
 def resolve(
     encoder: Encoder | str | os.PathLike[str] | Callable[[list[str]], Any] | None,
@@ -79,11 +83,11 @@ def resolve(
         return _of_folder(os.fspath(encoder))
     if isinstance(encoder, type):
         raise SpecError(f"encoder={encoder.__name__} is a class; pass an instance of it")
-    if _is_encoder(encoder):
+    if is_encoder(encoder):
         return encoder
     if not callable(encoder):
         raise SpecError(
-            f"encoder={encoder!r:.60} is no encoder: pass one with {', '.join(_MEMBERS)}, the path"
+            f"encoder={encoder!r:.60} is no encoder: pass one with {', '.join(MEMBERS)}, the path"
             " of a model folder, or a function"
         )
     name = getattr(encoder, "__name__", "<lambda>")
@@ -121,9 +125,3 @@ def remembered(name: str | None) -> Encoder:
         with contextlib.suppress(VecstoreError):
             return bundled(name)
     return bundled()
-
-
-def _is_encoder(value: object) -> TypeGuard[Encoder]:
-    # Looked up without evaluating: isinstance would run the properties, and so the model.
-    missing = object()
-    return all(inspect.getattr_static(value, name, missing) is not missing for name in _MEMBERS)

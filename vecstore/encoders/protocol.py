@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 Kind = Literal["document", "query"]
+MEMBERS = ("name", "dim", "mrl", "fingerprint", "encode")
 
 
 @runtime_checkable
@@ -53,3 +55,12 @@ class LateChunking(Protocol):
 
     def encode_passages(self, text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
         """Return the vectors of passages of one text, float32 of shape (len(spans), dim)."""
+
+
+def is_encoder(value: object) -> TypeGuard[Encoder]:
+    """Whether something has all that an encoder has; nothing of it is evaluated.
+
+    isinstance would run the properties, and so the model.
+    """
+    missing = object()
+    return all(inspect.getattr_static(value, name, missing) is not missing for name in MEMBERS)

@@ -177,14 +177,13 @@ class Pairs:
         )
 
 
-def _check_alike(what: str, one: object, other: object) -> None:
+def _check_alike(what: str, one: Sequence[Any], other: Sequence[Any]) -> None:
     """Raise UsageError unless both are lists of one length."""
     for found in (one, other):
         if not isinstance(found, list):
             raise UsageError(f"{what} must be lists, got {show(found)}")
-    if len(cast("list[Any]", one)) != len(cast("list[Any]", other)):
-        sizes = [len(cast("list[Any]", found)) for found in (one, other)]
-        raise UsageError(f"{what} must be of one length, got {sizes[0]} and {sizes[1]}")
+    if len(one) != len(other):
+        raise UsageError(f"{what} must be of one length, got {len(one)} and {len(other)}")
 
 
 def read_retrieval(

@@ -12,21 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vecstore.field_layout import Constant, Places, SortedKind, TermKind
 from vecstore.rows import distinct
 from vecstore.values import instant, leaves
 
-Places = NDArray[np.uint16]
 Flags = NDArray[np.bool_]
 Metadata = dict[str, Any] | None
-# null, False and True; kinds whose values are ordered numbers, and those whose values are bytes.
-Constant = Literal["null", "false", "true"]
-SortedKind = Literal["number", "datetime"]
-TermKind = Literal["string", "bytes"]
 # Of longer strings and bytes so much is kept, and a digest of all of it behind.
 LONGEST, DIGEST_BYTES = 256, 16
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vecstore.fields.columns import LONGEST, Constant, SortedKind, TermKind, kept
+from vecstore.field_layout import Constant, SortedKind, TermKind
+from vecstore.fields.columns import LONGEST, kept
 from vecstore.fields.segments import ColumnView, TermsView
 from vecstore.filters import Compare, Contains, Exists, In
 from vecstore.rows import Words

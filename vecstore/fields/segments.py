@@ -18,22 +18,16 @@ from vecstore.field_layout import (
     DENSE,
     RANGE_WORDS,
     STEP,
+    Constant,
     Directory,
     Listed,
     Places,
+    SortedKind,
+    TermKind,
     Words,
     bits_of,
 )
-from vecstore.fields.columns import (
-    DIGEST_BYTES,
-    LONGEST,
-    Column,
-    Constant,
-    Sorted,
-    SortedKind,
-    TermKind,
-    Terms,
-)
+from vecstore.fields.columns import DIGEST_BYTES, LONGEST, Column, Sorted, Terms
 from vecstore.rows import count, distinct
 
 # Fewer places are set one by one.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vecstore.encoders.adapters.adapter import Adapter
-from vecstore.encoders.protocol import Encoder, Kind
+from vecstore.encoders.protocol import Encoder, Kind, is_encoder
 from vecstore.encoders.texts import check_kind
 from vecstore.errors import UsageError
 from vecstore.spec import show
@@ -32,9 +31,7 @@ class AdaptedEncoder:
     """
 
     def __init__(self, base: Encoder, adapter: Adapter) -> None:
-        # Looked up without evaluating it: that may read a model. A str has `encode`, too.
-        is_encoder = inspect.getattr_static(base, "fingerprint", None) is not None
-        if not isinstance(adapter, Adapter) or not is_encoder:
+        if not isinstance(adapter, Adapter) or not is_encoder(base):
             raise UsageError(
                 f"AdaptedEncoder takes an encoder, such as bundled() or OnnxEncoder(folder), and an"
                 f" adapter; got {show(base)} and {show(adapter)}"

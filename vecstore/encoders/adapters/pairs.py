@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,7 +13,7 @@ from vecstore.encoders.adapters import samples
 from vecstore.encoders.adapters.adapter import Adapter, Affine
 from vecstore.encoders.adapters.encoder import AdaptedEncoder
 from vecstore.encoders.adapters.losses import Adam, contrastive_loss, scaled
-from vecstore.encoders.protocol import Encoder
+from vecstore.encoders.protocol import Encoder, is_encoder
 from vecstore.encoders.texts import check_texts
 from vecstore.errors import UsageError
 from vecstore.spec import show
@@ -62,7 +61,7 @@ def adapt_encoder(
         The encoder with the adapter behind it; nothing is gained by it if
         `adapter.reports[-1]["gained"]` is not true, and then it is the identity.
     """
-    if inspect.getattr_static(encoder, "fingerprint", None) is None:
+    if not is_encoder(encoder):
         raise UsageError(f"encoder={show(encoder)} is none; pass bundled() or OnnxEncoder(folder)")
     # Whatever gives them may do so once only.
     pairs, negatives = _listed(pairs, "pairs"), _listed(negatives, "negatives")
