@@ -194,7 +194,7 @@ BROKEN = {
         f"a short key in {name}": (put(name, b"\0\0\1", b"x"), f"{name}: 1 keys belong")
         for name in layout.DATABASES[1:]
     },
-    "something in fields": (put("fields", b"\0\0\0\1rest", b"x"), "keeps nothing here (2)"),
+    "something in fields": (put("fields", b"\0\0\0\1rest", b"x"), "is not expected (20)"),
     # 9 to 13, what an index is made of, are broken in tests/ann/test_verify.py.
     **{
         f"something in {name}": (put(name, b"\0\0\0\1rest", b"x"), "though there is no index (9)")

@@ -17,7 +17,7 @@ def resolve(db: Database, where) -> tuple[fields.Mask, set[int]]:
         entry = catalog.find(reader, "c")
         state = catalog.state(reader, entry.number)
         condition = None if where is None else parse(where)
-        mask = fields.resolve(reader, entry.number, state, condition)
+        mask = fields.resolve(reader, entry, state, condition)
         expected = {
             record.row
             for record in records.walk(reader, entry.number)

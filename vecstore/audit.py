@@ -87,7 +87,7 @@ def _draw(
 ) -> tuple[Vectors | Bits, NDArray[np.uint64]]:
     """Vectors and orders of some of the records that the filter allows."""
     state = catalog.state(reader, entry.number)
-    mask = fields.resolve(reader, entry.number, state, request.where)
+    mask = fields.resolve(reader, entry, state, request.where)
     members = rows.members(mask.words)
     if not len(members):
         return np.zeros((0, entry.spec.dim), np.float32), np.zeros(0, np.uint64)

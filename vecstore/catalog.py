@@ -101,9 +101,10 @@ def save_state(txn: Transaction, number: int, state: State) -> None:
     former, marker = layout.pack_generation(state.generation), layout.collection_key(number)
     state.generation += 1
     txn.put("meta", layout.state_key(number), state.pack())
-    # Digests count only if every write knew of them.
-    if txn.has("digests") and txn.get("digests", marker) == former:
-        txn.put("digests", marker, layout.pack_generation(state.generation))
+    # Digests and columns of fields count only if every write knew of them.
+    for database in filter(txn.has, ("digests", "fields")):
+        if txn.get(database, marker) == former:
+            txn.put(database, marker, layout.pack_generation(state.generation))
 
 
 def format_of(reader: Reader) -> tuple[int, int]:

@@ -333,7 +333,7 @@ class Collection(Handle):
         with self._source.reading() as reader:
             entry = self._entry(reader)
             state = catalog.state(reader, entry.number)
-            return fields.count(reader, entry.number, state, parsed)
+            return fields.count(reader, entry, state, parsed)
 
     def scan(
         self,

@@ -40,6 +40,8 @@ from vecstore.errors import (
     VecstoreError,
     VectorError,
 )
+from vecstore.fields import upkeep
+from vecstore.fields.upkeep import Change, Fresh
 from vecstore.filters import Filter
 from vecstore.layout import Packed, State
 from vecstore.record_layout import Part, Passages
@@ -303,8 +305,9 @@ def add(txn: Transaction, entry: Entry, batch: Batch) -> None:
     keys = check_new(txn, entry, batch.ids)
     state = catalog.state(txn, entry.number)
     writer = IndexedRows(txn, entry, state)
-    _insert(txn, entry, state, writer, batch, keys)
+    fresh = _insert(txn, entry, state, writer, batch, keys)
     writer.finish()
+    upkeep.keep_up(txn, entry, state, Change(writer.added, writer.allotted, fresh))
     catalog.save_state(txn, entry.number, state)
 
 
@@ -319,14 +322,16 @@ def upsert(txn: Transaction, entry: Entry, batch: Batch) -> None:
     state = catalog.state(txn, entry.number)
     writer = IndexedRows(txn, entry, state)
     old = [(i, record) for i, record in enumerate(found) if record is not None]
+    changed, fresh = list[int](), list[Fresh]()
     if old:
         places = [i for i, _ in old]
-        _replace(txn, entry, state, writer, [record for _, record in old], pick(batch, places))
+        records_ = [record for _, record in old]
+        changed = _replace(txn, entry, state, writer, records_, pick(batch, places))
     new = [i for i, record in enumerate(found) if record is None]
     if new:
-        fresh = pick(batch, new) if old else batch
-        _insert(txn, entry, state, writer, fresh, [keys[i] for i in new])
-    _finish(txn, entry, state, writer)
+        coming = pick(batch, new) if old else batch
+        fresh = _insert(txn, entry, state, writer, coming, [keys[i] for i in new])
+    _finish(txn, entry, state, writer, fresh, changed)
 
 
 def chunkings(reader: Reader, entry: Entry, ids: list[Id]) -> list[Chunking | None]:
@@ -371,8 +376,8 @@ def update(txn: Transaction, entry: Entry, batch: Batch) -> None:
             for record, values in zip(old, batch.metadata, strict=True)
         ],
     )
-    _replace(txn, entry, state, writer, old, merged)
-    _finish(txn, entry, state, writer)
+    changed = _replace(txn, entry, state, writer, old, merged)
+    _finish(txn, entry, state, writer, changed=changed)
 
 
 def delete(txn: Transaction, entry: Entry, ids: list[Id] | None, where: Filter | None) -> int:
@@ -410,9 +415,17 @@ def delete(txn: Transaction, entry: Entry, ids: list[Id] | None, where: Filter |
     return len(doomed)
 
 
-def _finish(txn: Transaction, entry: Entry, state: State, writer: IndexedRows) -> None:
+def _finish(
+    txn: Transaction,
+    entry: Entry,
+    state: State,
+    writer: IndexedRows,
+    fresh: Sequence[Fresh] = (),
+    changed: Sequence[int] = (),
+) -> None:
     maintenance.repack_touched(txn, entry, state, writer)
     writer.finish()
+    upkeep.keep_up(txn, entry, state, Change(writer.added, writer.allotted, fresh, changed))
     catalog.save_state(txn, entry.number, state)
 
 
@@ -423,8 +436,12 @@ def _insert(
     writer: IndexedRows,
     batch: Batch,
     keys: list[bytes],
-) -> None:
-    """Store new records, whose ids have these keys: vectors, then records and ids."""
+) -> list[Fresh]:
+    """Store new records, whose ids have these keys: vectors, then records and ids.
+
+    Returns:
+        Rows and metadata, as far as these need not be read again.
+    """
     assert batch.packed is not None
     count, first = len(batch.ids), state.next_order
     orders, leading = np.arange(first, first + count, dtype=np.uint64), _leading(batch.places)
@@ -448,6 +465,8 @@ def _insert(
     values = map(layout.ORDER.pack, range(first, first + count))
     # Neighbouring keys share their way down the tree.
     txn.put_many("ids", sorted(zip(keys, values, strict=True)))
+    # Passages have the metadata of their records.
+    return [(np.array(placed, np.intp), batch.metadata)] if whole else []
 
 
 def _remember(
@@ -532,10 +551,13 @@ def _replace(
     writer: IndexedRows,
     old: list[Stored],
     batch: Batch,
-) -> None:
+) -> list[int]:
     """Write records anew in their old places; one whose vector changed gets a new row.
 
     One that got a vector loses the passages that it had.
+
+    Returns:
+        The rows that stay, of records that have other metadata now.
     """
     places, held = [record.row for record in old], [record.passages for record in old]
     if batch.packed is not None:
@@ -559,9 +581,16 @@ def _replace(
         _remember(txn, entry, state, batch, np.array(parents, np.uint64))
         stored = _store_passages(txn, entry, state, writer, batch, parents)
         held = [one or other for one, other in zip(stored, held, strict=True)]
+    staying = list[int]()
+    for place, (record, metadata) in enumerate(zip(old, batch.metadata, strict=True)):
+        if metadata is not record.metadata:
+            staying += [record.row] * (places[place] == record.row)
+            if held[place] is record.passages:
+                staying += [part.row for part in records.parts(txn, entry.number, record)]
     contents = zip((record.id for record in old), batch.texts, batch.metadata, held, strict=True)
     items = [
         _record_item(entry, record.order, row, *content)
         for record, row, content in zip(old, places, contents, strict=True)
     ]
     txn.put_many("records", sorted(items))
+    return staying

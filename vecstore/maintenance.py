@@ -23,6 +23,8 @@ from vecstore.ann.ivf import Draft
 from vecstore.ann.model import Model, Progress
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError, SpecError
+from vecstore.fields import upkeep
+from vecstore.fields.upkeep import Change
 from vecstore.layout import BLOCK_ROWS, State
 from vecstore.spec import show
 from vecstore.store import Reader, Snapshot, Transaction
@@ -63,6 +65,7 @@ def repack(txn: Transaction, entry: Entry) -> bool:
     for block in sparse[:SLICE_BLOCKS]:
         _move(txn, writer, _load(txn, entry, writer, block))
     writer.finish()
+    upkeep.keep_up(txn, entry, state, Change(writer.added, writer.allotted))
     more = len(sparse) > SLICE_BLOCKS
     if not more:
         writer.trim()
@@ -104,6 +107,14 @@ def _move(txn: Transaction, writer: IndexedRows, load: _Load) -> None:
         txn.put(
             "records", key, record_layout.pack_record(key, row, value[record_layout.RECORD.size :])
         )
+
+
+def _tidy(txn: Transaction, entry: Entry) -> bool:
+    """Bring a part of the columns of fields into their best state; return whether there is more."""
+    state = catalog.state(txn, entry.number)
+    more = upkeep.tidy(txn, entry, state)
+    catalog.save_state(txn, entry.number, state)
+    return more
 
 
 # The index
@@ -308,6 +319,8 @@ def optimize(
         entry = catalog.read(reader, number, uid)
         wanted = index.kind(reader, number)
     while source.writing(lambda txn: repack(txn, catalog.read(txn, number, uid)), timeout):
+        pass
+    while source.writing(lambda txn: _tidy(txn, catalog.read(txn, number, uid)), timeout):
         pass
     if entry.spec.metric == "hamming":
         return _optimize_buckets(source, entry, wanted, tell, timeout)

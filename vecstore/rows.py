@@ -271,6 +271,20 @@ def gather_numbers(
     return _Gathering(snapshot, collection, state, form, rows).numbers()
 
 
+def gather_orders(
+    reader: Reader, collection: int, state: State, form: Form, rows: Rows
+) -> NDArray[np.uint64]:
+    """Copy the orders, uint64 (n,), of some rows."""
+    if isinstance(reader, Snapshot) and len(rows):
+        return _Gathering(reader, collection, state, form, rows).orders()
+    orders = np.empty(len(rows), np.uint64)
+    for block in distinct(rows >> 6).tolist():
+        places = np.flatnonzero(rows >> 6 == block)
+        found = _read_held(reader, collection, state, block, form)
+        orders[places] = found.orders[rows[places] & 63]
+    return orders
+
+
 class _Gathering:
     """Copies rows out of one window over the map that spans all their blocks."""
 
@@ -297,7 +311,11 @@ class _Gathering:
         if self._form.code == layout.INT8:
             scales = self._column("<f4", layout.COLUMNS_BYTES)
         norms = self._column("<f8", layout.ORDERS_BYTES)
-        return Block(self._column("<u8", 0), Packed(norms, self.numbers(), scales))
+        return Block(self.orders(), Packed(norms, self.numbers(), scales))
+
+    def orders(self) -> NDArray[np.uint64]:
+        """The orders of what the rows belong to."""
+        return self._column("<u8", 0)
 
     def numbers(self) -> NDArray[Any]:
         """Their vectors in the stored form."""
@@ -337,13 +355,17 @@ class RowWriter:
         self._changed: set[int] = set()
         self._touched: set[int] = set()
         self._free: list[int] | None = None
+        # How many rows were given to vectors, and which blocks were taken for them.
+        self.added, self.allotted = 0, list[int]()
 
     def add(self, packed: Packed, orders: NDArray[np.uint64]) -> Rows:
         """Store vectors in their stored form and return their new rows."""
+        self.added += len(packed)
         state, rows, at = self._state, np.empty(len(packed), np.intp), 0
         while at < len(packed):
             if state.open_block == NO_BLOCK:
                 state.open_block, state.open_rows = self._allot(), 0
+                self.allotted.append(state.open_block)
             take = min(BLOCK_ROWS - state.open_rows, len(packed) - at)
             part = slice(at, at + take)
             self._extend(packed.take(part), orders[part])

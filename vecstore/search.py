@@ -175,7 +175,7 @@ def _remembered(reader: Reader, entry: Entry, request: Request, lap: Lap | None)
 
 def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) -> _Preparation:
     state = catalog.state(reader, entry.number)
-    mask = fields.resolve(reader, entry.number, state, request.where)
+    mask = fields.resolve(reader, entry, state, request.where)
     if lap is not None:
         lap("resolve")
     view = _view(reader, entry, request, state)

@@ -196,7 +196,7 @@ def test_kinds_and_dtypes_are_those_of_the_layout():
     text = {row[0]: row[3] for row in header}
 
     kinds = ["full block", "live part", "list", "code block", "list part", "bundle", "byte block"]
-    kinds.append("band")
+    kinds += ["band", "segment", "segment rows"]
     dtypes = ["float32", "bits", "float16", "int8", "uint32"]
     for field, names in (("kind", kinds), ("dtype", dtypes)):
         known = {getattr(layout, name.replace(" ", "_").upper()): name for name in names}
@@ -400,7 +400,7 @@ def test_the_invariants_that_check_names_are_those_of_the_layout():
     numbers = {int(number) for number in re.findall(r"^(\d+)\. ", text, re.M)}
     source = "".join(
         (PACKAGE / name).read_text()
-        for name in ("check.py", "attached.py", "digests.py", "ann/verify.py")
+        for name in ("check.py", "attached.py", "digests.py", "ann/verify.py", "fields/verify.py")
     )
     named = {
         int(n) for part in re.findall(r"\(((?:\d+, )*\d+)\)", source) for n in part.split(", ")
