@@ -35,9 +35,14 @@ TermKind = Literal["string", "bytes"]
 _DTYPES: dict[SortedKind, str] = {"number": "<f8", "datetime": "<i8"}
 
 
+def segment_prefix(collection: int) -> bytes:
+    """Beginning of the keys in `fields` of segments; their numbers follow."""
+    return collection_key(collection) + b"s"
+
+
 def segment_key(collection: int, number: int) -> bytes:
     """Key in `fields` of a segment."""
-    return collection_key(collection) + b"s" + number.to_bytes(4, "big")
+    return segment_prefix(collection) + number.to_bytes(4, "big")
 
 
 def rows_key(collection: int, number: int) -> bytes:
@@ -55,7 +60,7 @@ class Listed:
     """A segment as the manifest names it.
 
     Attributes:
-        number: No other segment of the collection has it.
+        number: No other segment of the collection has it; later it may be another one's.
         edition: Random, so that no other segment is taken for this one.
         range: Which 65,536 rows.
         rows: Of how many of them it has columns.
@@ -72,35 +77,31 @@ class Manifest:
     """Which segments there are.
 
     Attributes:
-        next: The number of the next segment.
         pending: About how many living rows no segment speaks for.
         segments: In the order of their numbers.
     """
 
-    next: int = 0
     pending: int = 0
     segments: tuple[Listed, ...] = ()
 
     def pack(self) -> bytes:
         """Make the value of the manifest."""
         listed = [[one.number, one.edition, one.range, one.rows] for one in self.segments]
-        return layout.pack_meta({"next": self.next, "pending": self.pending, "segments": listed})
+        return layout.pack_meta({"pending": self.pending, "segments": listed})
 
     @classmethod
     def unpack(cls, value: bytes | memoryview, where: str) -> Manifest:
         """Read the value of a manifest; CorruptionError if it is none."""
         values = layout.unpack_meta(value, where)
         try:
-            found = cls(
-                values["next"], values["pending"], tuple(Listed(*one) for one in values["segments"])
-            )
-            counts = [found.next, found.pending]
+            found = cls(values["pending"], tuple(Listed(*one) for one in values["segments"]))
+            counts = [found.pending]
             counts += [part for one in found.segments for part in (one.number, one.range, one.rows)]
             if not all(type(count) is int and 0 <= count < 2**32 for count in counts):
                 raise ValueError(f"counts {counts[:8]}")
             numbers = [one.number for one in found.segments]
-            if sorted(set(numbers)) != numbers or max(numbers, default=-1) >= found.next:
-                raise ValueError(f"segments {numbers[:8]}, the next {found.next}")
+            if sorted(set(numbers)) != numbers:
+                raise ValueError(f"segments {numbers[:8]}")
             if not all(type(one.edition) is bytes for one in found.segments):
                 raise ValueError("an edition is not bytes")
         except (KeyError, ValueError, TypeError) as error:

@@ -222,6 +222,11 @@ def unpack_header(value: bytes | memoryview, where: str) -> Header:
     return Header(kind, dtype, rows, width, first, length, crc, owner)
 
 
+def bulk_length(value: NDArray[np.uint8]) -> int:
+    """How long the payload of a bulk value is, whose header was read before."""
+    return int(HEADER.unpack(value.tobytes())[7])
+
+
 def verify_bulk(value: bytes | memoryview, where: str) -> Header:
     """Read the header of a bulk value and check the checksum of header and payload.
 

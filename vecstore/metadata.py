@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import numpy as np
@@ -29,21 +30,36 @@ def is_plain(metadata: Sequence[object]) -> bool:
         type(key) is str
         and key.isascii()
         and key[:1] != "$"
-        and _is_plain_column([values[key] for values in dicts])
+        and _are_plain([values[key] for values in dicts], lists=True)
         for key in keys.pop()
     )
 
 
-def _is_plain_column(column: list[Any]) -> bool:
+def _are_plain(column: list[Any], *, lists: bool) -> bool:
+    """Whether all values are of the commonest, or lists of these."""
     kinds = set(map(type, column))
-    if kinds == {str}:
+    return all(
+        _are_alike(
+            kind, column if len(kinds) == 1 else [v for v in column if type(v) is kind], lists
+        )
+        for kind in kinds
+    )
+
+
+def _are_alike(kind: type, column: list[Any], lists: bool) -> bool:
+    """Whether values of one type can be stored as they are."""
+    if kind is str:
         return "".join(column).isascii()
-    if kinds == {int}:
+    if kind is int:
         return bool(min(column) >= MIN_INT_ID and max(column) <= MAX_INT_ID)
-    if kinds == {float}:
+    if kind is float:
         total = sum(column)
         return bool(total - total == 0.0)
-    return kinds <= {bool, type(None)}
+    if kind is datetime:
+        return all(value.tzinfo is None or value.tzinfo is UTC for value in column)
+    if kind is list:
+        return lists and _are_plain(list(itertools.chain.from_iterable(column)), lists=False)
+    return kind is bool or kind is type(None)
 
 
 def plain_metadata(metadata: object) -> dict[str, Any]:
@@ -84,6 +100,8 @@ def _plain_dict(values: Mapping[Any, Any], where: str, depth: int) -> dict[str, 
             or (kind is float and value - value == 0.0)
             or kind is bool
             or value is None
+            # Others may not come back equal.
+            or (kind is datetime and (value.tzinfo is None or value.tzinfo is UTC))
         ):
             plain[key] = value
         else:

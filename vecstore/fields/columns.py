@@ -8,7 +8,7 @@ their rows. It holds what `values.leaves` gives. Rows are places in a range of 6
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
@@ -108,10 +108,14 @@ def columns(places: Places, metadata: Sequence[Metadata]) -> dict[str, Column]:
         metadata: As it is stored, of each.
     """
     gathered: dict[str, _Gathered] = {}
-    if not _gather_alike(places, metadata, gathered):
-        for place, record in zip(places.tolist(), metadata, strict=True):
-            if record:
-                _gather(place, record, gathered)
+    for key, values, where in _by_key(places, metadata):
+        kinds = set(map(type, values))
+        if not _is_path(key) or not _SCALARS.issuperset(kinds - {list}):
+            _spread(key, values, where, gathered)
+        elif list not in kinds:
+            gathered.setdefault(key, _Gathered()).add(values, where)
+        else:
+            _flatten(key, values, where, gathered)
     return {path: _column(found) for path, found in gathered.items()}
 
 
@@ -123,51 +127,63 @@ class _Gathered:
     places: list[int] = field(default_factory=list)
     bare: list[int] = field(default_factory=list)
 
+    def add(self, values: list[Any], places: list[int]) -> None:
+        """Take over some values."""
+        self.values, self.places = self.values + values, self.places + places
+
 
 _SCALARS = frozenset((str, int, float, bool, type(None), datetime, bytes))
 
 
-def _is_plain(key: str) -> bool:
+def _by_key(
+    places: Places, metadata: Sequence[Metadata]
+) -> Iterator[tuple[str, list[Any], list[int]]]:
+    """What lies under each key of the records themselves, and the places of these records."""
+    first, every = (metadata[0] if len(metadata) else None) or {}, places.tolist()
+    alike = first.keys()
+    if all(record is not None and record.keys() == alike for record in metadata):
+        for key in alike:
+            yield key, [record[key] for record in metadata], every  # type: ignore[index]
+        return
+    found: dict[str, tuple[list[Any], list[int]]] = {}
+    for place, record in zip(every, metadata, strict=True):
+        for key, value in (record or {}).items():
+            values, where = found.setdefault(key, ([], []))
+            values.append(value)
+            where.append(place)
+    for key, (values, where) in found.items():
+        yield key, values, where
+
+
+def _is_path(key: str) -> bool:
     """Whether a key is a path of one segment that filters can name."""
     return bool(key) and "." not in key and key[0] != "$"
 
 
-def _gather_alike(
-    places: Places, metadata: Sequence[Metadata], gathered: dict[str, _Gathered]
-) -> bool:
-    """Gather from records with the same keys and nothing but scalars there; else return False."""
-    first = metadata[0] if metadata else None
-    if not first or not all(map(_is_plain, first)):
-        return False
-    keys = first.keys()
-    if not all(record is not None and record.keys() == keys for record in metadata):
-        return False
-    columns = {key: [record[key] for record in metadata] for key in keys}  # type: ignore[index]
-    if not all(_SCALARS.issuperset(map(type, values)) for values in columns.values()):
-        return False
-    every = places.tolist()
-    for key, values in columns.items():
-        gathered[key] = _Gathered(values, every)
-    return True
+def _flatten(
+    key: str, values: list[Any], places: list[int], gathered: dict[str, _Gathered]
+) -> None:
+    """Gather scalars and lists of scalars."""
+    listed = [value if type(value) is list else (value,) for value in values]
+    flat = list(itertools.chain.from_iterable(listed))
+    if not _SCALARS.issuperset(map(type, flat)):
+        _spread(key, values, places, gathered)
+        return
+    sizes = list(map(len, listed))
+    found = gathered.setdefault(key, _Gathered())
+    found.add(flat, np.repeat(places, sizes).tolist())
+    found.bare += [place for place, size in zip(places, sizes, strict=True) if not size]
 
 
-def _gather(place: int, record: dict[str, Any], gathered: dict[str, _Gathered]) -> None:
-    rest: dict[str, Any] = {}
-    for key, value in record.items():
-        if type(value) not in _SCALARS or not _is_plain(key):
-            rest[key] = value
-            continue
-        found = gathered.get(key)
-        if found is None:
-            found = gathered[key] = _Gathered()
-        found.values.append(value)
-        found.places.append(place)
-    for path, values in leaves(rest).items() if rest else ():
-        found = gathered.setdefault(path, _Gathered())
-        found.values += values
-        found.places += [place] * len(values)
-        if not values:
-            found.bare.append(place)
+def _spread(key: str, values: list[Any], places: list[int], gathered: dict[str, _Gathered]) -> None:
+    """Gather what lies under a key and below it, record by record."""
+    for value, place in zip(values, places, strict=True):
+        for path, some in leaves({key: value}).items():
+            found = gathered.setdefault(path, _Gathered())
+            found.values += some
+            found.places += [place] * len(some)
+            if not some:
+                found.bare.append(place)
 
 
 def _column(gathered: _Gathered) -> Column:
@@ -216,7 +232,8 @@ def _once(places: Places) -> Places:
 
 
 def _sorted(values: NDArray[Any], places: Places) -> Sorted:
-    order = np.argsort(values, kind="stable")
+    rising = bool((places[1:] >= places[:-1]).all())
+    order = np.argsort(values, kind="stable") if rising else np.lexsort((places, values))
     return Sorted(values[order], places[order])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,11 +49,11 @@ class OneOf:
             self._ordered.append(("number", floats))
         if instants := by_kind.get("datetime"):
             self._ordered.append(("datetime", np.array(sorted(instants), np.int64)))
-        self._terms: list[tuple[TermKind, list[bytes]]] = []
+        self._terms: list[tuple[TermKind, tuple[list[bytes], list[bytes]]]] = []
         if strings := by_kind.get("string"):
-            self._terms.append(("string", sorted(value.encode() for value in strings)))
+            self._terms.append(("string", _by_length(value.encode() for value in strings)))
         if blobs := by_kind.get("bytes"):
-            self._terms.append(("bytes", sorted(blobs)))
+            self._terms.append(("bytes", _by_length(blobs)))
 
     def mark(self, column: ColumnView, sure: Words, doubt: Words) -> None:
         """Set the bits of the rows that pass, and of those that may."""
@@ -63,22 +63,19 @@ class OneOf:
             values = column.find(f"{kind}.values")
             if values is None:
                 continue
-            starts = np.searchsorted(values, wanted, "left").tolist()
-            stops = np.searchsorted(values, wanted, "right").tolist()
-            for value, start, stop in zip(wanted.tolist(), starts, stops, strict=True):
-                if start < stop:
-                    exact = kind == "datetime" or abs(value) < GAPS
-                    column.add_sorted(kind, start, stop, sure if exact else doubt)
+            starts, stops = (np.searchsorted(values, wanted, side) for side in ("left", "right"))
+            there = starts < stops
+            vague = there & (abs(wanted) >= GAPS) if kind == "number" else ~there & there
+            for some, words in ((there & ~vague, sure), (vague, doubt)):
+                column.add_many_sorted(kind, starts[some], stops[some], words)
         for name, texts in self._terms:
             terms = column.terms(name)
             if terms is None:
                 continue
-            for text in texts:
-                stored = kept(text)
-                place = bisect_left(terms, stored)
-                if place < len(terms) and terms[place] == stored:
-                    # A digest is no proof.
-                    column.add_terms(name, place, place + 1, sure if stored is text else doubt)
+            # A digest is no proof.
+            for some, words in zip(texts, (sure, doubt), strict=True):
+                if some and len(numbers := terms.numbers(some)):
+                    column.add_many_terms(name, numbers, words)
 
 
 class Ordered:
@@ -159,6 +156,15 @@ def condition(leaf: In | Compare | Exists | Contains) -> Condition:
         case Contains():
             return Containing(leaf)
     return Existing()
+
+
+def _by_length(texts: Iterable[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Strings that columns have whole, and what they have of the others; each ascending."""
+    whole, cut = list[bytes](), list[bytes]()
+    for text in sorted(texts):
+        stored = kept(text)
+        (whole if stored is text else cut).append(stored)
+    return whole, cut
 
 
 def _nearest(number: float) -> float:

@@ -6,16 +6,15 @@ only while the generation beside them is that of the counters, as with digests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from vecstore import field_layout, layout
+from vecstore import field_layout, layout, rows
 from vecstore.errors import CorruptionError
 from vecstore.field_layout import RANGE_WORDS, Directory, Listed, Manifest
 from vecstore.fields.segments import Segment
-from vecstore.layout import State
+from vecstore.layout import HEADER, State
 from vecstore.rows import Words
 from vecstore.store import Reader, Snapshot
 
@@ -23,33 +22,64 @@ from vecstore.store import Reader, Snapshot
 DIRECTORIES = 1024
 
 
-@dataclass(frozen=True, slots=True)
 class FieldIndex:
     """The field index of a collection in one version of a file.
 
-    Attributes:
+    Args:
         collection: The collection's number.
         manifest: Which segments there are.
-        rows: For which rows each speaks, uint64 (RANGE_WORDS,).
+        own: For which rows each speaks, uint64 (RANGE_WORDS,).
     """
 
-    collection: int
-    manifest: Manifest
-    rows: tuple[Words, ...]
+    def __init__(self, collection: int, manifest: Manifest, own: tuple[Words, ...]) -> None:
+        self.collection, self.manifest, self.own = collection, manifest, own
+        self._mapped: list[Segment] | None = None
 
     def covered(self, blocks: int) -> Words:
         """The rows for which any segment speaks, uint64 (blocks,)."""
         ranges = 1 + max((one.range for one in self.manifest.segments), default=-1)
         words = np.zeros(max(blocks, ranges * RANGE_WORDS), np.uint64)
-        for listed, own in zip(self.manifest.segments, self.rows, strict=True):
+        for listed, own in zip(self.manifest.segments, self.own, strict=True):
             start = listed.range * RANGE_WORDS
             words[start : start + RANGE_WORDS] |= own
         return words[:blocks]
 
-    def segments(self, reader: Reader) -> Iterator[Segment]:
+    def segments(self, reader: Reader) -> list[Segment]:
         """The segments; what they view lives no longer than the reader."""
-        for listed, rows in zip(self.manifest.segments, self.rows, strict=True):
-            yield segment(reader, self.collection, listed, rows)
+        if not isinstance(reader, Snapshot):
+            listed = self.manifest.segments
+            return [
+                segment(reader, self.collection, one, own)
+                for one, own in zip(listed, self.own, strict=True)
+            ]
+        # Other snapshots of this version find the same where it is.
+        if self._mapped is None:
+            self._mapped = self._map(reader)
+        return self._mapped
+
+    def _map(self, snapshot: Snapshot) -> list[Segment]:
+        """The segments where they lie in the map."""
+        number, listed = self.collection, {one.number: one for one in self.manifest.segments}
+        if not listed:
+            return []
+
+        def directory(value: memoryview, which: int) -> Directory:
+            def read() -> Directory:
+                return field_layout.read_segment(value, number, listed[which])
+
+            name = layout.collection_key(number) + listed[which].edition
+            return snapshot.store.tables.keep("fields", name, DIRECTORIES, read)
+
+        wanted = np.array(list(listed), np.intp)
+        prefix, count = field_layout.segment_prefix(number), int(wanted[-1]) + 1
+        table = snapshot.addresses("fields", prefix, wanted, count, directory)
+        found = []
+        for (which, one), own in zip(listed.items(), self.own, strict=True):
+            address = int(table[which])
+            length = layout.bulk_length(rows.window(address, HEADER.size))
+            value = rows.window(address, HEADER.size + length)
+            found.append(Segment(one, directory(memoryview(value), which), value, own))  # type: ignore[arg-type]
+        return found
 
 
 def load(reader: Reader, collection: int, state: State) -> FieldIndex | None:
@@ -74,8 +104,8 @@ def _load(reader: Reader, collection: int, state: State) -> FieldIndex | None:
     manifest = read_manifest(reader, collection)
     # Of a range whose blocks were all given back nothing lives.
     there = [one for one in manifest.segments if one.range * RANGE_WORDS < state.blocks]
-    rows = tuple(read_rows(reader, collection, listed) for listed in there)
-    return FieldIndex(collection, replace(manifest, segments=tuple(there)), rows)
+    own = tuple(read_rows(reader, collection, listed) for listed in there)
+    return FieldIndex(collection, replace(manifest, segments=tuple(there)), own)
 
 
 def counts(reader: Reader, collection: int, state: State) -> bool:
@@ -101,22 +131,13 @@ def read_rows(reader: Reader, collection: int, listed: Listed) -> Words:
 
 
 def segment(
-    reader: Reader, collection: int, listed: Listed, rows: Words, *, verify: bool = False
+    reader: Reader, collection: int, listed: Listed, own: Words, *, verify: bool = False
 ) -> Segment:
     """A segment that speaks for some rows; `verify` its checksum to write it anew."""
+    where = f"fields: segment {listed.number} of collection {collection}"
     value = reader.get("fields", field_layout.segment_key(collection, listed.number))
     if value is None:
-        raise CorruptionError(
-            f"fields: segment {listed.number} of collection {collection} is missing"
-        )
+        raise CorruptionError(f"{where} is missing")
     if verify:
-        layout.verify_bulk(value, f"fields: segment {listed.number} of collection {collection}")
-
-    def read() -> Directory:
-        return field_layout.read_segment(value, collection, listed)
-
-    # Of a transaction that is rolled back nothing may be left.
-    known = isinstance(reader, Snapshot)
-    name = layout.collection_key(collection) + listed.edition
-    directory = reader.store.tables.keep("fields", name, DIRECTORIES, read) if known else read()
-    return Segment(listed, directory, value, rows)
+        layout.verify_bulk(value, where)
+    return Segment(listed, field_layout.read_segment(value, collection, listed), value, own)

@@ -7,6 +7,7 @@ are pending: their records have to be read.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, overload
 
@@ -30,17 +31,22 @@ from vecstore.field_layout import (
 from vecstore.fields.columns import DIGEST_BYTES, LONGEST, Column, Sorted, Terms
 from vecstore.rows import count, distinct
 
+Numbers = NDArray[np.intp]
+
 # Fewer places are set one by one.
-FEW = 40
+FEW = 1000
+# So many terms of a column are remembered.
+REMEMBERED = 256
 
 
 class ColumnView:
     """The column of one path in a segment."""
 
-    __slots__ = ("_number", "_segment")
+    __slots__ = ("_known", "_number", "_segment")
 
     def __init__(self, segment: Segment, number: int) -> None:
         self._segment, self._number = segment, number
+        self._known: dict[str, Any] = {}
 
     @property
     def rows(self) -> Words:
@@ -49,16 +55,24 @@ class ColumnView:
 
     def find(self, name: str) -> NDArray[Any] | None:
         """One of its arrays, see docs/layout.md; None if it has none of this name."""
-        return self._segment.find(f"{self._number}.{name}")
+        if name not in self._known:
+            self._known[name] = self._segment.find(f"{self._number}.{name}")
+        found: NDArray[Any] | None = self._known[name]
+        return found
 
     def array(self, name: str) -> NDArray[Any]:
         """One of its arrays that must be there."""
-        return self._segment.array(f"{self._number}.{name}")
+        found = self.find(name)
+        return self._segment.array(f"{self._number}.{name}") if found is None else found
 
     def terms(self, kind: TermKind) -> TermsView | None:
         """The different strings of a kind, if there are any."""
-        ends = self.find(f"{kind}.ends")
-        return None if ends is None else TermsView(self.array(f"{kind}.texts"), ends)
+        if kind not in self._known:
+            ends = self.find(f"{kind}.ends")
+            view = None if ends is None else TermsView(self.array(f"{kind}.texts"), ends)
+            self._known[kind] = view
+        found: TermsView | None = self._known[kind]
+        return found
 
     def add_set(self, name: str, words: Words) -> None:
         """Set the bits of the rows that have a constant."""
@@ -73,7 +87,7 @@ class ColumnView:
         add_places(words, self._segment.rows if found is None else found)
 
     def add_sorted(self, kind: SortedKind, start: int, stop: int, words: Words) -> None:
-        """Set the bits of the rows of some of the sorted values."""
+        """Set the bits of the rows of the sorted values from one number to another."""
         places, steps = self.array(f"{kind}.places"), self.find(f"{kind}.steps")
         if steps is None or stop - start < 2 * STEP:
             add_places(words, places[start:stop])
@@ -85,8 +99,18 @@ class ColumnView:
             found ^= bits_of(places[min(end, step) : max(end, step)])
         words |= found
 
+    def add_many_sorted(
+        self, kind: SortedKind, starts: Numbers, stops: Numbers, words: Words
+    ) -> None:
+        """As `add_sorted`, for many runs of values."""
+        if len(starts) == 1:
+            self.add_sorted(kind, int(starts[0]), int(stops[0]), words)
+        elif len(starts):
+            places = self.array(f"{kind}.places")
+            add_places(words, places[within(starts, stops, len(places))])
+
     def add_terms(self, kind: TermKind, first: int, last: int, words: Words) -> None:
-        """Set the bits of the rows of some of the terms."""
+        """Set the bits of the rows of the terms from one number to another."""
         starts, often = self.array(f"{kind}.starts"), self.find(f"{kind}.often")
         add_places(words, self.array(f"{kind}.places")[int(starts[first]) : int(starts[last])])
         if often is not None:
@@ -94,12 +118,55 @@ class ColumnView:
             for number in np.flatnonzero((often >= first) & (often < last)).tolist():
                 words |= bits[number]
 
+    def add_many_terms(self, kind: TermKind, numbers: Numbers, words: Words) -> None:
+        """As `add_terms`, for many terms."""
+        if len(numbers) == 1:
+            self.add_terms(kind, int(numbers[0]), int(numbers[0]) + 1, words)
+            return
+        starts, often = self.array(f"{kind}.starts"), self.find(f"{kind}.often")
+        places = self.array(f"{kind}.places")
+        add_places(words, places[within(starts[numbers], starts[numbers + 1], len(places))])
+        if often is not None:
+            bits = self.array(f"{kind}.bits")
+            for number in np.flatnonzero(np.isin(often, numbers)).tolist():
+                words |= bits[number]
+
+
+def within(starts: NDArray[Any], stops: NDArray[Any], count: int) -> Numbers:
+    """All numbers of some runs below `count`, each from its start to before its stop.
+
+    Raises:
+        CorruptionError: Runs overlap, or end before they start or beyond `count`.
+    """
+    first = starts.astype(np.intp)
+    sizes = stops.astype(np.intp) - first
+    if len(sizes) and (sizes.min() < 0 or stops.max() > count or sizes.sum() > count):
+        raise CorruptionError("fields: a segment's places are not where its values say")
+    found: Numbers = np.repeat(first - np.cumsum(sizes) + sizes, sizes)
+    found += np.arange(len(found))
+    return found
+
 
 class TermsView(Sequence[bytes]):
     """The different strings of a column, as `columns.kept` leaves them, ascending."""
 
     def __init__(self, texts: NDArray[np.uint8], ends: NDArray[np.uint32]) -> None:
         self._texts, self._ends = memoryview(texts), ends  # type: ignore[arg-type]
+        self._numbers: dict[bytes, int] | None = None
+
+    def numbers(self, wanted: Sequence[bytes]) -> Numbers:
+        """The numbers of those of some strings that are there, in the order of these strings."""
+        known, count = self._numbers, len(self)
+        if known is None and (count <= REMEMBERED or len(wanted) * count.bit_length() > count):
+            known = {text: number for number, text in enumerate(self)}
+            if count <= REMEMBERED:
+                self._numbers = known
+        if known is not None:
+            found = [known[text] for text in wanted if text in known]
+        else:
+            places = ((bisect_left(self, text), text) for text in wanted)
+            found = [at for at, text in places if at < count and self[at] == text]
+        return np.array(found, np.intp)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -115,6 +182,10 @@ class TermsView(Sequence[bytes]):
             return [self[i] for i in range(*place.indices(len(self)))]
         start = int(self._ends[place - 1]) if place else 0
         return bytes(self._texts[start : self._ends[place]])
+
+    def __iter__(self) -> Iterator[bytes]:
+        texts, ends = bytes(self._texts), self._ends.tolist()
+        return (texts[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
     def containing(self, part: bytes) -> tuple[list[int], list[int]]:
         """The numbers of the strings that have a part, and of those that may: these were cut."""
@@ -165,6 +236,7 @@ class Segment:
         self._directory, self._value = directory, value
         # Otherwise it holds columns of rows too that it no longer speaks for.
         self.whole = count(rows) == listed.rows
+        self._columns: dict[str, ColumnView] = {}
 
     @property
     def paths(self) -> dict[str, int]:
@@ -173,8 +245,10 @@ class Segment:
 
     def column(self, path: str) -> ColumnView | None:
         """The column of a path, if there is one."""
-        number = self._directory.paths.get(path)
-        return None if number is None else ColumnView(self, number)
+        found = self._columns.get(path)
+        if found is None and (number := self._directory.paths.get(path)) is not None:
+            found = self._columns[path] = ColumnView(self, number)
+        return found
 
     def find(self, name: str) -> NDArray[Any] | None:
         """One of the arrays; None if there is none of this name."""

@@ -33,6 +33,8 @@ LEAST = 256
 SLICE = 8192
 # So many segments of about one size are merged; sizes are about one if they differ less than that.
 MERGED = 8
+# The largest segment of a full range takes in the others once it has fewer times their rows.
+WORTH = 4
 
 
 # Rows, and the metadata of the record of each.
@@ -154,7 +156,9 @@ class _Upkeep:
         self._put(which, field_layout.bits_of(places), found)
 
     def _put(self, which: int, words: Words, found: dict[str, Column]) -> None:
-        listed = Listed(self._manifest.next, os.urandom(8), which, rows.count(words))
+        taken = [one.number for one in self._manifest.segments]
+        number = next(number for number, own in enumerate([*taken, -1]) if number != own)
+        listed = Listed(number, os.urandom(8), which, rows.count(words))
         value = field_layout.pack_segment(
             self._number,
             listed,
@@ -164,11 +168,8 @@ class _Upkeep:
         )
         self._txn.put("fields", field_layout.segment_key(self._number, listed.number), value)
         self._put_rows(listed, words)
-        self._manifest = replace(
-            self._manifest,
-            next=listed.number + 1,
-            segments=(*self._manifest.segments, listed),
-        )
+        some = sorted((*self._manifest.segments, listed), key=lambda one: one.number)
+        self._manifest = replace(self._manifest, segments=tuple(some))
 
     def _put_rows(self, listed: Listed, words: Words) -> None:
         value = field_layout.pack_rows(self._number, listed, words, self._txn.page)
@@ -210,10 +211,19 @@ class _Upkeep:
         return found
 
     def _merge_some(self, which: int) -> None:
-        """Merge segments of a range while there are many of about one size."""
+        """Merge segments of a range while there are many of about one size.
+
+        Of a range that no more rows come to, one is left as soon as the others are worth it.
+        """
         while True:
             own = [one for one in self._manifest.segments if one.range == which]
-            sizes = [_size(one.rows) for one in own]
+            sizes, counts = [_size(one.rows) for one in own], [one.rows for one in own]
+            largest = max(counts, default=0)
+            if which < self._state.blocks // RANGE_WORDS and largest < WORTH * (
+                sum(counts) - largest
+            ):
+                self._merge(own)
+                return
             many = [size for size in sizes if sizes.count(size) >= MERGED]
             if not many:
                 return

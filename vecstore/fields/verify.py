@@ -48,7 +48,7 @@ def verify(
             return
         _check_keys(reader, report, entry.number, where)
         covered = np.zeros(-(-len(alive) // RANGE_WORDS) * RANGE_WORDS, np.uint64)
-        for listed, own in zip(found.manifest.segments, found.rows, strict=True):
+        for listed, own in zip(found.manifest.segments, found.own, strict=True):
             with report.guard(f"{where}, segment {listed.number}"):
                 part = slice(listed.range * RANGE_WORDS, (listed.range + 1) * RANGE_WORDS)
                 if (covered[part] & own).any():

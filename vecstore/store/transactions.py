@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PAGE = struct.Struct("<QHHI")
 _OVERFLOW = 0x04
 # Databases whose values snapshots read by their addresses.
-TABLED = ("tiers", "lists")
+TABLED = ("tiers", "lists", "fields")
 
 
 class Reader:
