@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, overload
 
@@ -31,13 +31,15 @@ from vecstore.ann.index import Kind
 from vecstore.arguments import Where
 from vecstore.batches import Batch, Group
 from vecstore.behind import behind
+from vecstore.catalog import Entry
 from vecstore.errors import UsageError
 from vecstore.filters import Filter
 from vecstore.handle import Handle, shown
 from vecstore.hits import Audit, Explanation, Hit, Hits, Record
 from vecstore.planner import Recall
+from vecstore.records import Stored
 from vecstore.spec import Chunking, Id, Include, check_id, is_id, show
-from vecstore.store import Transaction
+from vecstore.store import Reader, Snapshot, Transaction
 from vecstore.vectors import Bits, Vectors, as_queries, usual_query
 
 DEFAULT_INCLUDE: tuple[Include, ...] = ("text", "metadata")
@@ -368,9 +370,8 @@ class Collection(Handle):
             size = PAGE if left is None else min(PAGE, left)
             with self._source.reading() as reader:
                 entry = self._entry(reader)
-                walked = records.walk(reader, entry.number, order)
-                allowed = (item for item in walked if where is None or where.matches(item))
-                page = list(itertools.islice(allowed, size))
+                walked = self._walk(reader, entry, where, order)
+                page = list(itertools.islice(walked, size))
                 # The cursor must not outlive its transaction.
                 walked.close()
                 found = shown(reader, entry, page, wanted)
@@ -379,6 +380,18 @@ class Collection(Handle):
                 return
             order = page[-1].order
             left = None if left is None else left - len(page)
+
+    def _walk(
+        self, reader: Reader, entry: Entry, where: Filter | None, order: int
+    ) -> Generator[Stored, None, None]:
+        """Records that satisfy a filter, in their order, behind another one."""
+        if where is None:
+            return records.walk(reader, entry.number, order)
+        if isinstance(reader, Snapshot):
+            return fields.walk(reader, entry, catalog.state(reader, entry.number), where, order)
+        # A transaction would ask the columns anew for each page.
+        walked = records.walk(reader, entry.number, order)
+        return (item for item in walked if where.matches(item))
 
     def search(
         self,

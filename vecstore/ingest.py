@@ -19,6 +19,7 @@ from vecstore import (
     bars,
     catalog,
     digests,
+    fields,
     layout,
     maintenance,
     passages,
@@ -387,7 +388,8 @@ def delete(txn: Transaction, entry: Entry, ids: list[Id] | None, where: Filter |
         read = (records.get(txn, entry.number, value) for value in dict.fromkeys(ids))
         found = (record for record in read if record is not None)
     else:
-        found = records.walk(txn, entry.number)
+        assert where is not None, "checked by the caller"
+        found = fields.walk(txn, entry, state, where)
     # Not the records themselves: together, their texts may be larger than memory.
     doomed = [
         (
@@ -398,7 +400,7 @@ def delete(txn: Transaction, entry: Entry, ids: list[Id] | None, where: Filter |
             digests.keys_of(txn, entry, record),
         )
         for record in found
-        if where is None or where.matches(record)
+        if ids is None or where is None or where.matches(record)
     ]
     if not doomed:
         return 0

@@ -27,6 +27,7 @@ from reference import Model, same_record
 import vecstore
 from vecstore import AlreadyExistsError, Chunking, NotFoundError, Record, UsageError, chunking
 from vecstore.encoders import HashEncoder
+from vecstore.fields import upkeep
 
 DIM = 8
 ENCODER = HashEncoder(DIM)
@@ -78,8 +79,12 @@ class Machine(RuleBasedStateMachine):
 
     snapshots: Bundle[Any] = Bundle("snapshots")
 
-    @initialize(memory=st.booleans())
-    def begin(self, memory: bool) -> None:
+    @initialize(memory=st.booleans(), least=st.sampled_from([1, 5, 40, 256]))
+    def begin(self, memory: bool, least: int) -> None:
+        # From so few rows on there are columns of metadata, and so few of them are merged.
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(upkeep, "LEAST", least)
+        self.patch.setattr(upkeep, "MERGED", 3)
         self.folder = Path(tempfile.mkdtemp())
         self.path = ":memory:" if memory else str(self.folder / "model.vecstore")
         self.db = vecstore.open(self.path, durable=False)
@@ -302,6 +307,10 @@ class Machine(RuleBasedStateMachine):
         self.db.compact()
 
     @rule(name=names)
+    def optimize(self, name: str) -> None:
+        self.db.collection(name).optimize(progress=False)
+
+    @rule(name=names)
     def drop_and_make_again(self, name: str) -> None:
         old, model = self.pick(name)
         self.db.drop(name)
@@ -392,6 +401,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "db"):
+            self.patch.undo()
             self.close_views()
             self.db.close()
             shutil.rmtree(self.folder)

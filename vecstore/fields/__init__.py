@@ -7,26 +7,34 @@ between the bounds are read, and decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vecstore import records, rows
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.fields import index
-from vecstore.fields.bounds import bounds
-from vecstore.filters import Filter
+from vecstore.fields.bounds import Bounds, bounds
+from vecstore.fields.columns import PASSAGE
+from vecstore.filters import Exists, Filter, In
 from vecstore.layout import State
 from vecstore.lazy import keep
 from vecstore.record_layout import Part
-from vecstore.rows import Words
+from vecstore.records import Stored
+from vecstore.rows import Rows, Words
+from vecstore.spec import MAX_INT_ID, MIN_INT_ID
 from vecstore.store import Reader, Snapshot
 
-# Masks that one version of a collection remembers; the oldest goes first.
-MASKS = 64
-# Where more of the living rows than one in so many are in doubt, all records are walked in order.
+T = TypeVar("T")
+
+# Masks, and bounds of masks, that one version of a collection remembers: so many, and so many bytes
+# of each kind. The oldest goes first.
+MASKS, MASKS_BYTES = 64, 16 << 20
+# Where more of the living rows than one in so many are asked for, all records are walked in order.
 WALKED = 8
 # Records read at a time.
 _STEP = 1024
@@ -48,49 +56,127 @@ def resolve(reader: Reader, entry: Entry, state: State, where: Filter | None) ->
 
     A snapshot's version remembers the masks of its filters.
     """
-    alive = rows.live(reader, entry.number, state)
     if where is None:
-        return Mask(alive, state.rows)
-    if not isinstance(reader, Snapshot):
-        return _resolve(reader, entry, state, alive, where)
-    masks: dict[bytes, Mask] = reader.cache.setdefault(("masks", entry.number), {})
-    key = where.key()
-    mask = masks.get(key)
-    if mask is None:
-        mask = keep(masks, key, _resolve(reader, entry, state, alive, where), MASKS)
-    return mask
+        return Mask(rows.live(reader, entry.number, state), state.rows)
+    wanted = where
+    return _remembered(
+        reader,
+        ("masks", entry.number),
+        where.key(),
+        lambda: _resolve(reader, entry, state, wanted),
+        state,
+    )
 
 
 def count(reader: Reader, entry: Entry, state: State, where: Filter | None) -> int:
     """How many records satisfy `where`."""
     if where is None:
         return state.records
+    mask = resolve(reader, entry, state, where)
     if not state.passages:
-        return resolve(reader, entry, state, where).count
-    return sum(where.matches(record) for record in records.walk(reader, entry.number))
+        return mask.count
+    return rows.count(mask.words & leading(reader, entry, state))
 
 
-def _resolve(reader: Reader, entry: Entry, state: State, alive: Words, where: Filter) -> Mask:
-    found = index.load(reader, entry.number, state)
-    segments = [] if found is None else list(found.segments(reader))
-    sure, possible = (part & alive for part in bounds(where, segments, len(alive)))
+def walk(
+    reader: Reader, entry: Entry, state: State, where: Filter, after: int = -1
+) -> Generator[Stored, None, None]:
+    """Yield the records that satisfy `where` by ascending order, beyond `after`."""
+    sure, possible = _bounded(reader, entry, state, where)
+    certain, maybe = _Bits(sure), _Bits(possible)
+    for record in _candidates(reader, entry, state, where, possible, after):
+        if record.row in certain or (record.row in maybe and where.matches(record)):
+            yield record
+
+
+def _candidates(
+    reader: Reader, entry: Entry, state: State, where: Filter, possible: Words, after: int
+) -> Iterator[Stored]:
+    """Records by ascending order, among them all whose rows are possible."""
+    if rows.count(possible) * WALKED > state.rows:
+        yield from records.walk(reader, entry.number, after)
+        return
+
+    def work() -> NDArray[np.uint64]:
+        numbers = rows.members(possible)
+        return np.sort(rows.gather_orders(reader, entry.number, state, entry.form, numbers))
+
+    key = ("orders", entry.number)
+    orders: NDArray[np.uint64] = _remembered(reader, key, where.key(), work, state)
+    for order in orders[np.searchsorted(orders, after, "right") :].tolist():
+        found = records.placed(reader, entry.number, order)
+        if isinstance(found, Stored):
+            yield found
+
+
+def leading(reader: Reader, entry: Entry, state: State) -> Words:
+    """The living rows without those of passages that are not the first of their record."""
+    alive = rows.live(reader, entry.number, state)
+    if not state.passages:
+        return alive
+
+    def work() -> Words:
+        sure, possible = _bounded(reader, entry, state, Exists(PASSAGE))
+        trailing = sure.copy()
+        for row, found in _placed(reader, entry, state, possible & ~sure):
+            if isinstance(found, Part):
+                trailing[row >> 6] |= np.uint64(1 << (row & 63))
+        return alive & ~trailing
+
+    return _remembered(reader, ("leading", entry.number), b"", work, state)
+
+
+def _remembered(
+    reader: Reader, kind: tuple[str, int], key: bytes, work: Callable[[], T], state: State
+) -> T:
+    """What work makes; remembered by the version of a snapshot."""
+    if not isinstance(reader, Snapshot):
+        return work()
+    known: dict[bytes, T] = reader.cache.setdefault(kind, {})
+    found = known.get(key)
+    if found is None:
+        most = max(1, min(MASKS, MASKS_BYTES // (8 * max(1, state.blocks))))
+        found = keep(known, key, work(), most)
+    return found
+
+
+def _bounded(reader: Reader, entry: Entry, state: State, where: Filter) -> Bounds:
+    """The living rows that satisfy a filter for certain, and those that may."""
+
+    def work() -> Bounds:
+        alive = rows.live(reader, entry.number, state)
+        found = index.load(reader, entry.number, state)
+        segments = [] if found is None else found.segments(reader)
+
+        def with_ids(leaf: In) -> Rows | None:
+            return _rows_of(reader, entry, state, leaf)
+
+        sure, possible = bounds(where, segments, len(alive), with_ids)
+        return Bounds(sure & alive, possible & alive)
+
+    return _remembered(reader, ("bounds", entry.number), where.key(), work, state)
+
+
+def _resolve(reader: Reader, entry: Entry, state: State, where: Filter) -> Mask:
+    sure, possible = _bounded(reader, entry, state, where)
     doubt = possible & ~sure
     left = rows.count(doubt)
     if left:
-        if isinstance(reader, Snapshot) and left * WALKED <= state.rows:
-            told = _told(reader, entry, state, doubt, where)
-        else:
-            told = _walked(reader, entry, doubt, where)
+        few = left * WALKED <= state.rows
+        told = (_told if few else _walked)(reader, entry, state, doubt, where)
+        sure = sure.copy()
         rows.mark(sure, np.array(list(told), np.intp))
     return Mask(sure, rows.count(sure))
 
 
-def _walked(reader: Reader, entry: Entry, doubt: Words, where: Filter) -> Iterator[int]:
+def _walked(
+    reader: Reader, entry: Entry, state: State, doubt: Words, where: Filter
+) -> Iterator[int]:
     """The rows in doubt that satisfy a filter, by walking all records."""
-    asked, allowed = set(rows.members(doubt).tolist()), set[int]()
+    asked, allowed = _Bits(doubt), set[int]()
     for item in records.walk_rows(reader, entry.number):
         if isinstance(item, Part):
-            if item.row in asked and item.parent in allowed:
+            if item.parent in allowed and item.row in asked:
                 yield item.row
         elif item.row in asked or item.passages is not None:
             matches = where.matches(item)
@@ -100,12 +186,24 @@ def _walked(reader: Reader, entry: Entry, doubt: Words, where: Filter) -> Iterat
                 yield item.row
 
 
-def _told(
-    reader: Snapshot, entry: Entry, state: State, doubt: Words, where: Filter
-) -> Iterator[int]:
+def _told(reader: Reader, entry: Entry, state: State, doubt: Words, where: Filter) -> Iterator[int]:
     """The rows in doubt that satisfy a filter, by the record of each."""
-    asked = rows.members(doubt)
     matching: dict[int, bool] = {}
+    for row, found in _placed(reader, entry, state, doubt):
+        if isinstance(found, Stored):
+            parent = found.order
+            matching[parent] = where.matches(found)
+        elif (parent := found.parent) not in matching:
+            matching[parent] = where.matches(records.read(reader, entry.number, parent))
+        if matching[parent]:
+            yield row
+
+
+def _placed(
+    reader: Reader, entry: Entry, state: State, words: Words
+) -> Iterator[tuple[int, Stored | Part]]:
+    """What is in each of some living rows."""
+    asked = rows.members(words)
     for at in range(0, len(asked), _STEP):
         part = asked[at : at + _STEP]
         orders = rows.gather_orders(reader, entry.number, state, entry.form, part)
@@ -115,13 +213,31 @@ def _told(
                 raise CorruptionError(
                     f"records: row {row} leads to order {order}, whose row is {found.row}"
                 )
-            parent = order
-            if isinstance(found, Part):
-                parent = found.parent
-                if parent not in matching:
-                    record = records.read(reader, entry.number, parent)
-                    matching[parent] = where.matches(record)
-            elif order not in matching:
-                matching[order] = where.matches(found)
-            if matching[parent]:
-                yield row
+            yield row, found
+
+
+def _rows_of(reader: Reader, entry: Entry, state: State, leaf: In) -> Rows | None:
+    """The rows of the records with some ids; None if there are so many that walking is faster."""
+    if len(leaf.members) * WALKED > state.records:
+        return None
+    found = list[int]()
+    for kind, value in leaf.members:
+        # 7.0 is the same number as 7, and no other kind of values can be an id.
+        whole = kind == "number" and value == int(value) and MIN_INT_ID <= value <= MAX_INT_ID
+        if whole or kind == "string":
+            record = records.get(reader, entry.number, int(value) if whole else value)
+            if record is not None:
+                parts = records.parts(reader, entry.number, record)
+                found += [record.row, *(part.row for part in parts)]
+    return np.array(found, np.intp)
+
+
+class _Bits:
+    """The rows of a mask, each asked for by `in`."""
+
+    def __init__(self, words: Words) -> None:
+        # Bytes of Python are asked faster than words of numpy.
+        self._bytes = words.tobytes()
+
+    def __contains__(self, row: int) -> bool:
+        return row >> 3 < len(self._bytes) and bool(self._bytes[row >> 3] >> (row & 7) & 1)

@@ -7,7 +7,7 @@ columns, are between the two, and so are those that a column leaves in doubt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from vecstore.field_layout import RANGE_WORDS
 from vecstore.fields.conditions import condition
 from vecstore.fields.segments import Segment
 from vecstore.filters import And, Compare, Contains, Exists, Filter, In, Not, Or
-from vecstore.rows import Words
+from vecstore.rows import Rows, Words, mark
 from vecstore.values import ID, TEXT
 
 
@@ -28,19 +28,25 @@ class Bounds(NamedTuple):
     possible: Words
 
 
-def bounds(where: Filter, segments: Sequence[Segment], blocks: int) -> Bounds:
+# The rows of the records with some ids; None if that is not known at once.
+WithIds = Callable[[In], Rows | None]
+
+
+def bounds(where: Filter, segments: Sequence[Segment], blocks: int, with_ids: WithIds) -> Bounds:
     """Return the bounds of a filter.
 
     Args:
         where: The filter.
         segments: Of all rows that any speaks for.
         blocks: How many words the masks have.
+        with_ids: Leads from ids to rows.
     """
-    return _Resolution(segments, blocks).of(where)
+    return _Resolution(segments, blocks, with_ids).of(where)
 
 
 class _Resolution:
-    def __init__(self, segments: Sequence[Segment], blocks: int) -> None:
+    def __init__(self, segments: Sequence[Segment], blocks: int, with_ids: WithIds) -> None:
+        self._with_ids = with_ids
         # Whole ranges, of which the last may end behind the last block.
         self._words = -(-blocks // RANGE_WORDS) * RANGE_WORDS
         self._blocks, self._segments = blocks, segments
@@ -82,7 +88,11 @@ class _Resolution:
         if leaf.path == ID and isinstance(leaf, Exists):
             return Bounds(~sure, ~sure)
         if leaf.path in (ID, TEXT):
-            return Bounds(sure, ~sure)
+            found = self._with_ids(leaf) if leaf.path == ID and isinstance(leaf, In) else None
+            if found is None:
+                return Bounds(sure, ~sure)
+            mark(sure, found)
+            return Bounds(sure, sure)
         doubt, test = self._none(), condition(leaf)
         for segment in self._segments:
             column, part = segment.column(leaf.path), self._part(segment)

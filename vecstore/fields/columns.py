@@ -25,6 +25,8 @@ Flags = NDArray[np.bool_]
 Metadata = dict[str, Any] | None
 # Of longer strings and bytes so much is kept, and a digest of all of it behind.
 LONGEST, DIGEST_BYTES = 256, 16
+# Stands in the metadata of a passage that is not the first of its record, and is no field's path.
+PASSAGE = "$passage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def columns(places: Places, metadata: Sequence[Metadata]) -> dict[str, Column]:
 
     Args:
         places: uint16 (n,), ascending.
-        metadata: As it is stored, of each.
+        metadata: As it is stored, of each; of passages with PASSAGE.
     """
     gathered: dict[str, _Gathered] = {}
     for key, values, where in _by_key(places, metadata):
@@ -157,7 +159,7 @@ def _by_key(
 
 def _is_path(key: str) -> bool:
     """Whether a key is a path of one segment that filters can name."""
-    return bool(key) and "." not in key and key[0] != "$"
+    return bool(key) and "." not in key and (key[0] != "$" or key == PASSAGE)
 
 
 def _flatten(

@@ -21,7 +21,7 @@ from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.field_layout import RANGE_ROWS, RANGE_WORDS, Listed, Manifest
 from vecstore.fields import columns, index, segments
-from vecstore.fields.columns import Column, Metadata
+from vecstore.fields.columns import PASSAGE, Column, Metadata
 from vecstore.layout import State
 from vecstore.record_layout import Part
 from vecstore.rows import Rows, Words
@@ -71,15 +71,23 @@ def tidy(txn: Transaction, entry: Entry, state: State) -> bool:
 class _Upkeep:
     def __init__(self, txn: Transaction, entry: Entry, state: State) -> None:
         self._txn, self._entry, self._state = txn, entry, state
-        self._number, marker = entry.number, layout.collection_key(entry.number)
-        if not index.counts(txn, entry.number, state):
-            txn.delete_prefix("fields", marker)
-            txn.put("fields", marker, layout.pack_generation(state.generation))
-            pending = min(state.rows, 2**32 - 1)
-            txn.put(
-                "fields", field_layout.manifest_key(self._number), Manifest(pending=pending).pack()
-            )
-        self._manifest = self._before = index.read_manifest(txn, entry.number)
+        self._number = entry.number
+        self._manifest = self._before = self._read() or self._begin()
+
+    def _read(self) -> Manifest | None:
+        """The manifest; None if it does not count, or is damaged: all can be made anew."""
+        with contextlib.suppress(CorruptionError):
+            if index.counts(self._txn, self._number, self._state):
+                return index.read_manifest(self._txn, self._number)
+        return None
+
+    def _begin(self) -> Manifest:
+        """Leave no segment, and all rows pending."""
+        marker, manifest = layout.collection_key(self._number), Manifest(self._state.rows)
+        self._txn.delete_prefix("fields", marker)
+        self._txn.put("fields", marker, layout.pack_generation(self._state.generation))
+        self._txn.put("fields", field_layout.manifest_key(self._number), manifest.pack())
+        return manifest
 
     def follow(self, change: Change) -> None:
         """Take over what a write did, and do what has become due."""
@@ -256,9 +264,9 @@ class _Upkeep:
 
 
 def metadata_of(reader: Reader, entry: Entry, orders: Mapping[int, int]) -> dict[int, Metadata]:
-    """The metadata of some rows, whose orders these are; without those of damaged records.
+    """What `columns` takes of some rows, whose orders these are, if their records are sound.
 
-    These stay pending, for `check` to find; the write at hand goes on.
+    Others stay pending, for `check` to find; the write at hand goes on.
     """
     told: dict[int, Metadata] = {}
     known: dict[int, Metadata] = {}
@@ -273,7 +281,8 @@ def metadata_of(reader: Reader, entry: Entry, orders: Mapping[int, int]) -> dict
                     record = records.read(reader, entry.number, parent)
                 known[parent] = record.metadata
             if found.row == row:
-                told[row] = known[parent]
+                passage = isinstance(found, Part)
+                told[row] = {**(known[parent] or {}), PASSAGE: True} if passage else known[parent]
     return told
 
 
