@@ -204,7 +204,8 @@ def ask(
         model.directions.values, model.directions.scales, model.signs, model.centroids.values,
         model.centroids.scales, model.bias, model.patterns, tables.get("lists", memory.lists),
         tables.get("blocks", memory.blocks), tables.get("codes", memory.codes), memory.tail, mask,
-        mask & memory.tail_mask, answer.orders, answer.scores, answer.counts, answer.stats,
+        mask & memory.tail_mask, tables.get("weights", np.zeros(0, np.float32)), answer.orders,
+        answer.scores, answer.counts, answer.stats,
         answer.missing,
     )  # fmt: skip
     if search is plain.search:

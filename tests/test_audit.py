@@ -15,6 +15,7 @@ from vecstore import (
     ReadOnlyError,
     StoreError,
     UsageError,
+    planner,
     recent,
 )
 from vecstore.recent import EACH, SIZE, Recent, RecentOf
@@ -76,7 +77,10 @@ def test_records_that_tie_count_as_found(memory: Database) -> None:
     assert (found.method, found.recall) == ("index", 1.0)
 
 
-def test_a_filter_holds_for_records_and_their_neighbours(memory: Database) -> None:
+def test_a_filter_holds_for_records_and_their_neighbours(
+    memory: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "EXACT_WORTH", 0)
     collection = filled(memory, index="ivf")
     found = collection.audit(sample=1000, where={"third": 1})
     assert (found.queries, found.method) == (300, "index")

@@ -25,7 +25,7 @@ from vecstore import (
     UsageError,
     VectorError,
 )
-from vecstore.collection import PAGE
+from vecstore.contents import PAGE
 from vecstore.encoders import FunctionEncoder, HashEncoder
 
 DATA = Path(__file__).parent / "data"

@@ -75,7 +75,10 @@ def test_numpy_answers_while_nothing_is_compiled(
 
 
 @pytest.mark.parametrize("where", [None, {"n": {"$lt": 100}}])
-def test_comparing_all_is_explained(memory: Database, where: Any) -> None:
+def test_comparing_all_is_explained(
+    memory: Database, where: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "loaded", lambda name: False)
     collection = filled(memory, index="flat")
     found = collection.explain(clusters(1)[0], where=where)
     assert found.method == ("rows" if where else "scan")

@@ -17,6 +17,7 @@ from vecstore import (
     UsageError,
     VectorError,
     maintenance,
+    planner,
 )
 from vecstore.ann import bits, compiled, lookup
 from vecstore.ann.index import KINDS
@@ -297,7 +298,11 @@ def test_long_work_shows_a_bar_only_where_wanted(
 
 @KIND
 @pytest.mark.parametrize("threads", [None, 1, 3])
-def test_many_queries_find_what_single_ones_do(memory: Database, kind: Any, threads: Any) -> None:
+def test_many_queries_find_what_single_ones_do(
+    memory: Database, kind: Any, threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So few rows are as well compared all.
+    monkeypatch.setattr(planner, "EXACT_WORTH", 0)
     collection = filled(memory, count=700, index=kind)
     queries = clusters(70, 5)
     options: dict[str, Any] = {"k": 5, "where": {"third": {"$in": [0, 1]}}, "min_score": 0.1}

@@ -88,6 +88,10 @@ def cases(draw):
     if draw(st.booleans()):
         few = rng.choice(count, draw(st.integers(0, min(count, 20))), replace=False)
         how["mask"] = memory.words(few)
+    if draw(st.booleans()):
+        # Some lists are passed over, and not all count alike.
+        drawn_weights = rng.choice([0, 0.1, 0.5, 1], lists, p=[0.3, 0.2, 0.2, 0.3])
+        how["weights"] = drawn_weights.astype(np.float32)
     return memory, drawn(rng, 3, dim, metric, far), how
 
 

@@ -22,7 +22,9 @@ def curves(*sizes: int) -> dict:
     }
 
 
-def planned(*, rows=100_000, allowed=None, filtered=None, recall=0.9, wanted=10, budgets=None):
+def planned(
+    *, rows=100_000, allowed=None, filtered=None, recall=0.9, wanted=10, budgets=None, **more
+):
     allowed = rows if allowed is None else allowed
     return plan(
         rows=rows,
@@ -31,6 +33,7 @@ def planned(*, rows=100_000, allowed=None, filtered=None, recall=0.9, wanted=10,
         recall=recall,
         wanted=wanted,
         budgets=budgets,
+        **more,
     )
 
 
@@ -116,11 +119,34 @@ def test_a_filter_widens_the_budget_as_a_larger_answer_would() -> None:
     assert (filtered.reach, filtered.slack) == (larger.reach, larger.slack)
 
 
+def test_lists_without_an_allowed_row_do_not_count() -> None:
+    """All that lists have is allowed: the answer is no farther off than without a filter."""
+    _, all_of_few = planned(allowed=10_000, reachable=10_000, budgets=curves(1, 10, 100))
+    _, everything = planned(budgets=curves(1, 10, 100))
+
+    assert all_of_few == everything
+
+
+def test_rows_are_compared_where_that_is_as_fast() -> None:
+    """A search scans all rows of the lists with an allowed one, or as many as were measured."""
+    budgets = curves(1, 10, 100)
+    budgets["scanned"] = {size: [50_000.0] * len(LEVELS) for size in budgets["sizes"]}
+
+    def method(allowed: int, reachable: int, dim: int) -> str:
+        return planned(allowed=allowed, reachable=reachable, dim=dim, budgets=budgets)[0].method
+
+    assert method(500, 40_000, 384) == "rows"
+    assert method(500, 500, 384) == "index"
+    assert method(2_000, 40_000, 384) == "index"
+    assert method(2_000, 40_000, 16) == "rows"
+    assert method(5_000, 90_000, 384) == method(5_000, 50_000, 384) == "index"
+
+
 @pytest.mark.parametrize(
     ("asked", "least"),
     [
         ({}, 1),
-        ({"allowed": 99_000}, EVERY_LIST),
+        ({"allowed": 99_000}, 1),
         ({"wanted": 100}, 1),
         ({"wanted": 101}, EVERY_LIST),
     ],

@@ -11,7 +11,7 @@ from vecstore import catalog, plain, rows, search
 from vecstore.ann import buckets, compiled, index
 from vecstore.ann.index import Kind
 from vecstore.catalog import Entry
-from vecstore.hits import Explanation
+from vecstore.hits import Explanation, Method
 from vecstore.layout import TILE_ROWS, State
 from vecstore.search import Request
 from vecstore.store import Reader
@@ -65,10 +65,10 @@ def run(
     plan = hits.plan
     # Where numpy compares all rows, nothing is counted.
     compares = plan.method in ("scan", "rows")
-    by_kernel = compares and plan.scanned > 0
+    by_kernel = compares and plan.scanned + plan.compared > 0
     by_numpy = compares and not by_kernel
     state = catalog.state(reader, entry.number)
-    known = compiled.state(_kernel(entry, index.kind(reader, entry.number)))
+    known = compiled.state(_kernel(entry, index.kind(reader, entry.number), plan.method))
     answered: Literal["compiled", "numpy"] = "numpy"
     if by_kernel or (plan.method == "index" and known == "compiled"):
         answered = "compiled"
@@ -90,10 +90,12 @@ def run(
     )
 
 
-def _kernel(entry: Entry, kind: Kind) -> compiled.Name:
+def _kernel(entry: Entry, kind: Kind, method: Method) -> compiled.Name:
     """Which kernel answers, or would."""
     if entry.spec.metric == "hamming":
         return "compare_bits"
+    if method == "rows" and kind != "flat":
+        return "compare_rows"
     return "compare" if kind == "flat" else "search"
 
 

@@ -30,6 +30,7 @@ ARRAYS: dict[str, tuple[Any, int]] = {
     "tail": (np.int64, 1),
     "mask": (np.uint64, 1),
     "tail_mask": (np.uint64, 1),
+    "weights": (np.float32, 1),
     "orders": (np.uint64, 2),
     "scores": (np.float64, 2),
     "counts": (np.int64, 1),

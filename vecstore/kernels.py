@@ -33,6 +33,8 @@ GROUPS_AT_ONCE = 16
 STEPS = 256
 # More lists than this are not left in the first step, if they can be told apart.
 CROWD = 16
+# Distances count from the nearest list with so large a weight, see `plain`.
+CROWDED = np.float32(0.5)
 # Tiles that are scanned before their candidates are narrowed; so many may wait then.
 TILES_A_STEP = 8
 TILES_AHEAD = 4
@@ -66,8 +68,8 @@ LONGEST_SQUARED = 1e36 * (1 + 1e-9)
 (
     QUERIES, PARAMETERS, FLOATS, MEAN, DIRECTION_VALUES, DIRECTION_SCALES, SIGNS, CENTROID_VALUES,
     CENTROID_SCALES, BIAS, PATTERNS, LIST_TABLE, BLOCK_TABLE, CODE_TABLE, TAIL, MASK, TAIL_MASK,
-    ORDERS, SCORES, COUNTS, STATS, LACKING,
-) = range(22)  # fmt: skip
+    WEIGHTS, ORDERS, SCORES, COUNTS, STATS, LACKING,
+) = range(23)  # fmt: skip
 WORDS = 4
 # Sizes that change in a search: of the heap, of the buffer, of what waits and what of it was asked
 # for, and how many were narrowed.
@@ -1134,6 +1136,8 @@ def _order(bases, count, low, gap, reach, seen, ordering):
     """
     (starts, steps, order), blocks = ordering, (count + 15) >> 4
     highest, lowest = _largest(_address(bases), blocks), low
+    if highest == -np.inf:
+        return np.int64(0)
     if low == -np.inf:
         lowest = highest
         for i in range(count):
@@ -1260,8 +1264,8 @@ def _check_blocks(blocks, optimistic, likely, rows, count, missing, room):
 
 @_quickly
 def _scan_lists(
-    lists, bases, top, ordering, integers, gap, reach, query, fine, mask, limit, scores, waiting,
-    found, sizes, missing, room,
+    lists, weights, bases, top, ordering, integers, gap, reach, query, fine, mask, limit, scores,
+    waiting, found, sizes, missing, room,
 ):  # fmt: skip
     """Scan lists, nearest first, until rank and distance say that the rest is not worth it.
 
@@ -1271,9 +1275,11 @@ def _scan_lists(
     # A list farther off than this is out of reach, whatever its rank.
     least, far = np.float32(-np.inf), np.float32(np.inf)
     if gap > 0 and integers[LEAST] <= 1:
-        least, far = top - reach / gap, reach
+        least = top - reach / gap
+        if weights.size == 0:
+            far = reach
     left, at, (_, steps, order) = np.int64(0), np.int64(0), ordering
-    step, before, over = np.int64(-1), 0, False
+    step, before, passed, over = np.int64(-1), 0.0, 0.0, False
     while True:
         # Fewer candidates than wanted: a filter lets few rows through.
         short = sizes[HELD] < k and missing[1] == 0
@@ -1282,7 +1288,7 @@ def _scan_lists(
                 break
             step = np.int64(-1)
             left, at = _order(bases, count, least, gap, far, seen, ordering), np.int64(0)
-            if left == 0 and short and far < np.inf:
+            if left == 0 and short and least > -np.inf:
                 least, far = np.float32(-np.inf), np.float32(np.inf)
                 left = _order(bases, count, least, gap, far, seen, ordering)
             if left == 0:
@@ -1291,9 +1297,9 @@ def _scan_lists(
         if steps[number] != step:
             if over:
                 break
-            step, before = np.int64(steps[number]), seen
+            step, before = np.int64(steps[number]), passed
         # Lists of one step come by number: as if each were the first of them, but for crowds.
-        rank = np.log(np.float32(1 + max(before, seen - CROWD)))
+        rank = np.log(np.float32(1 + max(before, passed - CROWD)))
         at += 1
         # Not to be ordered again.
         bases[number] = -np.inf
@@ -1302,6 +1308,7 @@ def _scan_lists(
             over = True
             continue
         seen += 1
+        passed += weights[number] if weights.size > 0 else 1.0
         if lists[number] == 0:
             _note(missing, room, np.int64(LIST), number)
             continue
@@ -1335,8 +1342,8 @@ def _scan_tail(
 @_quickly
 def _answer(
     wide, mean, integers, floats, directions, direction_scales, signs, centroids, centroid_scales,
-    bias, patterns, lists, blocks, codes, tail, mask, tail_mask, orders, scores, stats, missing,
-    scratch,
+    bias, patterns, lists, blocks, codes, tail, mask, tail_mask, weights, orders, scores, stats,
+    missing, scratch,
 ):  # fmt: skip
     """Answer one query; return how many rows were found, or -1 if entries were missing."""
     metric, dim, count, k = integers[METRIC], integers[DIM], integers[LISTS], integers[K]
@@ -1361,13 +1368,12 @@ def _answer(
     scale, total = _to_bytes(turned, dim, numbers, chunks * FINE_DIMS), np.int64(0)
     for j in range(dim):
         total += np.int64(numbers[j])
-    gap = floats[GAP]
+    if weights.size > 0:
+        top = _pass_over(bases, weights, count)
     if integers[OFFSETS]:
         # Of unit vectors half the squared distance is 1 - cosine.
         shift = 0.5 * whole - (metric == COSINE)
-        gap /= np.sqrt(max(whole - np.float32(2) * top, np.float32(1e-30)))
-    elif metric == DOT:
-        gap /= np.sqrt(max(whole, np.float32(1e-30)))
+    gap = floats[GAP] / _span(whole, top, integers)
     coarse = _address(table), step, start, floats[SLACK] * np.sqrt(size)
     fine = (
         4 * (1 + integers[OFFSETS]) + 32 * chunks, integers[OFFSETS], _address(numbers), scale,
@@ -1379,7 +1385,7 @@ def _answer(
     routed = _clock()
     if count > 0:
         seen, scanned = _scan_lists(
-            _point(lists), bases, top, ordered, integers, gap, floats[REACH], coarse, fine,
+            _point(lists), weights, bases, top, ordered, integers, gap, floats[REACH], coarse, fine,
             _point(mask), limit, tile, waits, kept, sizes, lacking, room,
         )  # fmt: skip
     if missing[1] > 0:
@@ -1408,6 +1414,28 @@ def _answer(
     stats[SCAN_TIME] = narrowed - routed
     stats[SETTLE_TIME] = _clock() - narrowed
     return held
+
+
+@_exactly
+def _span(whole, top, integers):
+    """What distances to lists are measured in: `whole` is the query's squared length."""
+    if integers[OFFSETS]:
+        return np.sqrt(max(whole - np.float32(2) * top, np.float32(1e-30)))
+    if integers[METRIC] == DOT:
+        return np.sqrt(max(whole, np.float32(1e-30)))
+    return np.float32(1)
+
+
+@_exactly
+def _pass_over(bases, weights, count):
+    """Leave out lists without a row that is wanted; return where distances count from."""
+    top = np.float32(-np.inf)
+    for i in range(count):
+        if weights[i] == 0:
+            bases[i] = -np.inf
+        elif weights[i] >= CROWDED and bases[i] > top:
+            top = bases[i]
+    return top
 
 
 @_exactly
@@ -1575,6 +1603,7 @@ def search(frame, first):
     lists, blocks = _vector(_u64, frame, LIST_TABLE), _vector(_u64, frame, BLOCK_TABLE)
     codes, tail = _vector(_u64, frame, CODE_TABLE), _vector(_i64, frame, TAIL)
     mask, tail_mask = _vector(_u64, frame, MASK), _vector(_u64, frame, TAIL_MASK)
+    weights = _vector(_f32, frame, WEIGHTS)
     orders, scores = _matrix(_u64, frame, ORDERS), _matrix(_f64, frame, SCORES)
     counts, stats = _vector(_i64, frame, COUNTS), _matrix(_i64, frame, STATS)
     missing = _vector(_i64, frame, LACKING)
@@ -1599,7 +1628,7 @@ def search(frame, first):
             break
         done = _answer(
             wide, mean, integers, floats, directions, direction_scales, signs, centroids,
-            centroid_scales, bias, patterns, lists, blocks, codes, tail, mask, tail_mask,
+            centroid_scales, bias, patterns, lists, blocks, codes, tail, mask, tail_mask, weights,
             orders[number], scores[number], stats[number], missing, scratch,
         )  # fmt: skip
         if done < 0:
@@ -1834,6 +1863,72 @@ def compare(frame, first):
             stats[at, SETTLE_TIME] = _clock() - since
         if missing[1] > 0:
             break
+    # As in a search.
+    memory[0] = 0
+    return answered
+
+
+# Comparing some rows: all of them by their vectors
+
+
+@_exactly
+def _lay_out_rows(at, integers, count):
+    """The scratch memory of a comparison of so many rows, and where it ends."""
+    doubles = _room(integers[DIM], 8)
+    wide, at = _f64(at), at + doubles
+    stored, at = _f64(at), at + doubles
+    differences, at = _f64(at), at + doubles
+    leaves, at = _i64(at), at + _room(3 * LEAVES + 1, 8)
+    sums, at = _f64(at), at + _room(LEAVES + 8, 8)
+    optimistic, at = _f32(at), at + _room(count, 4)
+    rows, at = _i64(at), at + _room(count, 8)
+    return wide, optimistic, rows, (stored, differences, leaves, sums), at
+
+
+def compare_rows(frame, first):
+    """Compare queries from `first` on with some rows; return as `search` does.
+
+    Of the frame it reads the queries, the parameters (DIM, K, METRIC, PRECISION), the table of
+    blocks, and the rows in the place of the tail. The twin is `exact.Exact`, which finds the same
+    hits with the same scores.
+    """
+    queries = _matrix(_f32, frame, QUERIES)
+    integers = _point(_vector(_i64, frame, PARAMETERS))
+    blocks, asked = _vector(_u64, frame, BLOCK_TABLE), _vector(_i64, frame, TAIL)
+    orders, scores = _matrix(_u64, frame, ORDERS), _matrix(_f64, frame, SCORES)
+    counts, stats = _vector(_i64, frame, COUNTS), _matrix(_i64, frame, STATS)
+    missing = _vector(_i64, frame, LACKING)
+    dim, metric, count = integers[DIM], integers[METRIC], np.int64(0)
+    missing[0] = NOTHING
+    missing[1] = 0
+    memory = np.empty(_lay_out_rows(np.uint64(0), integers, asked.size)[4] + 64, np.uint8)
+    begin = (_address(_point(memory)) + np.uint64(63)) & ~np.uint64(63)
+    wide, optimistic, rows, settling, _ = _lay_out_rows(begin, integers, asked.size)
+    _leaves(dim, settling[2])
+    for i in range(asked.size):
+        block = asked[i] >> 6
+        if not 0 <= block < blocks.size:
+            continue
+        if blocks[block] == 0:
+            _note(_point(missing), missing.size - 2, np.int64(BLOCK), block)
+        elif (asked[i] & 63) < _held(blocks[block]):
+            optimistic[count], rows[count] = np.inf, asked[i]
+            count += 1
+    answered = queries.shape[0] if missing[1] == 0 else first
+    for number in range(first, answered):
+        begun = _clock()
+        if not _compared(_behind(_point(queries), number * dim), dim, metric, wide, settling):
+            missing[0] = UNSOUND
+            answered = number
+            break
+        counts[number] = _compare(
+            wide, integers, 0.0, _point(blocks), optimistic, rows, np.int64(0), count, settling,
+            _point(orders[number]), _point(scores[number]), np.int64(0),
+        )  # fmt: skip
+        for stage in range(STAGES):
+            stats[number, stage] = 0
+        stats[number, RESCORED] = count
+        stats[number, SETTLE_TIME] = _clock() - begun
     # As in a search.
     memory[0] = 0
     return answered

@@ -50,6 +50,9 @@ TILES_A_STEP = 8
 FINE_DIMS, FINE_LEAST = 64, np.float32(-7.5)
 # Lists are ordered by their distance in so many steps.
 STEPS = 256
+# Distances count from the nearest list that has so large a weight: nearer ones may have some of the
+# rows that are wanted, and say little about where the others are.
+CROWDED = np.float32(0.5)
 # More lists than this are not left in the first step, if they can be told apart.
 CROWD = 16
 
@@ -80,6 +83,7 @@ def search(
     tail: Integers,
     mask: Words,
     tail_mask: Words,
+    weights: Floats,
     orders: Words,
     scores: Wide,
     counts: Integers,
@@ -113,6 +117,8 @@ def search(
         tail: int64 (t,), blocks that are in no list.
         mask: uint64 (blocks,), rows that may be found in lists.
         tail_mask: uint64 (blocks,), rows that may be found in the tail.
+        weights: float32 (lists,), for how many lists each counts in the rank of those behind it, 0
+            for one that is passed over; or (0,), where each counts for one.
         orders: uint64 (m, k) out, the records' orders, best first.
         scores: float64 (m, k) out.
         counts: int64 (m,) out, how many were found.
@@ -130,7 +136,7 @@ def search(
         bias,
         patterns,
     )
-    tables = _Tables(lists, blocks, codes, tail, mask, tail_mask, missing)
+    tables = _Tables(lists, blocks, codes, tail, mask, tail_mask, weights, missing)
     wide = vectors.as_compared(queries, _METRICS[told.metric])
     for number in range(first, len(wide)):
         # Of a query without a length nothing is left that is a number.
@@ -138,7 +144,7 @@ def search(
             missing[0] = UNSOUND
             return number
         begun = time.perf_counter_ns()
-        target = coarse.aim(wide[number], mean, told)
+        target = coarse.aim(wide[number], mean, weights, told)
         routed = time.perf_counter_ns()
         found = _Candidates(told, target)
         seen, scanned = _scan_lists(target, told, tables, found)
@@ -190,6 +196,7 @@ class _Tables:
     tail: Integers
     mask: Words
     tail_mask: Words
+    weights: Floats
     missing: Integers
 
     def note(self, kind: int, numbers: Array) -> None:
@@ -231,6 +238,15 @@ class _Target:
     scale: np.float32
     gap: np.float32
     shift: float
+
+
+def _span(whole: np.float32, top: np.float32, told: _Told) -> np.float32:
+    """What distances to lists are measured in: `whole` is the query's squared length."""
+    if told.offsets:
+        return np.float32(np.sqrt(max(whole - np.float32(2) * top, np.float32(1e-30))))
+    return (
+        np.float32(np.sqrt(max(whole, np.float32(1e-30)))) if told.metric == DOT else np.float32(1)
+    )
 
 
 class _Matrix:
@@ -292,7 +308,7 @@ class _Coarse:
     bias: Floats
     patterns: Floats
 
-    def aim(self, query: Wide, mean: Floats, told: _Told) -> _Target:
+    def aim(self, query: Wide, mean: Floats, weights: Floats, told: _Told) -> _Target:
         """Prepare a query, float64 (dim,)."""
         point = (query - mean if told.offsets else query).astype(np.float32)
         directed = self.directions.times(point)
@@ -303,13 +319,14 @@ class _Coarse:
         top = bases[: told.lists].max(initial=np.float32(-np.inf))
         wide = point.astype(np.float64)
         whole = np.float32(wide @ wide)
+        if len(weights):
+            bases[: told.lists][weights == 0] = -np.inf
+            top = bases[: told.lists][weights >= CROWDED].max(initial=np.float32(-np.inf))
         gap, shift = told.gap, -float(query @ mean)
         if told.offsets:
             # Of unit vectors half the squared distance is 1 - cosine.
             shift = 0.5 * float(whole) - (told.metric == COSINE)
-            gap /= np.sqrt(max(whole - np.float32(2) * top, np.float32(1e-30)))
-        elif told.metric == DOT:
-            gap /= np.sqrt(max(whole, np.float32(1e-30)))
+        gap /= _span(whole, top, told)
         pairs, start, step = self._fill_table(rotated, told.groups)
         wide = rotated.astype(np.float64)
         noise = told.slack * np.sqrt(np.float32(wide @ wide))
@@ -453,10 +470,12 @@ def _scan_lists(
     top = bases.max(initial=np.float32(-np.inf))
     least, far = np.float32(-np.inf), np.float32(np.inf)
     if gap > 0 and told.least <= 1:
-        least, far = top - reach / gap, reach
+        least = top - reach / gap
+        if not len(tables.weights):
+            far = reach
     order: list[tuple[int, int]] = []
-    at = seen = scanned = before = 0
-    step, over = -1, False
+    at = seen = scanned = 0
+    step, before, passed, over = -1, 0.0, 0.0, False
     while True:
         # Fewer candidates than wanted: a filter lets few rows through.
         short = not found.full and not tables.missing[1]
@@ -465,7 +484,7 @@ def _scan_lists(
                 break
             step = -1
             order, at = _ordered(bases, least, gap, far, seen), 0
-            if not order and short and far < np.inf:
+            if not order and short and least > -np.inf:
                 least, far = np.float32(-np.inf), np.float32(np.inf)
                 order = _ordered(bases, least, gap, far, seen)
             if not order:
@@ -475,9 +494,9 @@ def _scan_lists(
         if found_at != step:
             if over:
                 break
-            step, before = found_at, seen
+            step, before = found_at, passed
         # Lists of one step come by number: as if each were the first of them, but for crowds.
-        rank = np.float32(math.log(1 + max(before, seen - CROWD)))
+        rank = np.float32(math.log(np.float32(1 + max(before, passed - CROWD))))
         at += 1
         # Not to be ordered again.
         bases[number] = -np.inf
@@ -487,6 +506,7 @@ def _scan_lists(
             over = True
             continue
         seen += 1
+        passed += float(tables.weights[number]) if len(tables.weights) else 1.0
         address = int(tables.lists[number])
         if address == 0:
             tables.note(LIST, np.array([number]))

@@ -11,7 +11,13 @@ from vecstore.hits import Plan
 Recall = float | Literal["exact"]
 
 # So few rows are compared faster than found.
-FEW = 256
+FEW = 128
+# Nanoseconds that a search of an index takes at least, and for each row whose code it scans; and
+# for each row that is compared instead, and each of its numbers (measured, see
+# docs/architecture.md). An exact answer may take so many times longer.
+SEARCH_COST, CODE_COST = 25_000.0, 1.5
+ROW_COST, NUMBER_COST = 30.0, 0.28
+EXACT_WORTH = 1.25
 # An answer that is more than this share of the rows is as well found by comparing all.
 LARGE_SHARE = 0.1
 # Answers beyond this size need more candidates than codes tell apart.
@@ -30,6 +36,8 @@ def plan(
     wanted: int,
     budgets: dict[str, Any] | None,
     buckets: bool = False,
+    reachable: int | None = None,
+    dim: int = 0,
 ) -> tuple[Plan, Budget | None]:
     """Choose how to search.
 
@@ -41,6 +49,8 @@ def plan(
         wanted: How many rows.
         budgets: What the calibration of the index found; None if there is none to use.
         buckets: Whether there are buckets of binary vectors to use.
+        reachable: With a filter, rows of the lists that have any which it lets through.
+        dim: How many numbers a vector has.
 
     Returns:
         The plan, and the budget of a search through the index.
@@ -54,18 +64,23 @@ def plan(
     if budgets is None or recall == "exact" or recall >= 1 or allowed <= FEW or large:
         why = "so large an answer is not worth looking for in the index"
         return _exact(rows, allowed, recall, why if budgets is not None and large else None), None
-    # Among all rows, the wanted ones reach as far as so many would without the filter.
-    spread = wanted * rows / allowed
+    # Among the rows of these lists, the wanted ones reach as far as so many would if all were let
+    # through.
+    spread = wanted * (rows if reachable is None else reachable) / allowed
     reading = calibration.read(budgets, recall, max(1, round(spread)))
     if reading.recall < recall - SHORT:
         return _exact(rows, allowed, recall, f"the index reaches {reading.recall:.3f} only"), None
+    if reachable is not None:
+        searched = SEARCH_COST + CODE_COST * min(reading.scanned, reachable)
+        if allowed * (ROW_COST + NUMBER_COST * dim) <= EXACT_WORTH * searched:
+            return _exact(rows, allowed, recall, "which is as fast as the index"), None
     known = "measured" if budgets.get("measured", True) else "estimated"
     reason = f"the index is {known} to reach a recall of {reading.recall:.3f} for {recall} wanted"
     if allowed < rows:
         reason += f"; the filter allows {allowed} of {rows} rows, so it looks further"
-    # What was measured does not say where the allowed rows lie: none may be near the query. Nor
-    # does it say where those lie that are farther off than any that was asked for.
-    measured = allowed == rows and wanted <= max(map(int, budgets["sizes"]))
+    # What was measured does not say where those lie that are farther off than any that was asked
+    # for; of samples it does not say where copies lie.
+    measured = wanted <= min(calibration.SIZES[-1], max(map(int, budgets["sizes"])))
     budget = Budget(
         gap=reading.gap,
         reach=reading.reach,

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vecstore import catalog, fields, plain, planner, record_layout, records, rows
-from vecstore.ann import bits, buckets, engine, flat, index, lookup
+from vecstore.ann import bits, buckets, chosen, engine, flat, index, lookup
 from vecstore.ann.bits import BitComparison
+from vecstore.ann.chosen import RowComparison
 from vecstore.ann.flat import Comparison
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
@@ -106,7 +107,7 @@ def run(
 
 
 # How a snapshot searches otherwise than by numpy's comparison of all rows.
-Job = engine.Job | Comparison | BitComparison | lookup.Job
+Job = engine.Job | Comparison | BitComparison | RowComparison | lookup.Job
 
 
 def run_usual(reader: Reader, entry: Entry, query: Vectors, request: Request) -> Hits | None:
@@ -180,6 +181,9 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
         lap("resolve")
     view = _view(reader, entry, request, state)
     found = _buckets(reader, entry, request, state)
+    crowding = None
+    if isinstance(reader, Snapshot) and view is not None and planner.FEW < mask.count < state.rows:
+        crowding = engine.crowding(reader, entry, view, mask.words)
     plan, budget = planner.plan(
         rows=state.records,
         allowed=mask.count,
@@ -188,11 +192,13 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
         wanted=request.offset + request.k,
         budgets=None if view is None else view.index.budgets,
         buckets=found is not None,
+        reachable=None if crowding is None else crowding.rows,
+        dim=entry.spec.dim,
     )
     job: Job | None = None
     wanted = min(request.offset + request.k, mask.count)
     if view is not None and budget is not None:
-        job = engine.Job(entry, state, view, mask.words, wanted, budget)
+        job = engine.Job(entry, state, view, mask.words, wanted, budget, crowding)
     elif found is not None and plan.method == "buckets":
         job = lookup.Job(reader, entry, state, found, mask, wanted)
     elif request.whole and entry.spec.metric == "hamming":
@@ -200,6 +206,8 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
     elif not request.compares:
         # Bytes are not verified on each search; who wants to be sure has the vectors compared.
         job = flat.comparison(reader, entry, state, mask.words, wanted)
+    if job is None and request.whole and plan.method == "rows":
+        job = chosen.comparison(reader, entry, state, mask.words, wanted, indexed=view is not None)
     if lap is not None:
         lap("plan")
     best = 1.0 if entry.spec.metric == "cosine" else 0.0
@@ -237,7 +245,7 @@ def _find(
             return _approximate(reader, made, job, queries, request, lap)  # type: ignore[arg-type]
         case lookup.Job() as job:
             return _looked_up(reader, made, job, queries, request, lap)  # type: ignore[arg-type]
-        case Comparison() | BitComparison() as job if job.ready(len(queries)):
+        case Comparison() | BitComparison() | RowComparison() as job if job.ready(len(queries)):
             return _compared(reader, made, job, queries, request, lap)  # type: ignore[arg-type]
     if made.plan.method == "none":
         return [Ranked([], [], None, made.plan) for _ in queries]
@@ -341,7 +349,7 @@ def _ranked(made: _Preparation, found: engine.Found, number: int) -> Ranked:
 def _compared(
     reader: Snapshot,
     made: _Preparation,
-    job: Comparison | BitComparison,
+    job: Comparison | BitComparison | RowComparison,
     queries: Vectors | Bits,
     request: Request,
     lap: Lap | None,

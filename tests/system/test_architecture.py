@@ -391,7 +391,7 @@ def test_a_plan_and_the_listed_blocks_are_those_of_the_layout(memory):
     found = layout.unpack_meta(plan, "plan")
     assert list(found) == re.findall("`(.*?)`", rows_of("The index")[0][0][1])[1:]
     assert (len(found["edition"]), found["trained"], found["arrived"]) == (8, 600, 0)
-    assert found["budgets"].keys() == {"gap", "fine", "levels", "sizes", "measured"}
+    assert found["budgets"].keys() == {"gap", "fine", "levels", "sizes", "scanned", "measured"}
     assert layout.unpack_checked(listed, "listed") == b"\xff\x01"
 
 

@@ -48,7 +48,7 @@ class BitComparison(Comparing):
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
         """As `Calls.fill`; all blocks with rows that may be found are needed."""
         blocks = self.blocks(snapshot, np.flatnonzero(self.mask))
-        return self.frame(blocks, np.zeros(0, np.uint64))
+        return self.frame(blocks)
 
 
 def comparison(

@@ -30,6 +30,9 @@ Floats = NDArray[np.float64]
 
 LEVELS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 SIZES = (1, 10, 100)
+# Of one row in so many the nearest stand for as many times more of all rows: what filters let
+# through, and large answers, reach as far.
+SAMPLES = (10, 100)
 MIXTURE = 0.6
 # Of the neighbours that may be missed, the share that may be missed for want of lists.
 LISTS_SHARE = 0.5
@@ -144,8 +147,8 @@ class _Truth:
         # How far off fine codes were, in lengths of the query times their scales.
         self.errors: list[Vectors] = []
 
-    def add(self, part: Part) -> None:
-        """Compare the queries with more rows."""
+    def add(self, part: Part) -> Vectors:
+        """Compare the queries with more rows; return their scores, float32 (queries, rows)."""
         model = self.model
         vectors = model.centred(part.vectors)
         scores: Vectors = self.asked @ vectors.T
@@ -164,6 +167,7 @@ class _Truth:
         self.near = self.near.joined(
             _Rows(found, likely, part.codes.scales[best], part.lists[best])
         )
+        return scores
 
     def _estimate_pairs(
         self, part: Part, asked: NDArray[np.intp], rows: NDArray[np.intp]
@@ -282,6 +286,35 @@ class _Rows:
         return both.take(_largest(both.scores, self.scores.shape[1]))
 
 
+class _Nearest:
+    """The lists of the nearest rows of each query, of some rows alone."""
+
+    def __init__(self, queries: int) -> None:
+        self.scores = np.full((queries, SIZES[-1]), -np.inf, np.float32)
+        self.lists = np.zeros((queries, SIZES[-1]), np.intp)
+
+    def add(self, scores: Vectors, lists: NDArray[np.intp]) -> None:
+        """Add more rows: their scores (queries, rows), and the list of each."""
+        both = np.concatenate([self.scores, scores], axis=1)
+        lists = np.concatenate([self.lists, np.broadcast_to(lists, scores.shape)], axis=1)
+        best = _largest(both, SIZES[-1])
+        self.scores = np.take_along_axis(both, best, 1)
+        self.lists = np.take_along_axis(lists, best, 1)
+
+    @property
+    def complete(self) -> bool:
+        """Whether enough rows were there for each query."""
+        return bool(np.isfinite(self.scores).all())
+
+
+def _sampled(rows: NDArray[np.uint32], every: int) -> NDArray[np.bool_]:
+    """One row in so many, whichever order they came in."""
+    # Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4).
+    hashes = rows.astype(np.uint32) * np.uint32(2_654_435_769) >> np.uint32(8)
+    chosen: NDArray[np.bool_] = hashes % every == 0
+    return chosen
+
+
 def _largest(values: Vectors, count: int) -> NDArray[np.intp]:
     """Places of the largest numbers of each row."""
     count = min(count, values.shape[1])
@@ -326,13 +359,17 @@ def calibrate(
         with the least reach and slack.
     """
     truth = _Truth(model, asked.queries, asked.own)
+    ranks, far = _order(model, truth)
+    samples = {every: _Nearest(len(asked.queries)) for every in SAMPLES}
     for part in parts:
-        truth.add(part)
+        scores = truth.add(part)
+        for every, nearest in samples.items():
+            chosen = _sampled(part.codes.rows, every)
+            nearest.add(scores[:, chosen], part.lists[chosen])
     truth.finish()
     short = bool(np.median(lengths(asked.queries - model.mean)) < SHORT)
     there = int(np.isfinite(truth.near.scores).sum(axis=1).min())
     unknown = short or truth.blurred(min(10, there))
-    ranks, far = _order(model, truth)
     gap = _choose_gap(truth, ranks, far, sizes, min(10, there))
     budgets: dict[str, Any] = {
         "gap": gap,
@@ -343,14 +380,39 @@ def calibrate(
     for k in SIZES:
         if k > there:
             break
-        near = truth.near.lists[:, :k]
-        rank = np.take_along_axis(ranks, near, 1)
-        needed = np.log1p(rank) + gap * np.take_along_axis(far, near, 1)
-        curve = _levels(needed, truth.slack(k), asked.edges)
-        if unknown:
-            curve = [[reach, slack, 0.0] for reach, slack, _ in curve]
-        budgets["sizes"][str(k)] = curve
+        needed = _needed(ranks, far, gap, truth.near.lists[:, :k])
+        budgets["sizes"][str(k)] = _levels(needed, truth.slack(k), asked.edges)
+    for every, nearest in samples.items():
+        if nearest.complete:
+            needed = _needed(ranks, far, gap, nearest.lists)
+            curve = _levels(needed, truth.slack(SIZES[-1]), asked.edges)
+            budgets["sizes"][str(every * SIZES[-1])] = curve
+    if unknown:
+        for curve in budgets["sizes"].values():
+            for values in curve:
+                values[2] = 0.0
+    budgets["scanned"] = _scanned(np.log1p(ranks) + gap * far, sizes, budgets["sizes"])
     return budgets
+
+
+def _needed(ranks: NDArray[np.intp], far: Floats, gap: float, lists: NDArray[np.intp]) -> Floats:
+    """How far a search has to reach for rows in some lists, (queries, rows)."""
+    found: Floats = np.take_along_axis(np.log1p(ranks) + gap * far, lists, 1)
+    return found
+
+
+def _scanned(
+    needed: Floats, sizes: NDArray[np.intp], curves: dict[str, list[list[float]]]
+) -> dict[str, list[float]]:
+    """How many rows the lists have that a search scans, for each size and level."""
+    lists = needed.shape[1] - 1
+    order = np.argsort(needed[:, :lists], axis=None)
+    reaches = needed[:, :lists].reshape(-1)[order]
+    totals = np.append(0, np.cumsum(np.tile(sizes[:lists], len(needed))[order])) / len(needed)
+    return {
+        size: totals[np.searchsorted(reaches, [reach for reach, *_ in curve], "right")].tolist()
+        for size, curve in curves.items()
+    }
 
 
 def unmeasured(model: Model) -> dict[str, Any]:
@@ -369,7 +431,11 @@ def _order(model: Model, truth: _Truth) -> tuple[NDArray[np.intp], Floats]:
 
     Both are zero for the rows in no list, which every search scans: the last column.
     """
-    bases = truth.bases[:, : model.lists].astype(np.float64)
+    return _ordered(model, truth.asked, truth.bases[:, : model.lists].astype(np.float64))
+
+
+def _ordered(model: Model, asked: Vectors, bases: Floats) -> tuple[NDArray[np.intp], Floats]:
+    """As `_order`, with the scores of lists, (queries, lists); minus infinity for one left out."""
     none = np.zeros((len(bases), 1))
     if model.lists == 0:
         return none.astype(np.intp), none
@@ -378,12 +444,17 @@ def _order(model: Model, truth: _Truth) -> tuple[NDArray[np.intp], Floats]:
     np.put_along_axis(ranks, order, np.arange(model.lists)[None], 1)
     top = bases.max(axis=1, keepdims=True)
     far = np.where(np.isfinite(bases), top - bases, 1e30)
-    whole = np.vecdot(truth.asked, truth.asked)[:, None].astype(np.float64)
-    if model.distances:
-        far /= np.sqrt(np.maximum(whole - 2 * top, 1e-30))
-    elif model.metric == "dot":
-        far /= np.sqrt(np.maximum(whole, 1e-30))
+    far /= _spans(model, asked, top[:, 0])[:, None]
     return np.append(ranks, none.astype(np.intp), axis=1), np.append(far, none, axis=1)
+
+
+def _spans(model: Model, asked: Vectors, top: Floats) -> Floats:
+    """What distances to lists are measured in, of each query, (queries,)."""
+    whole = np.vecdot(asked, asked).astype(np.float64)
+    if not model.distances and model.metric != "dot":
+        return np.ones(len(whole))
+    spans: Floats = np.sqrt(np.maximum(whole - 2 * top * model.distances, 1e-30))
+    return spans
 
 
 def _choose_gap(
@@ -452,13 +523,20 @@ def _least(grid: Floats, bounds: Floats, level: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the curves say: see `engine.Budget`; and the recall expected."""
+    """What the curves say.
+
+    Attributes:
+        gap: As those of `engine.Budget`, so reach, slack and fine.
+        recall: What is expected.
+        scanned: How many rows the lists have that are scanned; infinite if that is not known.
+    """
 
     gap: float
     reach: float
     slack: float
     fine: float
     recall: float
+    scanned: float = np.inf
 
 
 def read(budgets: dict[str, Any], recall: float, k: int) -> Reading:
@@ -467,21 +545,34 @@ def read(budgets: dict[str, Any], recall: float, k: int) -> Reading:
     Between the levels, and between the sizes that were measured, it is interpolated; beyond the
     largest size the reach grows on as it did before.
     """
-    levels = np.array(budgets["levels"])
-    sizes = sorted((int(size), np.array(curve)) for size, curve in budgets["sizes"].items())
-    at = [
-        (np.log(size), [float(np.interp(recall, levels, curve[:, i])) for i in range(3)])
-        for size, curve in sizes
-    ]
+    levels, scanned = np.array(budgets["levels"]), budgets.get("scanned", {})
+    logs, at = [], []
+    for size in sorted(map(int, budgets["sizes"])):
+        reaches, slacks, recalls = np.array(budgets["sizes"][str(size)]).T
+        # What grows with the size by a factor is interpolated by its logarithm.
+        rows = np.log1p(scanned.get(str(size), [np.inf] * len(levels)))
+        logs.append(np.log(size))
+        at.append(
+            [float(np.interp(recall, levels, part)) for part in (reaches, slacks, recalls, rows)]
+        )
     place = np.log(max(k, 1))
-    if len(at) > 1 and place > at[-1][0]:
-        (low, first), (high, second) = at[-2:]
-        grown = (place - high) / (high - low)
-        reach = second[0] + grown * max(0.0, second[0] - first[0])
-        slack = max(second[1], first[1])
-        return Reading(budgets["gap"], reach, slack, budgets["fine"], second[2])
-    logs = np.array([log for log, _ in at])
-    reach, slack, expected = (
-        float(np.interp(place, logs, [values[i] for _, values in at])) for i in range(3)
+    if len(at) > 1 and place > logs[-1]:
+        grown = (place - logs[-1]) / (logs[-1] - logs[-2])
+        first, second = at[-2:]
+        reach, rows = (
+            second[i] + (grown * max(0.0, second[i] - first[i]) if second[i] < np.inf else 0.0)
+            for i in (0, 3)
+        )
+        slack, expected = max(second[1], first[1]), second[2]
+    else:
+        reach, slack, expected, rows = (
+            float(np.interp(place, logs, [values[i] for values in at])) for i in range(4)
+        )
+    return Reading(
+        budgets["gap"],
+        reach,
+        slack,
+        budgets["fine"],
+        expected,
+        float(np.expm1(rows)),
     )
-    return Reading(budgets["gap"], reach, slack, budgets["fine"], expected)

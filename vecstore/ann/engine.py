@@ -140,6 +140,47 @@ def view(snapshot: Snapshot, entry: Entry, state: State, found: Index) -> View:
     return known
 
 
+@dataclass(frozen=True, slots=True)
+class Crowding:
+    """How the rows of a mask are spread over lists.
+
+    Attributes:
+        weights: float32 (lists,), what share of its rows that is, beside the share of all lists
+            that have any; at most 1, and 0 for a list without any.
+        rows: How many rows these lists have, and the tail.
+    """
+
+    weights: Vectors
+    rows: int
+
+
+def crowding(snapshot: Snapshot, entry: Entry, seen: View, mask: Words) -> Crowding:
+    """How the rows of a mask are spread over lists."""
+    lists = seen.index.model.lists
+    listed, sizes = _listed(snapshot, entry, seen)
+    numbers = listed[rows.members(mask)]
+    allowed = np.bincount(numbers[numbers < lists], minlength=lists)
+    there = allowed > 0
+    held, found = int(sizes[there].sum()), int(allowed.sum())
+    shares = allowed / np.maximum(sizes, 1) * (held / max(found, 1))
+    tail = layout.BLOCK_ROWS * len(seen.tail)
+    return Crowding(np.minimum(shares, 1).astype(np.float32), held + tail)
+
+
+def _listed(
+    snapshot: Snapshot, entry: Entry, seen: View
+) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
+    """The list of each row, and how many rows each list has; remembered by the version."""
+    key = ("listed", entry.number)
+    known: tuple[NDArray[np.uint32], NDArray[np.intp]] | None = snapshot.cache.get(key)
+    if known is None:
+        lists = seen.index.model.lists
+        column = index.read_lists_of_rows(snapshot, entry.number, seen.index)
+        sizes = np.bincount(column[column < lists], minlength=lists)
+        known = snapshot.cache[key] = (column, sizes)
+    return known
+
+
 class Calls(ABC):
     """Calls of a kernel for one version of the file; their queries share all but themselves.
 
@@ -282,13 +323,25 @@ class Comparing(Calls):
         size = self._size * queries
         return not self.useless and compiled.ready_after(self.kernel, size) is not None
 
-    def frame(self, blocks: NDArray[np.uint64], coded: NDArray[np.uint64]) -> Shared:
-        """What calls share: few of the arrays of a frame, the others empty."""
+    def frame(
+        self,
+        blocks: NDArray[np.uint64],
+        coded: NDArray[np.uint64] | None = None,
+        asked: NDArray[np.int64] | None = None,
+    ) -> Shared:
+        """What calls share: few of the arrays of a frame, the others empty.
+
+        Args:
+            blocks: The table of blocks.
+            coded: That of what stands for them, in the place of codes.
+            asked: The rows to compare, in the place of the tail.
+        """
         floats, table = np.zeros(0, np.float32), np.zeros(0, np.uint64)
         matrix, signs = np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0), np.int8)
         patterns, tail = np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
+        coded, tail = table if coded is None else coded, tail if asked is None else asked
         learnt = floats, floats, matrix, floats, signs, matrix, floats, floats, patterns
-        return (self.integers, *learnt, table, blocks, coded, tail, self.mask, table)
+        return (self.integers, *learnt, table, blocks, coded, tail, self.mask, table, floats)
 
 
 class Job(Calls):
@@ -301,12 +354,20 @@ class Job(Calls):
         mask: uint64 (blocks,), the rows that may be found.
         k: How many are wanted.
         budget: How far to go.
+        crowding: How many of the rows in each list may be found, where not all may.
     """
 
     kernel: compiled.Name = "search"
 
     def __init__(
-        self, entry: Entry, state: State, seen: View, mask: Words, k: int, budget: Budget
+        self,
+        entry: Entry,
+        state: State,
+        seen: View,
+        mask: Words,
+        k: int,
+        budget: Budget,
+        crowding: Crowding | None = None,
     ) -> None:
         super().__init__(entry, state, k)
         self.model = model = seen.index.model
@@ -335,6 +396,7 @@ class Job(Calls):
             model.bias,
             model.patterns,
         )
+        self.weights = np.zeros(0, np.float32) if crowding is None else crowding.weights
         self.masks = (seen.tail, mask, mask & seen.tail_words if len(seen.tail) else mask)
 
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
@@ -345,7 +407,7 @@ class Job(Calls):
             self.blocks(snapshot, wanted if kind == plain.BLOCK else none),
             self.codes(snapshot, wanted if kind == plain.CODES else none),
         )
-        return (*self.learnt, *tables, *self.masks)
+        return (*self.learnt, *tables, *self.masks, self.weights)
 
     @index.mendable()
     def lists(self, snapshot: Snapshot, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:

@@ -130,10 +130,14 @@ def _check_plan(plan: dict[str, Any]) -> None:
         raise ValueError(f"trained with {counts[0]!r} rows, {counts[1]!r} since")
     levels = len(budgets["levels"])
     numbers = [np.array([*budgets["levels"], budgets["gap"], budgets["fine"]], np.float64)]
-    for size, curve in budgets["sizes"].items():
+    for size, curve in dict(budgets["sizes"]).items():
         numbers.append(np.array(curve, np.float64))
         if int(size) < 1 or numbers[-1].shape != (levels, 3):
             raise ValueError(f"a curve of {numbers[-1].shape} for {size!r} hits")
+    for size, scanned in dict(budgets.get("scanned", {})).items():
+        numbers.append(np.array(scanned, np.float64))
+        if numbers[-1].shape != (levels,) or not (numbers[-1] >= 0).all():
+            raise ValueError(f"rows scanned for {size!r} hits: {scanned!r:.60}")
     if len(numbers) < 2 or not all(np.isfinite(part).all() for part in numbers):
         raise ValueError(f"{len(numbers) - 1} curves, or numbers that are not finite")
 
