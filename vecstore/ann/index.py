@@ -138,8 +138,8 @@ def _check_plan(plan: dict[str, Any]) -> None:
         numbers.append(np.array(scanned, np.float64))
         if numbers[-1].shape != (levels,) or not (numbers[-1] >= 0).all():
             raise ValueError(f"rows scanned for {size!r} hits: {scanned!r:.60}")
-    if len(numbers) < 2 or not all(np.isfinite(part).all() for part in numbers):
-        raise ValueError(f"{len(numbers) - 1} curves, or numbers that are not finite")
+    if not budgets["sizes"] or not all(np.isfinite(part).all() for part in numbers):
+        raise ValueError("no curves, or numbers that are not finite")
 
 
 @mendable()
