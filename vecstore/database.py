@@ -160,6 +160,8 @@ class Database:
         precision: Precision | None = None,
         tiers: Iterable[Iterable[int]] | None = None,
         index: Kind | None = None,
+        index_fields: Iterable[str] | None = None,
+        skip_fields: Iterable[str] | None = None,
         timeout: float | None = None,
     ) -> Collection:
         """Return the collection of this name, made if it does not exist.
@@ -191,6 +193,9 @@ class Database:
                 one list, from the first record on) or "ivf" (lists of codes, once there are 256
                 rows). `collection.reindex` changes it. Under "hamming" "auto" and "flat" compare
                 all, "hash" sorts rows into buckets by their bits, and "ivf" is not there.
+            index_fields: The metadata fields that filters find quickly, with all below them; by
+                default all. Others can be filtered by, too, which reads every record then.
+            skip_fields: Instead, those that are left out: large ones that nobody filters by.
             timeout: Seconds to wait for the right to write.
 
         Raises:
@@ -202,7 +207,7 @@ class Database:
         if index is not None:
             maintenance.check_kind(index, metric)
         given = None if encoder is None else encoders.resolve(encoder)
-        asked = declared.check(dim, metric, given, mrl, precision, tiers)
+        asked = declared.check(dim, metric, given, mrl, precision, tiers, index_fields, skip_fields)
         with self.reading() as reader:
             entry = catalog.find(reader, name)
             if entry is None and self.read_only:

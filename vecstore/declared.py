@@ -7,9 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vecstore import encoders
+from vecstore import encoders, filters
 from vecstore.encoders import Encoder
-from vecstore.errors import EncoderError, EncoderMismatchError, SpecError, VecstoreError
+from vecstore.errors import (
+    EncoderError,
+    EncoderMismatchError,
+    FilterError,
+    SpecError,
+    VecstoreError,
+)
 from vecstore.spec import CollectionSpec, Metric, Precision, Tiers, encode_utf8, show
 
 # They can be gone through too, but are no list of numbers.
@@ -26,6 +32,8 @@ class Declared:
     mrl: tuple[int, ...] | None
     precision: Precision | None
     tiers: Tiers | None
+    index_fields: tuple[str, ...] | None = None
+    skip_fields: tuple[str, ...] | None = None
 
 
 def check(
@@ -35,6 +43,8 @@ def check(
     mrl: Sequence[int] | None,
     precision: Precision | None,
     tiers: Iterable[Iterable[int]] | None,
+    index_fields: Iterable[str] | None = None,
+    skip_fields: Iterable[str] | None = None,
 ) -> Declared:
     """Join arguments, those that are sequences as tuples of int; SpecError where they are none.
 
@@ -43,7 +53,9 @@ def check(
     if encoder is not None:
         _check_names(encoder)
     sizes, pairs = _check_mrl(mrl), _check_tiers(tiers)
-    return Declared(dim, metric, encoder, sizes, precision, pairs)
+    some = _check_fields(index_fields, "index_fields")
+    others = _check_fields(skip_fields, "skip_fields")
+    return Declared(dim, metric, encoder, sizes, precision, pairs, some, others)
 
 
 def new_spec(name: str, asked: Declared) -> CollectionSpec:
@@ -73,6 +85,8 @@ def new_spec(name: str, asked: Declared) -> CollectionSpec:
         fingerprint=None if encoder is None else encoder.fingerprint,
         precision="float32" if asked.precision is None else asked.precision,
         tiers=asked.tiers or (),
+        index_fields=asked.index_fields,
+        skip_fields=asked.skip_fields or (),
     )
 
 
@@ -150,6 +164,18 @@ def _check_tiers(tiers: Iterable[Iterable[int]] | None) -> Tiers | None:
     raise SpecError(f"tiers={show(tiers)} is not a sequence of pairs (dims, bits), as ((192, 2),)")
 
 
+def _check_fields(fields: Iterable[str] | None, name: str) -> tuple[str, ...] | None:
+    """The names of fields, each once, ascending; SpecError where there is one that is none."""
+    if fields is None:
+        return None
+    if isinstance(fields, (str, bytes, Mapping)) or not isinstance(fields, Iterable):
+        raise SpecError(f"{name}={show(fields)} is not a list of the names of fields")
+    try:
+        return tuple(sorted({filters.F(field).path for field in fields}))
+    except FilterError as error:
+        raise SpecError(f"{name}={show(fields)}: {error}") from None
+
+
 def compare(spec: CollectionSpec, asked: Declared) -> None:
     """Raise SpecError where what was asked for is not what the collection has."""
     mrl, encoder, tiers = asked.mrl, asked.encoder, asked.tiers
@@ -165,6 +191,8 @@ def compare(spec: CollectionSpec, asked: Declared) -> None:
         "mrl": mrl,
         "precision": asked.precision,
         "tiers": tiers,
+        "index_fields": asked.index_fields,
+        "skip_fields": asked.skip_fields,
     }
     for name, value in values.items():
         stored = getattr(spec, name)

@@ -44,6 +44,8 @@ class CollectionSpec:
             always "bits".
         tiers: The schedule of the index, from the shortest on: (dims, bits) of its short codes. Its
             fine codes are (dim, 4) always, and left out here. Empty where it is chosen in training.
+        index_fields: Fields that filters find quickly, with all below them; None for all fields.
+        skip_fields: Fields that they do not, with all below them.
     """
 
     name: str
@@ -54,6 +56,8 @@ class CollectionSpec:
     fingerprint: str | None = None
     precision: Precision = "float32"
     tiers: Tiers = ()
+    index_fields: tuple[str, ...] | None = None
+    skip_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -74,6 +78,17 @@ class CollectionSpec:
             )
         if self.tiers:
             self._check_tiers()
+        if self.index_fields is not None and self.skip_fields:
+            raise SpecError(
+                f"index_fields={show(self.index_fields)} names all fields to index, so that"
+                f" skip_fields={show(self.skip_fields)} has nothing left to say: give one of them"
+            )
+
+    def indexes(self, path: str) -> bool:
+        """Whether a field is one that filters find quickly."""
+        if self.index_fields is None:
+            return not self.skip_fields or not _is_below(path, self.skip_fields)
+        return _is_below(path, self.index_fields)
 
     def _check_tiers(self) -> None:
         stated = f"tiers={show(self.tiers)}"
@@ -127,7 +142,13 @@ class CollectionSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain values, the form in which it is stored."""
-        stated = {"tiers": [list(pair) for pair in self.tiers]} if self.tiers else {}
+        stated: dict[str, Any] = {}
+        if self.tiers:
+            stated["tiers"] = [list(pair) for pair in self.tiers]
+        if self.index_fields is not None:
+            stated["index_fields"] = list(self.index_fields)
+        if self.skip_fields:
+            stated["skip_fields"] = list(self.skip_fields)
         return {
             "name": self.name,
             "dim": self.dim,
@@ -152,7 +173,14 @@ class CollectionSpec:
             # Collections made before there was a choice have none.
             precision=values.get("precision", "float32"),
             tiers=tuple((dims, bits) for dims, bits in values.get("tiers", ())),
+            index_fields=tuple(values["index_fields"]) if "index_fields" in values else None,
+            skip_fields=tuple(values.get("skip_fields", ())),
         )
+
+
+def _is_below(path: str, fields: tuple[str, ...]) -> bool:
+    """Whether a path is one of some fields, or leads on from one."""
+    return any(path == field or path.startswith(f"{field}.") for field in fields)
 
 
 @dataclass(frozen=True, slots=True)

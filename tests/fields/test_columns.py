@@ -147,7 +147,7 @@ def test_bounds_hold_what_matches_between_them(first, second, unknown, where):
         for number, (part, some) in enumerate(zip(parts, (first, second), strict=False))
     ]
 
-    sure, possible = bounds(where, found, RANGE_WORDS, lambda leaf: None)
+    sure, possible = bounds(where, found, RANGE_WORDS, lambda leaf: None, lambda path: True)
 
     wanted, everything = matching(where, places, rows), set(places.tolist())
     assert places_of(sure) & everything <= wanted <= places_of(possible)

@@ -151,7 +151,7 @@ def _bounded(reader: Reader, entry: Entry, state: State, where: Filter) -> Bound
         def with_ids(leaf: In) -> Rows | None:
             return _rows_of(reader, entry, state, leaf)
 
-        sure, possible = bounds(where, segments, len(alive), with_ids)
+        sure, possible = bounds(where, segments, len(alive), with_ids, entry.spec.indexes)
         return Bounds(sure & alive, possible & alive)
 
     return _remembered(reader, ("bounds", entry.number), where.key(), work, state)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vecstore.field_layout import RANGE_WORDS
+from vecstore.fields.columns import PASSAGE
 from vecstore.fields.conditions import condition
 from vecstore.fields.segments import Segment
 from vecstore.filters import And, Compare, Contains, Exists, Filter, In, Not, Or
@@ -32,7 +33,13 @@ class Bounds(NamedTuple):
 WithIds = Callable[[In], Rows | None]
 
 
-def bounds(where: Filter, segments: Sequence[Segment], blocks: int, with_ids: WithIds) -> Bounds:
+def bounds(
+    where: Filter,
+    segments: Sequence[Segment],
+    blocks: int,
+    with_ids: WithIds,
+    indexes: Callable[[str], bool],
+) -> Bounds:
     """Return the bounds of a filter.
 
     Args:
@@ -40,13 +47,20 @@ def bounds(where: Filter, segments: Sequence[Segment], blocks: int, with_ids: Wi
         segments: Of all rows that any speaks for.
         blocks: How many words the masks have.
         with_ids: Leads from ids to rows.
+        indexes: Which paths have columns.
     """
-    return _Resolution(segments, blocks, with_ids).of(where)
+    return _Resolution(segments, blocks, with_ids, indexes).of(where)
 
 
 class _Resolution:
-    def __init__(self, segments: Sequence[Segment], blocks: int, with_ids: WithIds) -> None:
-        self._with_ids = with_ids
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        blocks: int,
+        with_ids: WithIds,
+        indexes: Callable[[str], bool],
+    ) -> None:
+        self._with_ids, self._indexes = with_ids, indexes
         # Whole ranges, of which the last may end behind the last block.
         self._words = -(-blocks // RANGE_WORDS) * RANGE_WORDS
         self._blocks, self._segments = blocks, segments
@@ -93,6 +107,8 @@ class _Resolution:
                 return Bounds(sure, ~sure)
             mark(sure, found)
             return Bounds(sure, sure)
+        if not (self._indexes(leaf.path) or leaf.path == PASSAGE):
+            return Bounds(sure, ~sure)
         doubt, test = self._none(), condition(leaf)
         for segment in self._segments:
             column, part = segment.column(leaf.path), self._part(segment)

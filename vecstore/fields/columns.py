@@ -8,7 +8,7 @@ their rows. It holds what `values.leaves` gives. Rows are places in a range of 6
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
@@ -102,23 +102,32 @@ def kept(text: bytes) -> bytes:
     return text[:LONGEST] + blake2b(text, digest_size=DIGEST_BYTES).digest()
 
 
-def columns(places: Places, metadata: Sequence[Metadata]) -> dict[str, Column]:
+def columns(
+    places: Places, metadata: Sequence[Metadata], indexes: Callable[[str], bool] | None = None
+) -> dict[str, Column]:
     """Return the columns of some records, by path.
 
     Args:
         places: uint16 (n,), ascending.
         metadata: As it is stored, of each; of passages with PASSAGE.
+        indexes: Which paths get a column; all if it is None.
     """
     gathered: dict[str, _Gathered] = {}
     for key, values, where in _by_key(places, metadata):
         kinds = set(map(type, values))
         if not _is_path(key) or not _SCALARS.issuperset(kinds - {list}):
             _spread(key, values, where, gathered)
+        elif indexes is not None and not (indexes(key) or key == PASSAGE):
+            continue
         elif list not in kinds:
             gathered.setdefault(key, _Gathered()).add(values, where)
         else:
             _flatten(key, values, where, gathered)
-    return {path: _column(found) for path, found in gathered.items()}
+    return {
+        path: _column(found)
+        for path, found in gathered.items()
+        if indexes is None or indexes(path) or path == PASSAGE
+    }
 
 
 @dataclass(slots=True)

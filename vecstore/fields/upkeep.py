@@ -160,7 +160,8 @@ class _Upkeep:
         """Make a segment of some rows of a range."""
         order = np.argsort(numbers)
         places = (numbers[order] - which * RANGE_ROWS).astype(np.uint16)
-        found = columns.columns(places, [metadata[i] for i in order.tolist()])
+        sorted_ = [metadata[i] for i in order.tolist()]
+        found = columns.columns(places, sorted_, self._entry.spec.indexes)
         self._put(which, field_layout.bits_of(places), found)
 
     def _put(self, which: int, words: Words, found: dict[str, Column]) -> None:
