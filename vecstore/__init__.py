@@ -33,7 +33,7 @@ from vecstore.errors import (
     VectorError,
 )
 from vecstore.filters import F, Filter
-from vecstore.hits import Audit, Explanation, Hit, Hits, Passage, Plan, Record
+from vecstore.hits import Audit, Explanation, Facet, Hit, Hits, Passage, Plan, Record
 from vecstore.spec import Chunking, CollectionSpec
 
 __version__ = "0.1.0"
@@ -52,6 +52,7 @@ __all__ = [
     "EncoderMismatchError",
     "Explanation",
     "F",
+    "Facet",
     "Filter",
     "FilterError",
     "FormatError",

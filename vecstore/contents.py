@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterable, Iterator
-from typing import overload
+from typing import Any, overload
 
-from vecstore import arguments, catalog, fields, filters, records
+import numpy as np
+from numpy.typing import NDArray
+
+from vecstore import arguments, catalog, fields, filters, records, rows
 from vecstore.arguments import Where
 from vecstore.catalog import Entry
+from vecstore.errors import UsageError
+from vecstore.fields.groups import Groups, groups
 from vecstore.filters import Filter
 from vecstore.handle import Handle, shown
-from vecstore.hits import Hit, Record
+from vecstore.hits import Facet, Hit, Record
 from vecstore.records import Stored
 from vecstore.spec import Id, Include, check_id, is_id
 from vecstore.store import Reader, Snapshot
@@ -72,31 +77,126 @@ class Contents(Handle):
             state = catalog.state(reader, entry.number)
             return fields.count(reader, entry, state, parsed)
 
+    def facets(self, field: str, where: Where = None, *, limit: int | None = None) -> list[Facet]:
+        """Return which values a field has, and how many records have each, the commonest first.
+
+        A record whose field is a list counts for each of its elements, once. Numbers that are equal
+        are one value, and so are datetimes of one instant, which come back in UTC. Null is a value;
+        records without the field count for none. Values of equal count stand as in `distinct`.
+
+        Args:
+            field: The name of a field, such as "lang" or "author.name"; "$id" and "$text" too.
+            where: Count only records that satisfy a filter.
+            limit: The most values to return.
+        """
+        most = None if limit is None else arguments.whole(limit, "limit", 0)
+        found = self._groups(field, where)
+        order = np.argsort(-found.counts, kind="stable")[:most].tolist()
+        return [Facet(found.values[number], int(found.counts[number])) for number in order]
+
+    def distinct(self, field: str, where: Where = None) -> list[Any]:
+        """Return the values of a field, as `facets`, in order.
+
+        The order is null, False, True, numbers, datetimes, strings by code point, bytes.
+        """
+        return self._groups(field, where).values
+
+    def _groups(self, field: str, where: Where) -> Groups:
+        path, parsed = filters.F(field).path, filters.parse(where)
+        with self._source.reading() as reader:
+            entry = self._entry(reader)
+            state = catalog.state(reader, entry.number)
+            allowed = fields.resolve(reader, entry, state, parsed).words
+            allowed = allowed & fields.leading(reader, entry, state)
+            return groups(reader, entry, state, path, allowed)
+
     def scan(
         self,
         where: Where = None,
         *,
+        order_by: str | None = None,
+        descending: bool = False,
         after: Id | Record | Hit | None = None,
         limit: int | None = None,
         include: Iterable[Include] = DEFAULT_INCLUDE,
     ) -> Iterator[Record]:
-        """Yield records in the order in which they were first stored.
+        """Yield records in the order in which they were first stored, or in that of a field.
 
         The order is stable: updates and upserts keep a record's place. To go on later, pass the
         last record as `after` (its id will do as long as the record exists). The scan reads a few
         hundred records at a time and holds nothing between; for a view of one moment use
         `db.snapshot()`.
 
+        With `order_by` records stand as `distinct` has the values of that field, those with a list
+        by its least element (descending: its largest), and those without the field last; where
+        values are equal, in the order of storing. That order is worked out when the first record is
+        asked for; records come as they are when they are read.
+
         Args:
             where: A filter.
-            after: Begin behind this record.
+            order_by: The name of a field, "$id" or "$text".
+            descending: From the largest value on.
+            after: Begin behind this record, which must satisfy the filter if there is `order_by`.
             limit: The most records to yield.
             include: Which of "text", "metadata" and "vector" the records carry.
         """
         wanted, parsed = arguments.check_include(include), filters.parse(where)
         left = None if limit is None else arguments.whole(limit, "limit", 0)
         order = self._order_of(after)
-        return self._scan(parsed, order, left, wanted)
+        if order_by is None:
+            if descending:
+                raise UsageError("descending=True needs order_by, the field to order by")
+            return self._scan(parsed, order, left, wanted)
+        path = filters.F(order_by).path
+        return self._scan_ordered(parsed, path, descending, order, left, wanted)
+
+    def _scan_ordered(
+        self,
+        where: Filter | None,
+        path: str,
+        descending: bool,
+        after: int,
+        left: int | None,
+        wanted: frozenset[Include],
+    ) -> Iterator[Record]:
+        with self._source.reading() as reader:
+            orders = self._ordered(reader, where, path, descending)
+        if after >= 0:
+            place = np.flatnonzero(orders == after)
+            if not len(place):
+                raise UsageError("after= is a record that is gone, or does not satisfy the filter")
+            orders = orders[int(place[0]) + 1 :]
+        for at in range(0, len(orders), PAGE):
+            if left is not None and left <= 0:
+                return
+            with self._source.reading() as reader:
+                entry = self._entry(reader)
+                page = [
+                    found
+                    for order in orders[at : at + PAGE].tolist()
+                    if (found := records.still(reader, entry.number, order)) is not None
+                ][:left]
+                ready = shown(reader, entry, page, wanted)
+            yield from ready
+            left = None if left is None else left - len(page)
+
+    def _ordered(
+        self, reader: Reader, where: Filter | None, path: str, descending: bool
+    ) -> NDArray[np.uint64]:
+        """The orders of the records that satisfy a filter, by the values of a field."""
+        entry = self._entry(reader)
+        state = catalog.state(reader, entry.number)
+        allowed = fields.resolve(reader, entry, state, where).words
+        allowed = allowed & fields.leading(reader, entry, state)
+        members = rows.members(allowed)
+        if not len(members):
+            return np.zeros(0, np.uint64)
+        ranked, numbers = groups(reader, entry, state, path, allowed).ranked(descending=descending)
+        # Records without the field come last.
+        ranks = np.full(len(members), np.iinfo(np.intp).max)
+        ranks[np.searchsorted(members, ranked)] = numbers
+        orders = rows.gather_orders(reader, entry.number, state, entry.form, members)
+        return orders[np.lexsort((orders, ranks))]
 
     def _scan(
         self, where: Filter | None, order: int, left: int | None, wanted: frozenset[Include]

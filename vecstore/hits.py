@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,13 @@ class Passage:
     def to_dict(self) -> dict[str, Any]:
         """Return index, start and end, and the text where present, as a dict."""
         return _present(self, ("index", "start", "end", "text"))
+
+
+class Facet(NamedTuple):
+    """A value of a field, and how many records have it."""
+
+    value: Any
+    records: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

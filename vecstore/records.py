@@ -52,6 +52,13 @@ def read(reader: Reader, collection: int, order: int) -> Stored:
     return _unpack(key, value)
 
 
+def still(reader: Reader, collection: int, order: int) -> Stored | None:
+    """The record of this order; None if it is gone."""
+    key = layout.record_key(collection, order)
+    value = reader.get("records", key)
+    return None if value is None else _unpack(key, value)
+
+
 def placed(reader: Reader, collection: int, order: int) -> Stored | Part:
     """The record or passage of this order; CorruptionError if it is missing or damaged."""
     key = layout.record_key(collection, order)

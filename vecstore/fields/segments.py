@@ -334,13 +334,14 @@ def columns_of(segment: Segment, living: Words) -> dict[str, Column]:
     for path in segment.paths:
         view = segment.column(path)
         assert view is not None
-        column = _whole(view).only(kept)
+        column = whole(view).only(kept)
         if len(column.exists):
             found[path] = column
     return found
 
 
-def _whole(view: ColumnView) -> Column:
+def whole(view: ColumnView) -> Column:
+    """A column as it is before it is packed; its arrays may be views."""
     exists = view.find("exists")
     column = Column(_places(view.rows if exists is None else exists))
     for constant in get_args(Constant):
