@@ -13,6 +13,7 @@ from typing import Any, TypeGuard, get_args
 from vecstore import filters
 from vecstore.errors import UsageError
 from vecstore.filters import Filter
+from vecstore.grouping import Grouping
 from vecstore.hits import Hit
 from vecstore.planner import Recall
 from vecstore.search import Request
@@ -139,6 +140,18 @@ def _request(
 
 # By types too: True is no 1.
 _usual = functools.lru_cache(USUAL_KEPT, typed=True)(_request)
+
+
+def grouping(group_by: str | None, group_size: int, request: Request) -> Grouping | None:
+    """How hits are grouped; None if they are not."""
+    size = whole(group_size, "group_size", 1)
+    if group_by is None:
+        if size > 1:
+            raise UsageError(f"group_size={size} needs group_by, the field to group by")
+        return None
+    if request.after is not None:
+        raise UsageError("after= does not go with group_by; use offset=, which counts groups")
+    return Grouping(filters.F(group_by).path, size)
 
 
 def check_recall(recall: Recall) -> None:

@@ -290,6 +290,8 @@ class Collection(Contents):
         include: Iterable[Include] = DEFAULT_INCLUDE,
         recall: Recall = DEFAULT_RECALL,
         dims: int | None = None,
+        group_by: str | None = None,
+        group_size: int = 1,
     ) -> Hits:
         """Return the k records nearest to a text or a vector, best first.
 
@@ -309,10 +311,17 @@ class Collection(Contents):
             dims: Compare only this many leading numbers (or bits), under cosine as vectors of
                 their own; the query may be as short. A vector that begins with so many zeros has
                 a cosine of 0.
+            group_by: Return the best hits of the k best groups: of records with the same values in
+                this field ("doc", "author.name", "$text"). A record without the field is a group of
+                its own. `offset` counts groups; the hits of a group stand together.
+            group_size: The most hits of a group.
         """
         request = arguments.request(
             k, where, min_score, offset, after, include, recall, self._prefix(dims)
         )
+        grouping = arguments.grouping(group_by, group_size, request)
+        if grouping is not None:
+            return self._search_groups(self._query(query, request), request, grouping)[0]
         usual = None if request.dims else usual_query(query, self._declared)
         if usual is not None:
             return self._search_usual(query, usual, request)
@@ -329,6 +338,8 @@ class Collection(Contents):
         include: Iterable[Include] = DEFAULT_INCLUDE,
         recall: Recall = DEFAULT_RECALL,
         dims: int | None = None,
+        group_by: str | None = None,
+        group_size: int = 1,
         threads: int | None = None,
     ) -> list[Hits]:
         """Return one Hits per query, all from the same moment; options as in `search`.
@@ -342,6 +353,8 @@ class Collection(Contents):
             include: Which of "text", "metadata" and "vector" the hits carry.
             recall: The share of the true neighbours wanted, or "exact".
             dims: Compare only this many leading numbers (or bits).
+            group_by: As in `search`, and so is `group_size`.
+            group_size: The most hits of a group.
             threads: How many threads share the queries where an index answers; None for as many
                 as there are processors that the process may use.
         """
@@ -364,7 +377,11 @@ class Collection(Contents):
             return []
         else:
             vectors = as_queries(queries, self._declared, request.dims)
-        return self._search(self._checked(vectors, request), request)
+        checked = self._checked(vectors, request)
+        grouping = arguments.grouping(group_by, group_size, request)
+        if grouping is not None:
+            return self._search_groups(checked, request, grouping)
+        return self._search(checked, request)
 
     # The index
 

@@ -33,6 +33,8 @@ from vecstore.errors import (
     UsageError,
     VecstoreError,
 )
+from vecstore.grouping import Grouping
+from vecstore.grouping import run as run_grouped
 from vecstore.hits import Hit, Hits, Passage, Record
 from vecstore.recent import Recent
 from vecstore.records import Stored
@@ -224,6 +226,15 @@ class Handle:
                 (found,) = search.run(reader, entry, asked, request)
         # As in `_search`.
         self._remember(asked, request)
+        return found
+
+    def _search_groups(
+        self, vectors: Vectors | Bits, request: Request, grouping: Grouping
+    ) -> list[Hits]:
+        with self._source.reading() as reader:
+            found = run_grouped(reader, self._entry(reader), vectors, request, grouping)
+        # As in `_search`.
+        self._remember(vectors, request)
         return found
 
     def _search(self, vectors: Vectors | Bits, request: Request) -> list[Hits]:
