@@ -72,7 +72,9 @@ class _Upkeep:
     def __init__(self, txn: Transaction, entry: Entry, state: State) -> None:
         self._txn, self._entry, self._state = txn, entry, state
         self._number = entry.number
-        self._manifest = self._before = self._read() or self._begin()
+        found = self._read()
+        self._anew = found is None
+        self._manifest = self._before = self._begin() if found is None else found
 
     def _read(self) -> Manifest | None:
         """The manifest; None if it does not count, or is damaged: all can be made anew."""
@@ -92,7 +94,9 @@ class _Upkeep:
     def follow(self, change: Change) -> None:
         """Take over what a write did, and do what has become due."""
         self._revoke(change.changed, change.allotted)
-        pending = self._manifest.pending + change.added + len(change.changed)
+        pending = self._manifest.pending
+        if not self._anew:
+            pending += change.added + len(change.changed)
         touched = set[int]()
         for numbers, metadata in change.fresh:
             for which, part in _by_range(numbers):
