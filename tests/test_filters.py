@@ -800,7 +800,7 @@ def test_the_manual_quotes_errors_as_they_are() -> None:
 
 
 def test_the_manual_runs() -> None:
-    start, day = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
+    start, day, told, left_out = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(start, names)
 
@@ -809,6 +809,12 @@ def test_the_manual_runs() -> None:
             assert eval(f"books.{call}", names) == int(answer)
         search = next(line for line in start.splitlines() if line.startswith("books.search"))
         assert eval(search, names).ids == ["dracula"]
+        facets, few, years, newest, best = (eval(line, names) for line in told.splitlines())
+        assert facets == [("en", 3)]
+        assert few == [("essay", 1), ("irony", 1), ("novel", 1)]
+        assert (years, newest, best) == ([1815, 1854, 1897], ["dracula", "walden"], ["emma"])
+        exec(left_out, names)
+        assert names["notes"].spec.skip_fields == ("debug", "html")
     finally:
         names["db"].close()
     exec(day, names)
