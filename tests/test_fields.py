@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vecstore
-from vecstore import Database, catalog, fields, records, rows
+from vecstore import CorruptionError, Database, catalog, fields, layout, records, rows
 from vecstore.filters import parse
 
 
@@ -101,3 +101,68 @@ def test_a_filter_sees_ids_and_texts(memory: Database) -> None:
     assert collection.count({"$id": "a"}) == 1
     assert collection.count({"$id": {"$in": [2, "2"]}}) == 1
     assert collection.count({"$text": {"$contains": "pear"}}) == 1
+
+
+def test_masks_take_a_bounded_number_of_bytes(filled: Database, monkeypatch) -> None:
+    monkeypatch.setattr(fields, "MASKS_BYTES", 3 * 8 * 4)
+    collection = filled.collection("c")
+    for number in range(20):
+        assert collection.count({"n": {"$lt": number}}) == number
+    with filled.reading() as reader:
+        (masks,) = (value for key, value in reader.cache.items() if key[0] == "masks")
+    assert len(masks) == 3
+
+
+STORIES = ["red pears", "a réd pear", "\U0001f350 pears", "pear\x00s", " a ", None, "nothing"]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"$text": {"$contains": "pear"}},
+        {"$text": {"$contains": "réd"}},
+        {"$text": {"$contains": "\U0001f350"}},
+        {"$text": {"$contains": "\x00s"}},
+        {"$text": {"$contains": ""}},
+        {"$text": "red pears"},
+        {"$text": {"$in": ["red pears", "nothing"]}},
+        {"$text": {"$contains": "pear"}, "kind": "fruit"},
+        {"$or": [{"$text": {"$contains": "pear"}}, {"$text": {"$contains": "noth"}}]},
+        {"$not": {"$text": {"$contains": "pear"}}},
+        {"$text": {"$contains": "pear", "$gt": "b"}},
+        {"$id": {"$contains": "1"}},
+        {"$id": {"$gt": "s3"}},
+        {"$id": {"$in": ["s1", 1, 1.0, 2.5, True, 2**70, float(2**63)]}},
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_texts_and_ids_are_compared_whole(memory: Database, where, inside: bool) -> None:
+    collection = memory.collection("c", dim=2)
+    for first, kind in ((0, "fruit"), (7, "book")):
+        ids = [f"s{n}" if n % 2 else n for n in range(first, first + 7)]
+        metadata = [{"kind": kind, "said": story} for story in STORIES]
+        collection.add(STORIES, vectors=np.ones((7, 2)), ids=ids, metadata=metadata)
+    wanted = [record.id for record in collection.scan() if parse(where).matches(record)]
+
+    with memory.transaction() if inside else memory.snapshot():
+        assert collection.count(where) == len(wanted)
+        assert [record.id for record in collection.scan(where)] == wanted
+        assert sorted(map(str, collection.search([1, 1], 20, where=where).ids)) == sorted(
+            map(str, wanted)
+        )
+
+
+def test_damage_is_noticed_in_records_that_are_passed_over(memory: Database) -> None:
+    collection = memory.collection("c", dim=2)
+    collection.add(["red pears", "blue"], vectors=np.ones((2, 2)), ids=["a", 2])
+
+    def damage(txn) -> None:
+        key = layout.record_key(1, 1)
+        value = bytearray(txn.get("records", key))
+        value[-1] ^= 1
+        txn.put("records", key, bytes(value))
+
+    memory.writing(damage)
+    with pytest.raises(CorruptionError):
+        collection.count({"$text": {"$contains": "pear"}})
+    memory.drop("c")

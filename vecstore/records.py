@@ -7,7 +7,7 @@ record behind its first one have orders and rows of their own.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,21 +181,32 @@ def get(reader: Reader, collection: int, value: Id) -> Stored | None:
     return found
 
 
-def walk(reader: Reader, collection: int, after: int = -1) -> Generator[Stored, None, None]:
-    """Yield the records of a collection by ascending order, beyond `after`."""
-    for found in walk_rows(reader, collection, after):
+def walk(
+    reader: Reader, collection: int, after: int = -1, within: Sequence[bytes] = ()
+) -> Generator[Stored, None, None]:
+    """Yield the records of a collection by ascending order, beyond `after`; as `walk_rows`."""
+    for found in walk_rows(reader, collection, after, within):
         if isinstance(found, Stored):
             yield found
 
 
 def walk_rows(
-    reader: Reader, collection: int, after: int = -1
+    reader: Reader, collection: int, after: int = -1, within: Sequence[bytes] = ()
 ) -> Generator[Stored | Part, None, None]:
-    """Yield all that has a row by ascending order: a passage comes behind its record."""
+    """Yield all that has a row by ascending order: a passage comes behind its record.
+
+    Records are passed over whose bytes lack any of `within`: to find them there takes a fraction
+    of the time that reading a record takes.
+    """
     prefix = layout.collection_key(collection)
     start = layout.record_key(collection, after + 1)
     for key, value in reader.items("records", prefix, start):
         passage = record_layout.is_passage(value)
+        if within and not passage:
+            stored = bytes(value)
+            if not all(map(stored.__contains__, within)):
+                record_layout.check_record(key, stored)
+                continue
         yield record_layout.unpack_part(key, value) if passage else _unpack(key, value)
 
 

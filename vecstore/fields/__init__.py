@@ -20,7 +20,7 @@ from vecstore.errors import CorruptionError
 from vecstore.fields import index
 from vecstore.fields.bounds import Bounds, bounds
 from vecstore.fields.columns import PASSAGE
-from vecstore.filters import Exists, Filter, In
+from vecstore.filters import And, Contains, Exists, Filter, In
 from vecstore.layout import State
 from vecstore.lazy import keep
 from vecstore.record_layout import Part
@@ -94,7 +94,7 @@ def _candidates(
 ) -> Iterator[Stored]:
     """Records by ascending order, among them all whose rows are possible."""
     if rows.count(possible) * WALKED > state.rows:
-        yield from records.walk(reader, entry.number, after)
+        yield from records.walk(reader, entry.number, after, _within(where))
         return
 
     def work() -> NDArray[np.uint64]:
@@ -174,7 +174,7 @@ def _walked(
 ) -> Iterator[int]:
     """The rows in doubt that satisfy a filter, by walking all records."""
     asked, allowed = _Bits(doubt), set[int]()
-    for item in records.walk_rows(reader, entry.number):
+    for item in records.walk_rows(reader, entry.number, within=_within(where)):
         if isinstance(item, Part):
             if item.parent in allowed and item.row in asked:
                 yield item.row
@@ -184,6 +184,17 @@ def _walked(
                 allowed.add(item.order)
             if matches and item.row in asked:
                 yield item.row
+
+
+def _within(where: Filter) -> list[bytes]:
+    """What the bytes of every record have that satisfies a filter, as strings lie there."""
+    if isinstance(where, And):
+        return [part for term in where.terms for part in _within(term)]
+    if isinstance(where, Contains):
+        return [where.value.encode()]
+    if isinstance(where, In) and len(where.values) == 1 and isinstance(where.values[0], str):
+        return [where.values[0].encode()]
+    return []
 
 
 def _told(reader: Reader, entry: Entry, state: State, doubt: Words, where: Filter) -> Iterator[int]:

@@ -152,6 +152,8 @@ class TermsView(Sequence[bytes]):
 
     def __init__(self, texts: NDArray[np.uint8], ends: NDArray[np.uint32]) -> None:
         self._texts, self._ends = memoryview(texts), ends  # type: ignore[arg-type]
+        # One of its numbers is asked for in a third of the time that numpy takes.
+        self._each = memoryview(ends)  # type: ignore[arg-type]
         self._numbers: dict[bytes, int] | None = None
 
     def numbers(self, wanted: Sequence[bytes]) -> Numbers:
@@ -180,8 +182,8 @@ class TermsView(Sequence[bytes]):
     def __getitem__(self, place: int | slice) -> bytes | Sequence[bytes]:
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
-        start = int(self._ends[place - 1]) if place else 0
-        return bytes(self._texts[start : self._ends[place]])
+        start = self._each[place - 1] if place else 0
+        return bytes(self._texts[start : self._each[place]])
 
     def __iter__(self) -> Iterator[bytes]:
         texts, ends = bytes(self._texts), self._ends.tolist()
