@@ -62,6 +62,7 @@ def _operators(depth: int) -> st.SearchStrategy[dict[str, Any]]:
         **dict.fromkeys(("$in", "$nin"), st.lists(scalars, max_size=4)),
         "$exists": st.booleans(),
         "$contains": texts,
+        "$startswith": texts,
     }
     if depth:
         choices["$not"] = _operators(depth - 1)

@@ -19,7 +19,19 @@ from hypothesis import strategies as st
 
 from tests import strategies as own
 from vecstore.errors import FilterError
-from vecstore.filters import And, Compare, Contains, Exists, F, Filter, In, Not, Or, parse
+from vecstore.filters import (
+    And,
+    Compare,
+    Contains,
+    Exists,
+    F,
+    Filter,
+    In,
+    Not,
+    Or,
+    StartsWith,
+    parse,
+)
 from vecstore.hits import Record
 from vecstore.values import leaves, split_path, values_at
 
@@ -81,6 +93,8 @@ def holds(op: str, operand: Any, record: Record, path: str) -> bool:
         return present == operand
     if op == "$contains":
         return any(isinstance(value, str) and operand in value for value in values)
+    if op == "$startswith":
+        return any(isinstance(value, str) and value[: len(operand)] == operand for value in values)
     if op in ("$eq", "$in"):
         wanted = [operand] if op == "$eq" else operand
         return any(same(value, one) for value in values for one in wanted)
@@ -213,6 +227,7 @@ def test_builder_equals_dict_form(path: str, value: Any, bound: Any, part: str) 
         (field.exists(), {path: {"$exists": True}}),
         (field.exists(False), {path: {"$exists": False}}),
         (field.contains(part), {path: {"$contains": part}}),
+        (field.startswith(part), {path: {"$startswith": part}}),
         (~(field < bound), {path: {"$not": {"$lt": bound}}}),
         (~(field < bound), {"$not": {path: {"$lt": bound}}}),
         ((field < bound) & (field == value), {path: {"$lt": bound, "$eq": value}}),
@@ -388,6 +403,7 @@ def test_parse_gives_the_smallest_tree() -> None:
     assert isinstance(parse({"a": {"$lt": 1}}), Compare)
     assert isinstance(parse({"a": {"$exists": True}}), Exists)
     assert isinstance(parse({"a": {"$contains": "x"}}), Contains)
+    assert isinstance(parse({"a": {"$startswith": "x"}}), StartsWith)
     assert isinstance(parse({"$or": [{"a": 1}, {"a": 2}]}), Or)
     assert isinstance(parse({"$or": [{"a": 1}]}), In)
     assert isinstance(parse({"$not": {"$not": {"a": 1}}}), In)
@@ -613,6 +629,7 @@ ERRORS: list[tuple[Any, str]] = [
     ({"a": {"$exists": None}}, "needs True or False, got None"),
     ({"a": {"$contains": 1}}, 'where["a"]["$contains"]: looks for a str in a str, got int 1'),
     ({"a": {"$contains": b"x"}}, "looks for a str in a str, got bytes b'x'"),
+    ({"a": {"$startswith": 1}}, 'where["a"]["$startswith"]: looks for a str in a str, got int 1'),
     # size
     (cyclic(), "nested deeper than 64 levels"),
     (nested("$not", 70), "nested deeper than 64 levels"),

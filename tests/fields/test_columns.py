@@ -58,6 +58,11 @@ leaves = st.one_of(
         paths,
         st.sampled_from(["", "a", "é", "xx", "x" * 260, "ab", "q"]),
     ),
+    st.builds(
+        lambda path, start: F(path).startswith(start),
+        paths,
+        st.sampled_from(["", "a", "é", LONG, LONG[:-1], LONG + "a", "ab", "q"]),
+    ),
 )
 filters = st.recursive(
     leaves,

@@ -20,7 +20,7 @@ from vecstore.errors import CorruptionError
 from vecstore.fields import index
 from vecstore.fields.bounds import Bounds, bounds
 from vecstore.fields.columns import PASSAGE
-from vecstore.filters import And, Contains, Exists, Filter, In
+from vecstore.filters import And, Contains, Exists, Filter, In, StartsWith
 from vecstore.layout import State
 from vecstore.lazy import keep
 from vecstore.record_layout import Part
@@ -190,7 +190,7 @@ def _within(where: Filter) -> list[bytes]:
     """What the bytes of every record have that satisfies a filter, as strings lie there."""
     if isinstance(where, And):
         return [part for term in where.terms for part in _within(term)]
-    if isinstance(where, Contains):
+    if isinstance(where, Contains | StartsWith):
         return [where.value.encode()]
     if isinstance(where, In) and len(where.values) == 1 and isinstance(where.values[0], str):
         return [where.values[0].encode()]

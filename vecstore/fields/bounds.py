@@ -15,9 +15,9 @@ import numpy as np
 
 from vecstore.field_layout import RANGE_WORDS
 from vecstore.fields.columns import PASSAGE
-from vecstore.fields.conditions import condition
+from vecstore.fields.conditions import Leaf, condition
 from vecstore.fields.segments import Segment
-from vecstore.filters import And, Compare, Contains, Exists, Filter, In, Not, Or
+from vecstore.filters import And, Compare, Contains, Exists, Filter, In, Not, Or, StartsWith
 from vecstore.rows import Rows, Words, mark
 from vecstore.values import ID, TEXT
 
@@ -93,11 +93,11 @@ class _Resolution:
             case Not():
                 one = self._of(where.term)
                 return Bounds(~one.possible, ~one.sure)
-            case In() | Compare() | Contains() | Exists():
+            case In() | Compare() | Contains() | StartsWith() | Exists():
                 return self._leaf(where)
         raise AssertionError(f"{type(where).__name__} is no filter")
 
-    def _leaf(self, leaf: In | Compare | Contains | Exists) -> Bounds:
+    def _leaf(self, leaf: Leaf) -> Bounds:
         sure = self._none()
         if leaf.path == ID and isinstance(leaf, Exists):
             return Bounds(~sure, ~sure)

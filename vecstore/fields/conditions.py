@@ -16,7 +16,7 @@ import numpy as np
 from vecstore.field_layout import Constant, SortedKind, TermKind
 from vecstore.fields.columns import LONGEST, kept
 from vecstore.fields.segments import ColumnView, TermsView
-from vecstore.filters import Compare, Contains, Exists, In
+from vecstore.filters import Compare, Contains, Exists, In, StartsWith
 from vecstore.rows import Words
 from vecstore.values import Kind, pair_of
 
@@ -146,7 +146,26 @@ class Containing:
             column.add_terms("string", first, last, doubt)
 
 
-def condition(leaf: In | Compare | Exists | Contains) -> Condition:
+class Beginning:
+    """A string begins with another one."""
+
+    def __init__(self, leaf: StartsWith) -> None:
+        self._start = leaf.value.encode()
+
+    def mark(self, column: ColumnView, sure: Words, doubt: Words) -> None:
+        """Set the bits of the rows that pass, and of those that may."""
+        terms = column.terms("string")
+        if terms is not None:
+            # Of long strings no more than the beginning is known.
+            first, last = _beginning(terms, self._start[:LONGEST])
+            words = sure if len(self._start) <= LONGEST else doubt
+            column.add_terms("string", first, last, words)
+
+
+Leaf = In | Compare | Exists | Contains | StartsWith
+
+
+def condition(leaf: Leaf) -> Condition:
     """The condition of a filter that has no filters in it."""
     match leaf:
         case In():
@@ -155,6 +174,8 @@ def condition(leaf: In | Compare | Exists | Contains) -> Condition:
             return Ordered(leaf)
         case Contains():
             return Containing(leaf)
+        case StartsWith():
+            return Beginning(leaf)
     return Existing()
 
 
