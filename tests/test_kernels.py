@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import Memory, ask, build, value
 
-from vecstore import exact, frames, kernels, layout, plain
+from vecstore import exact, frames, kernels, layout, plain, vectors
 from vecstore.ann import compiled, model
 from vecstore.ann.model import Matrix
 from vecstore.vectors import as_compared
@@ -406,6 +406,8 @@ def test_names_and_offsets_are_those_of_the_twin_and_the_layout():
     assert layout.HEADER.size == kernels.HEADER
     assert layout.COLUMNS_BYTES == kernels.COLUMNS
     assert layout.SCALES_BYTES == kernels.SCALES
+    assert layout.HEADER.size + layout.ORDERS_BYTES == kernels.NORMS
+    assert vectors.UNIT_SLACK == kernels.UNIT_SLACK
     packed = layout.HEADER.pack(b"vecs", 1, 1, 0, 12345, 0, 0, 0, 0, 0)
     assert int.from_bytes(packed[plain.ROWS_AT : plain.ROWS_AT + 4], "little") == 12345
 

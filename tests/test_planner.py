@@ -135,11 +135,11 @@ def test_rows_are_compared_where_that_is_as_fast() -> None:
     def method(allowed: int, reachable: int, dim: int) -> str:
         return planned(allowed=allowed, reachable=reachable, dim=dim, budgets=budgets)[0].method
 
-    assert method(500, 40_000, 384) == "rows"
-    assert method(500, 500, 384) == "index"
-    assert method(2_000, 40_000, 384) == "index"
-    assert method(2_000, 40_000, 16) == "rows"
-    assert method(5_000, 90_000, 384) == method(5_000, 50_000, 384) == "index"
+    assert method(1_000, 40_000, 384) == "rows"
+    assert method(1_000, 1_000, 384) == "index"
+    assert method(4_500, 40_000, 384) == "index"
+    assert method(4_500, 40_000, 16) == "rows"
+    assert method(4_500, 90_000, 384) == method(4_500, 50_000, 384) == "rows"
 
 
 @pytest.mark.parametrize(

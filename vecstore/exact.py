@@ -32,6 +32,9 @@ from vecstore.vectors import (
 )
 
 SETTLED_AT_ONCE = 4096
+# So few rows, on average so few of a block, are compared in float64 at once: to look at each block
+# takes longer.
+FEW, FEW_A_BLOCK = 1024, 16
 # Rows are copied together to matrices of this size for BLAS.
 BLAS_BYTES = 16 << 20
 # What is not compared where it lies is copied in pieces of this size, which stay in the cache.
@@ -61,7 +64,13 @@ class Exact:
         self.blocks = np.flatnonzero(mask.words)
         self.rows = rows.members(mask.words)
         self.queries = self._prepare(queries)
-        self.scores, self.slack = self._scan()
+        scattered = len(self.rows) < FEW_A_BLOCK * len(self.blocks)
+        if scattered and len(self.rows) * len(queries) <= FEW:
+            # Nothing is known of their scores yet: all are settled.
+            self.scores = np.zeros((len(queries), len(self.rows)))
+            self.slack = np.full((len(queries), 1), np.inf)
+        else:
+            self.scores, self.slack = self._scan()
 
     def _prepare(self, queries: Vectors | Bits) -> NDArray[Any]:
         return as_compared(queries, self.metric)

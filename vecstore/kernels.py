@@ -1429,13 +1429,14 @@ def _span(whole, top, integers):
 @_exactly
 def _pass_over(bases, weights, count):
     """Leave out lists without a row that is wanted; return where distances count from."""
-    top = np.float32(-np.inf)
+    top, nearest = np.float32(-np.inf), np.float32(-np.inf)
     for i in range(count):
         if weights[i] == 0:
             bases[i] = -np.inf
-        elif weights[i] >= CROWDED and bases[i] > top:
-            top = bases[i]
-    return top
+        nearest = max(nearest, bases[i])
+        if weights[i] >= CROWDED:
+            top = max(top, bases[i])
+    return nearest if top == -np.inf else top
 
 
 @_exactly
@@ -1870,6 +1871,13 @@ def compare(frame, first):
 
 # Comparing some rows: all of them by their vectors
 
+# Rows whose memory is asked for while the ones before are compared.
+AHEAD_ROWS = 8
+# How far from unit length vectors may be that are taken to have it, see `vectors`.
+UNIT_SLACK = 1e-6
+# Where the norms of a block begin.
+NORMS = HEADER + 512
+
 
 @_exactly
 def _lay_out_rows(at, integers, count):
@@ -1882,7 +1890,63 @@ def _lay_out_rows(at, integers, count):
     sums, at = _f64(at), at + _room(LEAVES + 8, 8)
     optimistic, at = _f32(at), at + _room(count, 4)
     rows, at = _i64(at), at + _room(count, 8)
-    return wide, optimistic, rows, (stored, differences, leaves, sums), at
+    own, at = _f32(at), at + _room(integers[DIM], 4)
+    hopes, at = _f64(at), at + _room(count, 8)
+    best, at = _f64(at), at + _room(integers[K], 8)
+    left, at = _i64(at), at + _room(count, 8)
+    return wide, optimistic, rows, (stored, differences, leaves, sums), (own, hopes, best, left), at
+
+
+@_quickly
+def _product(left, right, dim):
+    """The product of two vectors of float32, in float32."""
+    total = np.float32(0)
+    for j in range(dim):
+        total += left[j] * right[j]
+    return total
+
+
+@_exactly
+def _rule_out(wide, integers, blocks, rows, count, scratch):
+    """Write down which rows may be among the k best, by products of float32; return how many.
+
+    The bounds of their errors are those of `exact.Exact`.
+    """
+    own, hopes, best, left = scratch
+    dim, metric, k, squared, size = integers[DIM], integers[METRIC], integers[K], 0.0, np.int64(0)
+    for j in range(dim):
+        own[j] = np.float32(wide[j])
+        squared += wide[j] * wide[j]
+    length, unit = np.sqrt(squared), (dim + 8) * 2.0**-23
+    for i in range(min(AHEAD_ROWS, count)):
+        place, _ = _place(blocks[rows[i] >> 6], rows[i] & 63, dim, np.int64(FLOAT32))
+        for offset in range(0, 4 * dim, 64):
+            _prefetch(place + np.uint64(offset))
+    for i in range(count):
+        if i + AHEAD_ROWS < count:
+            ahead = rows[i + AHEAD_ROWS]
+            place, _ = _place(blocks[ahead >> 6], ahead & 63, dim, np.int64(FLOAT32))
+            for offset in range(0, 4 * dim, 64):
+                _prefetch(place + np.uint64(offset))
+        block, inside = blocks[rows[i] >> 6], rows[i] & 63
+        place, _ = _place(block, inside, dim, np.int64(FLOAT32))
+        score, slack = np.float64(_product(_f32(place), own, dim)), unit + 2 * UNIT_SLACK
+        if metric != COSINE:
+            norm = _f64(block + np.uint64(NORMS))[inside]
+            slack = unit * length * norm + dim * 2.0**-125
+            if metric == L2:
+                score -= norm * norm / 2
+                slack += (dim + 8) * 2.0**-51 * (norm * norm + squared)
+        hopes[i] = score + slack
+        # What is no number is not ruled out.
+        if score - slack == score - slack:
+            size = _keep_best(best, size, k, score - slack)
+    kept = np.int64(0)
+    for i in range(count):
+        if size < k or not hopes[i] < best[0]:
+            left[kept] = rows[i]
+            kept += 1
+    return kept
 
 
 def compare_rows(frame, first):
@@ -1901,9 +1965,9 @@ def compare_rows(frame, first):
     dim, metric, count = integers[DIM], integers[METRIC], np.int64(0)
     missing[0] = NOTHING
     missing[1] = 0
-    memory = np.empty(_lay_out_rows(np.uint64(0), integers, asked.size)[4] + 64, np.uint8)
+    memory = np.empty(_lay_out_rows(np.uint64(0), integers, asked.size)[5] + 64, np.uint8)
     begin = (_address(_point(memory)) + np.uint64(63)) & ~np.uint64(63)
-    wide, optimistic, rows, settling, _ = _lay_out_rows(begin, integers, asked.size)
+    wide, optimistic, rows, settling, scratch, _ = _lay_out_rows(begin, integers, asked.size)
     _leaves(dim, settling[2])
     for i in range(asked.size):
         block = asked[i] >> 6
@@ -1921,8 +1985,12 @@ def compare_rows(frame, first):
             missing[0] = UNSOUND
             answered = number
             break
+        left, kept = rows, count
+        if integers[PRECISION] == FLOAT32 and count > integers[K]:
+            kept = _rule_out(wide, integers, _point(blocks), rows, count, scratch)
+            left = scratch[3]
         counts[number] = _compare(
-            wide, integers, 0.0, _point(blocks), optimistic, rows, np.int64(0), count, settling,
+            wide, integers, 0.0, _point(blocks), optimistic, left, np.int64(0), kept, settling,
             _point(orders[number]), _point(scores[number]), np.int64(0),
         )  # fmt: skip
         for stage in range(STAGES):

@@ -322,6 +322,8 @@ class _Coarse:
         if len(weights):
             bases[: told.lists][weights == 0] = -np.inf
             top = bases[: told.lists][weights >= CROWDED].max(initial=np.float32(-np.inf))
+            if top == -np.inf:
+                top = bases[: told.lists].max(initial=np.float32(-np.inf))
         gap, shift = told.gap, -float(query @ mean)
         if told.offsets:
             # Of unit vectors half the squared distance is 1 - cosine.

@@ -16,7 +16,7 @@ FEW = 128
 # for each row that is compared instead, and each of its numbers (measured, see
 # docs/architecture.md). An exact answer may take so many times longer.
 SEARCH_COST, CODE_COST = 25_000.0, 3.5
-ROW_COST, NUMBER_COST = 30.0, 0.28
+ROW_COST, NUMBER_COST = 15.0, 0.1
 EXACT_WORTH = 1.25
 # An answer that is more than this share of the rows is as well found by comparing all.
 LARGE_SHARE = 0.1

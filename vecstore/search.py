@@ -111,16 +111,18 @@ Job = engine.Job | Comparison | BitComparison | RowComparison | lookup.Job
 
 
 def run_usual(reader: Reader, entry: Entry, query: Vectors, request: Request) -> Hits | None:
-    """Answer an array of one query whose numbers were not checked, if an index can.
+    """Answer an array of one query whose numbers were not checked, if a kernel can.
 
     None where it is no use, or where the metric cannot compare the query.
     """
     if not isinstance(reader, Snapshot):
         return None
     made = _remembered(reader, entry, request, None)
-    if not isinstance(made.job, engine.Job) or made.state.passages:
+    job = made.job
+    usable = isinstance(job, engine.Job) or (isinstance(job, RowComparison) and job.ready(1))
+    if not usable or made.state.passages:
         return None
-    found = made.job.search_one(reader, query)
+    found = job.search_one(reader, query)  # type: ignore[union-attr]  # one of these two
     return None if found is None else _hits(reader, made, request, None, _ranked(made, found, 0))
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from indexed import by_numpy, found
+from odd_vectors import KINDS, drawn
 
 import vecstore
 from vecstore import F, catalog
@@ -24,7 +25,11 @@ def test_hits_are_those_of_numpy(data):
     precision = data.draw(st.sampled_from(["float32", "float16", "int8"]))
     dim, count = data.draw(st.sampled_from([2, 3, 17, 384])), data.draw(st.integers(1, 300))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    vectors = rng.normal(size=(count, dim)).astype(np.float32)
+    kind = data.draw(st.sampled_from(KINDS if precision == "float32" else ["normal", "equal"]))
+    vectors = drawn(rng, count, dim, kind)
+    if metric == "cosine":
+        # Vectors of zeros have no direction.
+        vectors[~vectors.any(axis=1)] = 1
     if data.draw(st.booleans()):
         # Ties stand in the order of the records.
         vectors[:] = vectors[rng.integers(0, min(3, count), count)]
@@ -35,7 +40,8 @@ def test_hits_are_those_of_numpy(data):
         metadata = [{"wanted": number in allowed} for number in range(count)]
         points.add(vectors=vectors, ids=range(count), metadata=metadata)
         points.delete(list(range(0, count, 7)))
-        queries = np.concatenate([vectors[:2], rng.normal(size=(3, dim))])
+        queries = np.concatenate([vectors[:2], drawn(rng, 3, dim, kind)])
+        queries[~queries.any(axis=1)] = 1
         options = {"k": data.draw(st.sampled_from([1, 5, 100])), "where": F("wanted") == True}  # noqa: E712
         options["recall"] = data.draw(st.sampled_from([0.9, "exact"]))
         mine = points.search_many(queries, **options)
