@@ -14,6 +14,8 @@ together are the other one.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -545,34 +547,53 @@ def read(budgets: dict[str, Any], recall: float, k: int) -> Reading:
     Between the levels, and between the sizes that were measured, it is interpolated; beyond the
     largest size the reach grows on as it did before.
     """
-    levels, scanned = np.array(budgets["levels"]), budgets.get("scanned", {})
-    logs, at = [], []
-    for size in sorted(map(int, budgets["sizes"])):
-        reaches, slacks, recalls = np.array(budgets["sizes"][str(size)]).T
+    # A dozen numbers are interpolated faster without numpy.
+    levels, scanned = budgets["levels"], budgets.get("scanned", {})
+    low, high, share = _between(levels, recall)
+    sizes = sorted(map(int, budgets["sizes"]))
+    at = []
+    for size in sizes:
+        first, second = (budgets["sizes"][str(size)][which] for which in (low, high))
+        counts = scanned.get(str(size))
+        rows = (math.inf, math.inf) if counts is None else (counts[low], counts[high])
         # What grows with the size by a factor is interpolated by its logarithm.
-        rows = np.log1p(scanned.get(str(size), [np.inf] * len(levels)))
-        logs.append(np.log(size))
-        at.append(
-            [float(np.interp(recall, levels, part)) for part in (reaches, slacks, recalls, rows)]
-        )
-    place = np.log(max(k, 1))
+        pairs = [*zip(first, second, strict=True), (math.log1p(rows[0]), math.log1p(rows[1]))]
+        at.append([_mixed(one, other, share) for one, other in pairs])
+    logs, place = list(map(math.log, sizes)), math.log(max(k, 1))
     if len(at) > 1 and place > logs[-1]:
         grown = (place - logs[-1]) / (logs[-1] - logs[-2])
-        first, second = at[-2:]
-        reach, rows = (
-            second[i] + (grown * max(0.0, second[i] - first[i]) if second[i] < np.inf else 0.0)
+        nearer, farther = at[-2:]
+        reach, rows_ = (
+            farther[i]
+            + (grown * max(0.0, farther[i] - nearer[i]) if farther[i] < math.inf else 0.0)
             for i in (0, 3)
         )
-        slack, expected = max(second[1], first[1]), second[2]
+        slack, expected = max(farther[1], nearer[1]), farther[2]
     else:
-        reach, slack, expected, rows = (
-            float(np.interp(place, logs, [values[i] for values in at])) for i in range(4)
-        )
+        low, high, share = _between(logs, place)
+        reach, slack, expected, rows_ = (_mixed(at[low][i], at[high][i], share) for i in range(4))
     return Reading(
         budgets["gap"],
         reach,
         slack,
         budgets["fine"],
         expected,
-        float(np.expm1(rows)),
+        math.expm1(rows_) if rows_ < 700 else math.inf,
     )
+
+
+def _between(values: list[float], value: float) -> tuple[int, int, float]:
+    """The places of two of ascending values, and how far one is between them; at ends one twice."""
+    high = bisect_left(values, value)
+    if high == 0 or high == len(values):
+        end = min(high, len(values) - 1)
+        return end, end, 0.0
+    low = high - 1
+    return low, high, (value - values[low]) / (values[high] - values[low])
+
+
+def _mixed(first: float, second: float, share: float) -> float:
+    """A number between two; either may be infinite."""
+    if first == second or share >= 1:
+        return float(second)
+    return float(first + (second - first) * share)
