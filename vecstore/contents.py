@@ -18,7 +18,7 @@ from vecstore.filters import Filter
 from vecstore.handle import Handle, shown
 from vecstore.hits import Facet, Hit, Record
 from vecstore.records import Stored
-from vecstore.spec import Id, Include, check_id, is_id
+from vecstore.spec import Id, Include, check_id, is_id, show
 from vecstore.store import Reader, Snapshot
 
 DEFAULT_INCLUDE: tuple[Include, ...] = ("text", "metadata")
@@ -144,9 +144,11 @@ class Contents(Handle):
         left = None if limit is None else arguments.whole(limit, "limit", 0)
         order = self._order_of(after)
         if order_by is None:
-            if descending:
+            if descending is not False:
                 raise UsageError("descending=True needs order_by, the field to order by")
             return self._scan(parsed, order, left, wanted)
+        if type(descending) is not bool:
+            raise UsageError(f"descending={show(descending)} must be True or False")
         path = filters.F(order_by).path
         return self._scan_ordered(parsed, path, descending, order, left, wanted)
 

@@ -171,9 +171,12 @@ def _check_fields(fields: Iterable[str] | None, name: str) -> tuple[str, ...] | 
     if isinstance(fields, (str, bytes, Mapping)) or not isinstance(fields, Iterable):
         raise SpecError(f"{name}={show(fields)} is not a list of the names of fields")
     try:
-        return tuple(sorted({filters.F(field).path for field in fields}))
+        paths = tuple(sorted({filters.F(field).path for field in fields}))
     except FilterError as error:
         raise SpecError(f"{name}={show(fields)}: {error}") from None
+    if any(path.startswith("$") for path in paths):
+        raise SpecError(f"{name}={show(fields)}: $id and $text are no fields of metadata")
+    return paths
 
 
 def compare(spec: CollectionSpec, asked: Declared) -> None:

@@ -20,6 +20,8 @@ from vecstore.layout import BITS, HEADER, SEGMENT, SEGMENT_ROWS, Header, collect
 
 RANGE_ROWS = 1 << 16
 RANGE_WORDS = RANGE_ROWS // 64
+# Rows have numbers of 32 bits.
+RANGES = 2**32 // RANGE_ROWS
 # So many places take as much room as a bit for each place of a range.
 DENSE = RANGE_ROWS // 16
 # Of sorted values the bits of all before every so-manieth are kept.
@@ -99,6 +101,8 @@ class Manifest:
             counts += [part for one in found.segments for part in (one.number, one.range, one.rows)]
             if not all(type(count) is int and 0 <= count < 2**32 for count in counts):
                 raise ValueError(f"counts {counts[:8]}")
+            if not all(one.range < RANGES for one in found.segments):
+                raise ValueError("a range beyond all rows")
             numbers = [one.number for one in found.segments]
             if sorted(set(numbers)) != numbers:
                 raise ValueError(f"segments {numbers[:8]}")

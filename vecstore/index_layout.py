@@ -8,6 +8,7 @@ vectors is a value a band in `lists`, and in `index` which blocks' rows are in t
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -377,6 +378,9 @@ def pack_arrays(
     return filled + body
 
 
+_DTYPE = re.compile(r"[<|][fiu][1248]")
+
+
 def read_arrays(payload: bytes | memoryview, *, aligned: bool) -> tuple[dict[str, Any], Arrays]:
     """The plain values of such a payload, and where its arrays are.
 
@@ -388,6 +392,9 @@ def read_arrays(payload: bytes | memoryview, *, aligned: bool) -> tuple[dict[str
         values, directory = msgpack.unpackb(payload[CHECKSUM.size : CHECKSUM.size + size])
         found: Arrays = {}
         for name, dtype, shape, at in directory:
+            # numpy reads what no dtype is called as Python.
+            if not (isinstance(dtype, str) and _DTYPE.fullmatch(dtype)):
+                raise ValueError(f"{name!r:.40} is of the dtype {dtype!r:.40}")
             place = _start(size, aligned) + at
             # An error unless all of it is there.
             np.frombuffer(payload, dtype, math.prod(shape), place).reshape(shape)

@@ -103,10 +103,15 @@ def _plain_dict(values: Mapping[Any, Any], where: str, depth: int) -> dict[str, 
             # Others may not come back equal.
             or (kind is datetime and (value.tzinfo is None or value.tzinfo is UTC))
         ):
-            plain[key] = value
+            plain[_exact_str(key)] = value
         else:
-            plain[str(key)] = _plain(value, f"{where}[{key!r}]", depth + 1)
+            plain[_exact_str(key)] = _plain(value, f"{where}[{key!r}]", depth + 1)
     return plain
+
+
+def _exact_str(text: str) -> str:
+    """A str and no subclass; str() would call the __str__ of an Enum."""
+    return text if type(text) is str else str.__str__(text)
 
 
 def _plain(value: Any, where: str, depth: int) -> Any:
@@ -121,12 +126,13 @@ def _plain(value: Any, where: str, depth: int) -> Any:
     # A timedelta64 in nanoseconds would become an int.
     elif isinstance(value, np.generic) and not isinstance(value, np.timedelta64):
         value = value.item()
-    if value is None or isinstance(value, bool | bytes):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, bytes):
+        return bytes(memoryview(value))
     if isinstance(value, str):
         encode_utf8(value, where)
-        # str() would call the __str__ of an Enum.
-        return str.__str__(value)
+        return _exact_str(value)
     if isinstance(value, int):
         if not MIN_INT_ID <= value <= 2 * MAX_INT_ID + 1:
             raise UsageError(f"{where} = {show(value)} does not fit 64 bits; use str or float")
@@ -154,4 +160,7 @@ def _checked_datetime(value: datetime, where: str) -> datetime:
         unpack_extension(packed.code, packed.data)
     except (ValueError, TypeError, OverflowError, struct.error) as error:
         raise UsageError(f"{where} = {show(value)} cannot be stored: {error}") from None
-    return value
+    if type(value) is datetime:
+        return value
+    day, time = (value.year, value.month, value.day), (value.hour, value.minute, value.second)
+    return datetime(*day, *time, value.microsecond, tzinfo=value.tzinfo, fold=value.fold)

@@ -66,7 +66,7 @@ def plan(
         return _exact(rows, allowed, recall, why if budgets is not None and large else None), None
     # Among the rows of these lists, the wanted ones reach as far as so many would if all were let
     # through.
-    spread = wanted * (rows if reachable is None else reachable) / allowed
+    spread = wanted * rows / allowed
     reading = calibration.read(budgets, recall, max(1, round(spread)))
     if reading.recall < recall - SHORT:
         return _exact(rows, allowed, recall, f"the index reaches {reading.recall:.3f} only"), None

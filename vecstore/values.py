@@ -112,6 +112,9 @@ def leaves(metadata: dict[str, Any] | None) -> dict[str, list[Any]]:
     while stack:
         path, node = stack.pop()
         prefix = path
+        if prefix and prefix.count(".") >= MAX_DEPTH:
+            # No filter can name it, nor what lies below it.
+            prefix = ".".join(prefix.split(".", MAX_DEPTH)[:MAX_DEPTH])
         while prefix and prefix not in found:
             found[prefix] = []
             prefix = prefix.rpartition(".")[0]
@@ -123,7 +126,7 @@ def leaves(metadata: dict[str, Any] | None) -> dict[str, list[Any]]:
             )
         elif isinstance(node, (list, tuple)):
             stack.extend((path, item) for item in reversed(node))
-        elif path:
+        elif path in found:
             found[path].append(node)
     # A metadata key named $id must not pass for the record's id.
     return {

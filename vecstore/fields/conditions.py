@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vecstore.field_layout import Constant, SortedKind, TermKind
-from vecstore.fields.columns import LONGEST, kept
+from vecstore.fields.columns import DIGEST_BYTES, LONGEST, kept
 from vecstore.fields.segments import ColumnView, TermsView
 from vecstore.filters import Compare, Contains, Exists, In, StartsWith
 from vecstore.rows import Words
@@ -198,8 +198,8 @@ def _nearest(number: float) -> float:
 
 def _beginning(terms: TermsView, start: bytes) -> tuple[int, int]:
     """The terms that begin with some bytes: the first, and the one behind the last."""
-    # No UTF-8 has that byte.
-    return bisect_left(terms, start), bisect_left(terms, start + b"\xff")
+    # No UTF-8 has that byte; a digest, which may follow, can begin with it.
+    return bisect_left(terms, start), bisect_left(terms, start + b"\xff" * (DIGEST_BYTES + 1))
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

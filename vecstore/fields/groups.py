@@ -104,7 +104,12 @@ def groups(reader: Reader, entry: Entry, state: State, path: str, allowed: Words
     for row, pairs in _read(reader, entry, state, path, unknown):
         for pair in pairs:
             found.add_one(row, pair)
-    return found.groups()
+    try:
+        return found.groups()
+    except OverflowError as error:
+        raise CorruptionError(
+            f"fields: a datetime of collection {entry.number}: {error}"
+        ) from error
 
 
 class _Found:
@@ -190,7 +195,7 @@ def _sorted(
     known = np.concatenate([values for values, _ in parts]) if parts else np.zeros(0)
     inside = np.concatenate([part for _, part in parts]) if parts else np.zeros(0, np.intp)
     different, places = np.unique(known, return_inverse=True)
-    held = [int(value) if value == int(value) else value for value in different.tolist()]
+    held = [_whole(value) for value in different.tolist()]
     together = sorted({*held, *single})
     number_of = {value: number for number, value in enumerate(together)}
     renumbered = np.array([number_of[value] for value in held], np.intp)
@@ -201,8 +206,13 @@ def _sorted(
         together = [_EPOCH + timedelta(microseconds=value) for value in together]
     else:
         # A float that is a whole number is one.
-        together = [int(value) if value == int(value) else value for value in together]
+        together = [_whole(value) for value in together]
     return together, numbers, np.concatenate([inside, more[:, 1]])
+
+
+def _whole(value: float) -> float:
+    """A number as int if it is whole, and float64 has all whole numbers up to it."""
+    return int(value) if abs(value) < GAPS and value == int(value) else value
 
 
 def _named(

@@ -37,12 +37,11 @@ class FieldIndex:
 
     def covered(self, blocks: int) -> Words:
         """The rows for which any segment speaks, uint64 (blocks,)."""
-        ranges = 1 + max((one.range for one in self.manifest.segments), default=-1)
-        words = np.zeros(max(blocks, ranges * RANGE_WORDS), np.uint64)
+        words = np.zeros(blocks, np.uint64)
         for listed, own in zip(self.manifest.segments, self.own, strict=True):
-            start = listed.range * RANGE_WORDS
-            words[start : start + RANGE_WORDS] |= own
-        return words[:blocks]
+            part = words[listed.range * RANGE_WORDS : (listed.range + 1) * RANGE_WORDS]
+            part |= own[: len(part)]
+        return words
 
     def segments(self, reader: Reader) -> list[Segment]:
         """The segments; what they view lives no longer than the reader."""

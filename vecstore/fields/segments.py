@@ -204,10 +204,8 @@ class TermsView(Sequence[bytes]):
             end = int(ends[number]) - (DIGEST_BYTES if cut[number] else 0)
             if at + len(part) <= end:
                 found.append(number)
-                at = int(ends[number])
-            else:
-                at += 1
-            at = texts.find(part, at)
+            # What begins later in this string, and did not fit, fits no better.
+            at = texts.find(part, int(ends[number]))
         maybe = set(np.flatnonzero(cut).tolist()).difference(found)
         return found, sorted(maybe)
 
@@ -353,6 +351,8 @@ def whole(view: ColumnView) -> Column:
     for kind in get_args(SortedKind):
         values = view.find(f"{kind}.values")
         if values is not None:
+            if not (np.isfinite(values).all() and _rising(values)):
+                raise CorruptionError(f"fields: the {kind}s of a segment are not in order")
             column.ordered[kind] = Sorted(values, view.array(f"{kind}.places"))
     for name in get_args(TermKind):
         terms = view.terms(name)
@@ -361,7 +361,28 @@ def whole(view: ColumnView) -> Column:
     return column
 
 
+def _check_terms(view: ColumnView, name: TermKind) -> None:
+    """Raise CorruptionError where arrays of strings contradict one another.
+
+    Checksums are not verified on each read, and numbers that lie could ask for any memory.
+    """
+    starts, ends = (view.array(f"{name}.{part}").astype(np.int64) for part in ("starts", "ends"))
+    texts, places = view.array(f"{name}.texts"), view.array(f"{name}.places")
+    sound = _rising(starts) and starts[0] == 0 and starts[-1] == len(places)
+    sound = sound and _rising(ends) and (not len(ends) or ends[-1] == len(texts))
+    often = view.find(f"{name}.often")
+    if often is not None:
+        sound = sound and bool((often < len(ends)).all()) and bool((often[1:] > often[:-1]).all())
+    if not sound:
+        raise CorruptionError(f"fields: the {name}s of a segment are not where it says")
+
+
+def _rising(numbers: NDArray[Any]) -> bool:
+    return bool((numbers[1:] >= numbers[:-1]).all())
+
+
 def _terms(view: ColumnView, name: TermKind, terms: TermsView) -> Terms:
+    _check_terms(view, name)
     starts = view.array(f"{name}.starts").astype(np.int64)
     places, often = view.array(f"{name}.places"), view.find(f"{name}.often")
     if often is not None:

@@ -94,7 +94,7 @@ def _check_segment(
     # What is wrong with records is said elsewhere.
     told = upkeep.metadata_of(reader, entry, known)
     places = np.array([row % RANGE_ROWS for row in told], np.uint16)
-    wanted = columns.columns(places, list(told.values()), entry.spec.indexes)
+    wanted = columns.by_leaves(places, list(told.values()), entry.spec.indexes)
     there = segments.columns_of(segment, field_layout.bits_of(places))
     arrays, held_there = (segments.arrays_of(one, len(told)) for one in (wanted, there))
     if wanted.keys() != there.keys() or arrays.keys() != held_there.keys():
