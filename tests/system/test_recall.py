@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import vecstore
-from vecstore import Collection
+from vecstore import Collection, planner
 from vecstore.ann import compiled
 
 QUERIES, FEW = 500, 120
@@ -185,7 +185,12 @@ def test_recall_is_as_promised(draw: Draw, count: int, dim: int, metric: str) ->
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_recall_is_as_promised_under_filters(metric: str) -> None:
+@pytest.mark.parametrize("worth", [0, planner.EXACT_WORTH])
+def test_recall_is_as_promised_under_filters(
+    metric: str, worth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So few rows are as well compared all.
+    monkeypatch.setattr(planner, "EXACT_WORTH", worth)
     for data in make(clustered, 4000, 32, metric):
         for share in (1, 10, 50):
             apart, mixed = np.arange(GROUPS - share, GROUPS), np.arange(GROUPS) * 37 % GROUPS
@@ -194,6 +199,33 @@ def test_recall_is_as_promised_under_filters(metric: str) -> None:
             # Near the allowed rows, and far from all of them.
             data.check(10, 0.9, -data.queries, allowed=apart)
             data.check(100, 0.9, allowed=apart)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_recall_is_as_promised_under_filters_of_whole_clusters(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists have all of their rows allowed, or none, and most queries are far from the former."""
+    monkeypatch.setattr(planner, "EXACT_WORTH", 0)
+    rng = np.random.default_rng(seed)
+    centres, sizes = rng.normal(size=(150, 64)), rng.dirichlet(np.full(150, 0.5))
+    cluster = rng.choice(150, 12_000, p=sizes)
+    spread = rng.uniform(0.15, 0.6, 150)[cluster][:, None]
+    vectors = (centres[cluster] + spread * rng.normal(size=(12_000, 64))).astype(np.float32)
+    queries = vectors[rng.choice(12_000, 100)] + 0.3 * rng.normal(size=(100, 64))
+    with vecstore.open(":memory:") as db:
+        points = db.collection("p", dim=64, index="ivf")
+        metadata = [{"cluster": number} for number in cluster.tolist()]
+        points.add(vectors=vectors, ids=range(12_000), metadata=metadata)
+        points.optimize(progress=False)
+        largest = np.argsort(-np.bincount(cluster, minlength=150))
+        for chosen in (largest[:1], largest[1:8], largest[5:60:2], largest[20:]):
+            where = {"cluster": {"$in": chosen.tolist()}}
+            right = points.search_many(queries, 10, where=where, recall="exact", include=())
+            found = points.search_many(queries, 10, where=where, include=())
+            assert found[0].plan.method == "index"
+            shares = [len(set(a.ids) & set(b.ids)) / 10 for a, b in zip(right, found, strict=True)]
+            assert np.mean(shares) >= 0.95 - ALLOWED, (chosen, np.mean(shares))
 
 
 def test_recall_is_as_promised_for_queries_of_any_length() -> None:
