@@ -7,7 +7,7 @@ between the bounds are read, and decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from vecstore.errors import CorruptionError
 from vecstore.fields import index
 from vecstore.fields.bounds import Bounds, bounds
 from vecstore.fields.columns import PASSAGE
+from vecstore.fields.segments import Segment
 from vecstore.filters import And, Contains, Exists, Filter, In, StartsWith
 from vecstore.layout import State
 from vecstore.lazy import keep
@@ -146,12 +147,22 @@ def _bounded(reader: Reader, entry: Entry, state: State, where: Filter) -> Bound
     def work() -> Bounds:
         alive = rows.live(reader, entry.number, state)
         found = index.load(reader, entry.number, state)
-        segments = [] if found is None else found.segments(reader)
 
         def with_ids(leaf: In) -> Rows | None:
             return _rows_of(reader, entry, state, leaf)
 
-        sure, possible = bounds(where, segments, len(alive), with_ids, entry.spec.indexes)
+        def within(segments: Sequence[Segment]) -> Bounds:
+            return bounds(where, segments, len(alive), with_ids, entry.spec.indexes)
+
+        segments = [] if found is None else found.segments(reader)
+        if isinstance(segments, list):
+            sure, possible = within(segments)
+        else:
+            # Copies, one at a time: what each makes certain, and leaves possible, holds for all.
+            sure, possible = within([])
+            for segment in segments:
+                one = within([segment])
+                sure, possible = sure | one.sure, possible & one.possible
         return Bounds(sure & alive, possible & alive)
 
     return _remembered(reader, ("bounds", entry.number), where.key(), work, state)

@@ -6,6 +6,7 @@ only while the generation beside them is that of the counters, as with digests.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -43,14 +44,17 @@ class FieldIndex:
             part |= own[: len(part)]
         return words
 
-    def segments(self, reader: Reader) -> list[Segment]:
-        """The segments; what they view lives no longer than the reader."""
+    def segments(self, reader: Reader) -> Iterable[Segment]:
+        """The segments; what they view lives no longer than the reader.
+
+        In a transaction each is a copy, and made when it is its turn.
+        """
         if not isinstance(reader, Snapshot):
             listed = self.manifest.segments
-            return [
+            return (
                 segment(reader, self.collection, one, own)
                 for one, own in zip(listed, self.own, strict=True)
-            ]
+            )
         # Other snapshots of this version find the same where it is.
         if self._mapped is None:
             self._mapped = self._map(reader)
