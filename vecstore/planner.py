@@ -64,8 +64,7 @@ def plan(
     if budgets is None or recall == "exact" or recall >= 1 or allowed <= FEW or large:
         why = "so large an answer is not worth looking for in the index"
         return _exact(rows, allowed, recall, why if budgets is not None and large else None), None
-    # Among the rows of these lists, the wanted ones reach as far as so many would if all were let
-    # through.
+    # Among all rows, the wanted ones reach as far as so many would without the filter.
     spread = wanted * rows / allowed
     reading = calibration.read(budgets, recall, max(1, round(spread)))
     if reading.recall < recall - SHORT:
