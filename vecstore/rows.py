@@ -59,10 +59,18 @@ def _read_live(reader: Reader, collection: int, blocks: int) -> Words:
     return words[:blocks]
 
 
+def flags(words: Words) -> NDArray[np.bool_]:
+    """Whether each bit is set, bool (64 * words,)."""
+    bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), bitorder="little")
+    # As bytes they would be searched in ten times the time.
+    found: NDArray[np.bool_] = bits.view(np.bool_)
+    return found
+
+
 def members(words: Words) -> Rows:
     """The rows whose bits are set, ascending."""
     some = np.flatnonzero(words)
-    inside = np.flatnonzero(np.unpackbits(words[some].view(np.uint8), bitorder="little"))
+    inside = np.flatnonzero(flags(words[some]))
     return inside if len(some) == len(words) else some[inside >> 6] * BLOCK_ROWS + (inside & 63)
 
 

@@ -158,8 +158,7 @@ def crowding(snapshot: Snapshot, entry: Entry, seen: View, mask: Words) -> Crowd
     """How the rows of a mask are spread over lists."""
     lists = seen.index.model.lists
     listed, sizes = _listed(snapshot, entry, seen)
-    numbers = listed[rows.members(mask)]
-    allowed = np.bincount(numbers[numbers < lists], minlength=lists)
+    allowed = np.bincount(listed[rows.members(mask)], minlength=lists + 1)[:lists]
     there = allowed > 0
     held, found = int(sizes[there].sum()), int(allowed.sum())
     shares = allowed / np.maximum(sizes, 1) * (held / max(found, 1))
@@ -169,15 +168,19 @@ def crowding(snapshot: Snapshot, entry: Entry, seen: View, mask: Words) -> Crowd
 
 def _listed(
     snapshot: Snapshot, entry: Entry, seen: View
-) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
-    """The list of each row, and how many rows each list has; remembered by the version."""
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The list of each row, and how many rows each list has; remembered by the version.
+
+    The number of lists stands for none.
+    """
     key = ("listed", entry.number)
-    known: tuple[NDArray[np.uint32], NDArray[np.intp]] | None = snapshot.cache.get(key)
+    known: tuple[NDArray[np.intp], NDArray[np.intp]] | None = snapshot.cache.get(key)
     if known is None:
         lists = seen.index.model.lists
         column = index.read_lists_of_rows(snapshot, entry.number, seen.index)
-        sizes = np.bincount(column[column < lists], minlength=lists)
-        known = snapshot.cache[key] = (column, sizes)
+        listed = np.minimum(column, lists).astype(np.intp)
+        sizes = np.bincount(listed, minlength=lists + 1)[:lists]
+        known = snapshot.cache[key] = (listed, sizes)
     return known
 
 

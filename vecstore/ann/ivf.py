@@ -93,7 +93,7 @@ def write(txn: Transaction, entry: Entry, state: State, kind: index.Kind, draft:
     same[alive == 0] = False
     if state.open_block != NO_BLOCK:
         same[state.open_block] = False
-    living = _bits(alive)
+    living = rows.flags(alive)
     places = draft.codes.rows >> 6
     inside = (places < state.blocks) & (draft.lists < model.lists)
     inside[inside] = same[places[inside]] & living[draft.codes.rows[inside]]
@@ -138,11 +138,6 @@ def _code_tail(
         index.save_block_codes(txn, entry.number, made.model, block, found)
 
 
-def _bits(words: rows.Words) -> NDArray[np.bool_]:
-    """A bool for every row of a bitmap."""
-    return np.unpackbits(words.view(np.uint8), bitorder="little").astype(bool)
-
-
 def gather(
     reader: Transaction | Snapshot, entry: Entry, state: State, numbers: NDArray[np.intp]
 ) -> Vectors:
@@ -164,7 +159,7 @@ def read_codes(
     number, model = entry.number, found.model
     alive = rows.live(snapshot, number, state)
     column = index.read_lists_of_rows(snapshot, number, found)
-    living = _bits(alive)
+    living = rows.flags(alive)
     column[~living] = NO_LIST
     parts, lists = [codes.empty(model.groups, model.dim)], [np.zeros(0, np.intp)]
     for which in range(model.lists):
@@ -196,7 +191,7 @@ class _Upkeep:
         self.model = found.model
         self.number = entry.number
         self.alive = rows.live(txn, self.number, state)
-        self.living = _bits(self.alive)
+        self.living = rows.flags(self.alive)
         self.column = index.read_lists_of_rows(txn, self.number, found)
         self.changed: dict[int, Codes] = {}
         self.parts: set[int] = set()

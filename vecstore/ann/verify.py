@@ -123,7 +123,7 @@ class _IndexCheck:
         self.reader, self.report, self.entry, self.state = reader, report, entry, state
         self.number, self.index, self.model = entry.number, found, found.model
         self.alive, self.where = alive, where
-        self.living = np.unpackbits(alive.view(np.uint8), bitorder="little").astype(bool)
+        self.living = rows.flags(alive)
         # Rows whose codes could be read; and the list of each, NO_LIST for the tail.
         self.readable = np.zeros(len(self.living), bool)
         self.placed = np.full(len(self.living), NO_LIST, np.uint32)

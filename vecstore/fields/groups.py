@@ -127,7 +127,7 @@ class _Found:
         if column is None:
             return vague
         kept = np.zeros(RANGE_ROWS, bool)
-        kept[: len(own) * 64] = np.unpackbits(own.view(np.uint8), bitorder="little")
+        kept[: len(own) * 64] = rows.flags(own)
         start, flags = segment.listed.range * RANGE_ROWS, np.zeros(RANGE_ROWS, bool)
 
         def mine(places: Places) -> Rows:

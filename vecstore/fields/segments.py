@@ -29,7 +29,7 @@ from vecstore.field_layout import (
     bits_of,
 )
 from vecstore.fields.columns import DIGEST_BYTES, LONGEST, Column, Sorted, Terms
-from vecstore.rows import count, distinct
+from vecstore.rows import count, distinct, flags
 
 Numbers = NDArray[np.intp]
 
@@ -329,7 +329,7 @@ def _steps(places: Places) -> Words:
 
 def columns_of(segment: Segment, living: Words) -> dict[str, Column]:
     """The columns of a segment without what is of other rows than some, uint64 (RANGE_WORDS,)."""
-    kept = np.unpackbits(living.view(np.uint8), bitorder="little").astype(bool)
+    kept = flags(living)
     found = {}
     for path in segment.paths:
         view = segment.column(path)
@@ -398,5 +398,4 @@ def _places(found: NDArray[Any]) -> Places:
     """A set of rows as places."""
     if found.dtype != np.uint64:
         return found
-    flags = np.unpackbits(np.ascontiguousarray(found).view(np.uint8), bitorder="little")
-    return np.flatnonzero(flags).astype(np.uint16)
+    return np.flatnonzero(flags(found)).astype(np.uint16)
