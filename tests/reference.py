@@ -7,14 +7,17 @@ unit length unless they have it to within 1e-6, then rounded to the collection's
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from vecstore import Filter, Hit, Hits, Record
+from vecstore import Filter, Hit, Hits, Record, values
+from vecstore.fields import groups
 from vecstore.filters import parse
+from vecstore.values import comparable
 
 Embed = Callable[[str], np.ndarray]
 Cut = Callable[[str], list[str]]
@@ -317,3 +320,48 @@ def same_record(found: Record | None, expected: Record | None, metric: str = "do
         and exactly(found.text, expected.text)
         and exactly(found.metadata, expected.metadata)
     )
+
+
+# The values of fields
+
+
+def pairs_of(record, path):
+    """The values of a record at a path, as `comparable` pairs."""
+    if path == "$id":
+        found = [record.id]
+    elif path == "$text":
+        found = [] if record.text is None else [record.text]
+    else:
+        found = values.values_at(record.metadata or {}, values.split_path(path))
+    return {pair for pair in map(comparable, found) if pair is not None}
+
+
+def rank_of(pair):
+    kind, value = pair
+    key = value.encode() if kind == "string" else value
+    return groups.KINDS.index(kind), 0 if kind == "null" else key
+
+
+def values_in_order(records, path):
+    """Distinct pairs in order, with their counts."""
+    counts = Counter(pair for record in records for pair in pairs_of(record, path))
+    return [(pair, counts[pair]) for pair in sorted(counts, key=rank_of)]
+
+
+def same_value(value, pair):
+    kind, wanted = pair
+    got = comparable(value)
+    return got is not None and got[0] == kind and got[1] == wanted
+
+
+def ids_in_order(records, path, descending):
+    """Ids in the order of a field."""
+    there, without = [], []
+    for number, record in enumerate(records):
+        ranks = sorted(rank_of(pair) for pair in pairs_of(record, path))
+        (there if ranks else without).append((ranks, number, record.id))
+    distinct = sorted({one for ranks, _, _ in there for one in ranks})
+    place = {one: number for number, one in enumerate(distinct)}
+    pick, sign = (-1, -1) if descending else (0, 1)
+    there.sort(key=lambda item: (sign * place[item[0][pick]], item[1]))
+    return [identity for _, _, identity in there + without]

@@ -1,6 +1,5 @@
 """Which values do fields have? Compared with a walk over all records."""
 
-from collections import Counter
 from datetime import UTC, datetime
 
 import numpy as np
@@ -8,75 +7,34 @@ import pytest
 import strategies as own
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import ids_in_order, same_value, values_in_order
 
 import vecstore
-from vecstore import Chunking, F, FilterError, UsageError, values
+from vecstore import Chunking, F, FilterError, UsageError
 from vecstore.encoders import HashEncoder
-from vecstore.fields import groups, upkeep
-from vecstore.values import comparable, instant
+from vecstore.fields import upkeep
+from vecstore.values import instant
 
 PATHS = st.sampled_from(own.PATHS) | st.sampled_from(["$id", "$text"])
 LONG = "y" * 300
 
 
-def pairs_of(record, path):
-    """The values of a record at a path, as `comparable` pairs."""
-    if path == "$id":
-        found = [record.id]
-    elif path == "$text":
-        found = [] if record.text is None else [record.text]
-    else:
-        found = values.values_at(record.metadata or {}, values.split_path(path))
-    return {pair for pair in map(comparable, found) if pair is not None}
-
-
-def rank(pair):
-    kind, value = pair
-    key = value.encode() if kind == "string" else value
-    return groups.KINDS.index(kind), 0 if kind == "null" else key
-
-
-def expected(records, path):
-    """Distinct pairs in order, with their counts."""
-    counts = Counter(pair for record in records for pair in pairs_of(record, path))
-    return [(pair, counts[pair]) for pair in sorted(counts, key=rank)]
-
-
-def same(value, pair):
-    kind, wanted = pair
-    got = comparable(value)
-    return got is not None and got[0] == kind and got[1] == wanted
-
-
-def ordered(records, path, descending):
-    """Ids in the order of a field."""
-    there, without = [], []
-    for number, record in enumerate(records):
-        ranks = sorted(rank(pair) for pair in pairs_of(record, path))
-        (there if ranks else without).append((ranks, number, record.id))
-    distinct = sorted({one for ranks, _, _ in there for one in ranks})
-    place = {one: number for number, one in enumerate(distinct)}
-    pick, sign = (-1, -1) if descending else (0, 1)
-    there.sort(key=lambda item: (sign * place[item[0][pick]], item[1]))
-    return [identity for _, _, identity in there + without]
-
-
 def assert_right(points, path, where=None):
     records = list(points.scan(where))
-    wanted = expected(records, path)
+    wanted = values_in_order(records, path)
 
     found = points.distinct(path, where)
     assert len(found) == len(wanted)
-    assert all(same(value, pair) for value, (pair, _) in zip(found, wanted, strict=True))
+    assert all(same_value(value, pair) for value, (pair, _) in zip(found, wanted, strict=True))
     facets = points.facets(path, where)
     assert sorted(count for _, count in facets) == sorted(count for _, count in wanted)
     assert [count for _, count in facets] == sorted((n for _, n in wanted), reverse=True)
     by_value = sorted(wanted, key=lambda item: -item[1])
-    assert all(same(one.value, pair) for one, (pair, _) in zip(facets, by_value, strict=True))
+    assert all(same_value(one.value, pair) for one, (pair, _) in zip(facets, by_value, strict=True))
     assert points.facets(path, where, limit=2) == facets[:2]
     for descending in (False, True):
         rows = list(points.scan(where, order_by=path, descending=descending))
-        assert [row.id for row in rows] == ordered(records, path, descending)
+        assert [row.id for row in rows] == ids_in_order(records, path, descending)
         if len(rows) > 2:
             rest = points.scan(where, order_by=path, descending=descending, after=rows[1], limit=5)
             assert [row.id for row in rest] == [row.id for row in rows[2:7]]

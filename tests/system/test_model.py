@@ -22,7 +22,14 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from reference import Model, same_record
+from reference import (
+    Model,
+    ids_in_order,
+    pairs_of,
+    same_record,
+    same_value,
+    values_in_order,
+)
 
 import vecstore
 from vecstore import AlreadyExistsError, Chunking, NotFoundError, Record, UsageError, chunking
@@ -381,6 +388,34 @@ class Machine(RuleBasedStateMachine):
             expected = model.record(key) if key in model.rows else None
             assert same_record(found, expected, model.metric)
             assert (key in collection) == (expected is not None)
+
+    @rule(name=names, where=st.none() | own.wheres, path=own.paths, descending=st.booleans())
+    def values_of_fields(self, name: str, where: Any, path: str, descending: bool) -> None:
+        collection, model = self.pick(name)
+        records = [model.record(key) for key in model.matching(where)]
+        wanted = values_in_order(records, path)
+        found = collection.distinct(path, where)
+        assert len(found) == len(wanted)
+        for value, (pair, _) in zip(found, wanted, strict=True):
+            assert same_value(value, pair)
+        counts = [facet.records for facet in collection.facets(path, where)]
+        assert counts == sorted((count for _, count in wanted), reverse=True)
+        rows = collection.scan(where, order_by=path, descending=descending)
+        assert [row.id for row in rows] == ids_in_order(records, path, descending)
+
+    @rule(name=names, query=vectors, path=own.paths, k=st.integers(1, 6), size=st.integers(1, 3))
+    def groups_of_hits(self, name: str, query: np.ndarray, path: str, k: int, size: int) -> None:
+        collection, model = self.pick(name)
+        query = model.own(query)
+        everything = collection.search(query, len(model.rows) + 1)
+        found = collection.search(query, k, group_by=path, group_size=size, include=())
+        groups: dict[Any, list[Any]] = {}
+        for hit in everything:
+            key = frozenset(pairs_of(hit, path)) or ("alone", hit.id)
+            own_ids = groups.setdefault(key, [])
+            if len(own_ids) < size:
+                own_ids.append(hit.id)
+        assert found.ids == [key for ids in list(groups.values())[:k] for key in ids]
 
     def compare(self, collection: vecstore.Collection, model: Model) -> None:
         """Every record is there, in order, and no other."""
