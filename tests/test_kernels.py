@@ -102,6 +102,18 @@ def test_kernel_and_twin_find_the_same(search, case):
     assert_same(ask(search, memory, queries, **how), ask(plain.search, memory, queries, **how))
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_distances_count_from_the_same_list(search, seed):
+    """Nearer lists have so few of the rows that are wanted that they do not say where these are."""
+    rng = np.random.default_rng(seed)
+    memory = build(drawn(rng, 600, 33, "cosine"), "cosine", lists=12, bits=1, tail=0)
+    weights = np.where(np.arange(12) % 3 == 0, 1, 0.1).astype(np.float32)
+    how = {"k": 5, "gap": 4.0, "reach": 1.5, "least": 1, "weights": weights}
+    queries = drawn(rng, 8, 33, "cosine")
+
+    assert_same(ask(search, memory, queries, **how), ask(plain.search, memory, queries, **how))
+
+
 @given(case=cases(), room=st.integers(1, 60))
 def test_with_little_room_what_is_found_is_still_true(search, case, room):
     memory, queries, how = case

@@ -223,6 +223,7 @@ class _Target:
         start: What a sum of zero is worth; `step` what one more is.
         noise: How far off a code of scale 1 may be; `doubt` a fine one.
         numbers: float64 (dim,), the query as int8 for fine codes, and their scale.
+        top: Where distances to lists count from.
         gap: What the distance to a list weighs beside its rank.
         shift: What scores of codes are more than exact ones, see `_worth`.
     """
@@ -236,6 +237,7 @@ class _Target:
     doubt: np.float32
     numbers: Wide
     scale: np.float32
+    top: np.float32
     gap: np.float32
     shift: float
 
@@ -335,7 +337,7 @@ class _Coarse:
         places = np.arange(0, told.groups * 256, 256)[:, None]
         doubt = told.fine * np.sqrt(whole)
         fine = doubt, *_to_bytes(_turn(point, self.signs))
-        return _Target(bases, pairs, places, start, step, noise, *fine, gap, shift)
+        return _Target(bases, pairs, places, start, step, noise, *fine, top, gap, shift)
 
     def _fill_table(
         self, rotated: Floats, groups: int
@@ -468,8 +470,8 @@ def _scan_lists(
 
     Returns how many lists and how many rows.
     """
-    bases, gap, reach = target.bases[: told.lists].copy(), target.gap, told.reach
-    top = bases.max(initial=np.float32(-np.inf))
+    bases, top = target.bases[: told.lists].copy(), target.top
+    gap, reach = target.gap, told.reach
     least, far = np.float32(-np.inf), np.float32(np.inf)
     if gap > 0 and told.least <= 1:
         least = top - reach / gap
