@@ -210,14 +210,23 @@ class Qdrant(_Database):
             max_search_threads=1,
         )
         shard = qdrant.EdgeShard.create(str(place), config)
+        self.prepare(shard)
         for at in range(0, len(vectors), BATCH):
-            part = vectors[at : at + BATCH].tolist()
-            points = [qdrant.Point(at + i, vector) for i, vector in enumerate(part)]
+            points = self.points(vectors[at : at + BATCH].tolist(), at)
             shard.update(qdrant.UpdateOperation.upsert_points(points))
         while shard.optimize():
             pass
         shard.flush()
         shard.close()
+
+    def prepare(self, shard: Any) -> None:
+        """What comes before the first point."""
+
+    def points(self, part: list[list[float]], first: int) -> list[Any]:
+        """Points of some vectors, numbered from `first` on."""
+        import qdrant_edge as qdrant
+
+        return [qdrant.Point(number, vector) for number, vector in enumerate(part, first)]
 
     def open(self, folder: Path) -> None:
         import qdrant_edge as qdrant

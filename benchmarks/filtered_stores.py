@@ -207,34 +207,19 @@ class FilteredSqliteVec(Filtered, SqliteVec):
 class FilteredQdrant(Filtered, Qdrant):
     """Qdrant Edge with its HNSW and indexes of the fields."""
 
-    def build(self, vectors: Vectors, folder: Path) -> None:
+    def prepare(self, shard: Any) -> None:
         import qdrant_edge as qdrant
 
-        place = folder / "shard"
-        place.mkdir()
-        hnsw = qdrant.HnswIndexConfig(
-            m=16, ef_construct=200, full_scan_threshold=10_000, max_indexing_threads=1
-        )
-        config = qdrant.EdgeConfig(
-            vectors=qdrant.EdgeVectorParams(vectors.shape[1], qdrant.Distance.Cosine),
-            hnsw_config=hnsw,
-            optimizers=qdrant.EdgeOptimizersConfig(default_segment_number=1),
-            max_search_threads=1,
-        )
-        shard = qdrant.EdgeShard.create(str(place), config)
         # Before the graph is made, which then gets links within ranges of the fields too.
         for name in self.fields:
             kind = qdrant.PayloadSchemaType.Float
             shard.update(qdrant.UpdateOperation.create_field_index(name, kind))
-        for at in range(0, len(vectors), BATCH):
-            part, rows = vectors[at : at + BATCH].tolist(), self.records(at, BATCH)
-            pairs = enumerate(zip(part, rows, strict=True), at)
-            points = [qdrant.Point(number, *pair) for number, pair in pairs]
-            shard.update(qdrant.UpdateOperation.upsert_points(points))
-        while shard.optimize():
-            pass
-        shard.flush()
-        shard.close()
+
+    def points(self, part: list[list[float]], first: int) -> list[Any]:
+        import qdrant_edge as qdrant
+
+        pairs = enumerate(zip(part, self.records(first, BATCH), strict=True), first)
+        return [qdrant.Point(number, *pair) for number, pair in pairs]
 
     def settings(self) -> list[Setting]:
         return grid(ef=(100, 200, 400))

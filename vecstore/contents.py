@@ -106,8 +106,7 @@ class Contents(Handle):
         with self._source.reading() as reader:
             entry = self._entry(reader)
             state = catalog.state(reader, entry.number)
-            allowed = fields.resolve(reader, entry, state, parsed).words
-            allowed = allowed & fields.leading(reader, entry, state)
+            allowed = fields.leading(reader, entry, state, parsed)
             return groups(reader, entry, state, path, allowed)
 
     def scan(
@@ -173,11 +172,10 @@ class Contents(Handle):
                 return
             with self._source.reading() as reader:
                 entry = self._entry(reader)
-                page = [
-                    found
-                    for order in orders[at : at + PAGE].tolist()
-                    if (found := records.still(reader, entry.number, order)) is not None
-                ][:left]
+                asked = orders[at : at + PAGE].tolist()
+                there = (records.still(reader, entry.number, order) for order in asked)
+                # No more are read than are wanted.
+                page = list(itertools.islice(filter(None, there), left))
                 ready = shown(reader, entry, page, wanted)
             yield from ready
             left = None if left is None else left - len(page)
@@ -188,8 +186,7 @@ class Contents(Handle):
         """The orders of the records that satisfy a filter, by the values of a field."""
         entry = self._entry(reader)
         state = catalog.state(reader, entry.number)
-        allowed = fields.resolve(reader, entry, state, where).words
-        allowed = allowed & fields.leading(reader, entry, state)
+        allowed = fields.leading(reader, entry, state, where)
         members = rows.members(allowed)
         if not len(members):
             return np.zeros(0, np.uint64)

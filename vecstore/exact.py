@@ -34,7 +34,7 @@ from vecstore.vectors import (
 SETTLED_AT_ONCE = 4096
 # So few rows, on average so few of a block, are compared in float64 at once: to look at each block
 # takes longer.
-FEW, FEW_A_BLOCK = 1024, 16
+FEW, FEW_A_BLOCK = 1024, 2
 # Rows are copied together to matrices of this size for BLAS.
 BLAS_BYTES = 16 << 20
 # What is not compared where it lies is copied in pieces of this size, which stay in the cache.

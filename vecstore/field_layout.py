@@ -73,6 +73,11 @@ class Listed:
     range: int
     rows: int
 
+    @property
+    def words(self) -> slice:
+        """The words of its range in a bitmap of all rows."""
+        return slice(self.range * RANGE_WORDS, (self.range + 1) * RANGE_WORDS)
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -215,6 +220,14 @@ def _check(arrays: Arrays, columns: int) -> None:
                     take(f"{name}.bits", _BITS, some, RANGE_WORDS)
     if left:
         raise ValueError(f"arrays that belong to no column: {sorted(left)[:3]}")
+
+
+def in_range(words: Words, which: int) -> Words:
+    """A copy of what a bitmap of all rows has of one range, uint64 (RANGE_WORDS,)."""
+    found = np.zeros(RANGE_WORDS, np.uint64)
+    part = words[which * RANGE_WORDS : (which + 1) * RANGE_WORDS]
+    found[: len(part)] = part
+    return found
 
 
 def bits_of(places: Places) -> Words:

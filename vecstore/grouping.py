@@ -11,12 +11,12 @@ from typing import Any
 
 from vecstore import search
 from vecstore.catalog import Entry
-from vecstore.filters import F
+from vecstore.filters import F, values_of
 from vecstore.hits import Complete, Hit, Hits
 from vecstore.search import Request
 from vecstore.spec import Include
 from vecstore.store import Reader
-from vecstore.values import ID, TEXT, comparable, split_path, values_at
+from vecstore.values import TEXT, comparable
 from vecstore.vectors import Bits, Vectors
 
 # Hits asked for at first, for each group wanted; and so many times more where these are too few.
@@ -42,11 +42,7 @@ class Grouping:
 
     def values(self, hit: Hit) -> list[Any]:
         """The values that a hit's record has in the field."""
-        if self.path == ID:
-            return [hit.id]
-        if self.path == TEXT:
-            return [] if hit.text is None else [hit.text]
-        found = values_at(hit.metadata or {}, split_path(self.path))
+        found = values_of(self.path)(hit)
         return [value for value in found if comparable(value) is not None]
 
     def key(self, hit: Hit) -> frozenset[Any]:

@@ -323,7 +323,7 @@ def upsert(txn: Transaction, entry: Entry, batch: Batch) -> None:
     state = catalog.state(txn, entry.number)
     writer = IndexedRows(txn, entry, state)
     old = [(i, record) for i, record in enumerate(found) if record is not None]
-    changed, fresh = list[int](), list[Fresh]()
+    changed, fresh = list[int](), None
     if old:
         places = [i for i, _ in old]
         records_ = [record for _, record in old]
@@ -422,7 +422,7 @@ def _finish(
     entry: Entry,
     state: State,
     writer: IndexedRows,
-    fresh: Sequence[Fresh] = (),
+    fresh: Fresh | None = None,
     changed: Sequence[int] = (),
 ) -> None:
     maintenance.repack_touched(txn, entry, state, writer)
@@ -438,7 +438,7 @@ def _insert(
     writer: IndexedRows,
     batch: Batch,
     keys: list[bytes],
-) -> list[Fresh]:
+) -> Fresh | None:
     """Store new records, whose ids have these keys: vectors, then records and ids.
 
     Returns:
@@ -468,7 +468,7 @@ def _insert(
     # Neighbouring keys share their way down the tree.
     txn.put_many("ids", sorted(zip(keys, values, strict=True)))
     # Passages have the metadata of their records.
-    return [(np.array(placed, np.intp), batch.metadata)] if whole else []
+    return (np.array(placed, np.intp), batch.metadata) if whole else None
 
 
 def _remember(

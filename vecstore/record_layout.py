@@ -19,13 +19,13 @@ import msgpack
 from vecstore.errors import CorruptionError, UsageError
 from vecstore.layout import collection_key
 from vecstore.spec import Chunking, Id
+from vecstore.values import instant
 
 RECORD = struct.Struct("<II")
 DATETIME_CODE = 1
 NAIVE = -(2**31)
 _DATETIME = struct.Struct("<qi")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NAIVE_EPOCH = datetime(1970, 1, 1)
 # The first bytes of msgpack for arrays of three, four and six parts, for a text of under 32 bytes
 # and for an int of one byte.
 _THREE_PARTS, _PASSAGE, _WITH_PASSAGES = 0x93, 0x94, 0x96
@@ -143,11 +143,8 @@ def pack_extension(value: object) -> msgpack.ExtType:
     """What msgpack stores for a datetime, the only type here that it does not know."""
     if isinstance(value, datetime):
         offset = value.utcoffset()
-        since = value - (_EPOCH if offset is not None else _NAIVE_EPOCH)
-        # What a timedelta is made of; dividing it by another one takes longer.
-        micros = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
         seconds = NAIVE if offset is None else round(offset.total_seconds())
-        return msgpack.ExtType(DATETIME_CODE, _DATETIME.pack(micros, seconds))
+        return msgpack.ExtType(DATETIME_CODE, _DATETIME.pack(instant(value), seconds))
     raise UsageError(f"metadata holds {type(value).__name__} {value!r:.60}, which cannot be stored")
 
 

@@ -71,6 +71,11 @@ def instant(value: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
+def moment(micros: int) -> datetime:
+    """Return the datetime in UTC of an `instant`; OverflowError beyond the years 1 to 9999."""
+    return (_EPOCH + timedelta(microseconds=micros)).replace(tzinfo=UTC)
+
+
 def pair_of(value: Scalar) -> tuple[Kind, Any]:
     """Return the `comparable` pair of an operand, which always has one."""
     pair = comparable(value)
@@ -258,7 +263,7 @@ def _in_utc(value: datetime, place: Place) -> datetime:
     if value != value:
         fail(place, f"{value!r} is not an instant")
     try:
-        return (_EPOCH + timedelta(microseconds=instant(value))).replace(tzinfo=UTC)
+        return moment(instant(value))
     except OverflowError:
         fail(place, f"{show(value)} lies outside the years 1 to 9999 in UTC")
 

@@ -42,7 +42,7 @@ def test_hits_are_those_of_numpy(data):
         points.delete(list(range(0, count, 7)))
         queries = np.concatenate([vectors[:2], drawn(rng, 3, dim, kind)])
         queries[~queries.any(axis=1)] = 1
-        options = {"k": data.draw(st.sampled_from([1, 5, 100])), "where": F("wanted") == True}  # noqa: E712
+        options = {"k": data.draw(st.sampled_from([1, 5, 100])), "where": F("wanted") == True}  # noqa: E712  # builds a filter
         options["recall"] = data.draw(st.sampled_from([0.9, "exact"]))
         mine = points.search_many(queries, **options)
         with by_numpy():

@@ -286,7 +286,7 @@ def test_a_segment_that_lies_is_refused_or_can_be_used(data):
         directory = field_layout.read_segment(value, 1, listed)
         found = Segment(listed, directory, value, field_layout.bits_of(places))
         several = F("b").is_in([f"x{number}" for number in range(0, 50, 7)])
-        leaves = F("a").is_in([0, 2, 9]), F("c") == True, F("d") > LONG  # noqa: E712
+        leaves = F("a").is_in([0, 2, 9]), F("c") == True, F("d") > LONG  # noqa: E712  # builds a filter
         for leaf in (F("a") >= 1, F("b").contains("x1"), several, *leaves):
             marked(found, leaf)
     except CorruptionError:

@@ -77,7 +77,7 @@ def test_subclasses_become_what_they_are_a_kind_of(memory) -> None:
     points = filled(memory, rows)
     nested = filled_again(memory, [{"a": {Colour.RED: 1}}, {"a": {Colour.RED: "é"}}])
 
-    assert points.count(F("t") == None) == 0  # noqa: E711
+    assert points.count(F("t") == None) == 0  # noqa: E711  # builds a filter
     assert points.count(F("t") >= datetime(2024, 1, 5)) == 5
     assert points.count(F("b") == b"x1") == 3
     assert {type(record.metadata["t"]) for record in points.scan()} == {datetime}

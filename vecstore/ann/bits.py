@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vecstore import rows
 from vecstore.ann import compiled
-from vecstore.ann.engine import Comparing, Found, Shared
+from vecstore.ann.engine import MOST_WANTED, Comparing, Found, Shared
 from vecstore.catalog import Entry
 from vecstore.layout import State
 from vecstore.rows import Words
@@ -21,8 +21,6 @@ from vecstore.vectors import Bits, as_words
 LEAST_ROWS, LEAST_LOADED = 32_768, 1024
 # With fewer rows of each block on average, they are faster picked out.
 LEAST_A_BLOCK = 4
-# More are not held while rows are compared.
-MOST_WANTED = 2000
 
 
 class BitComparison(Comparing):

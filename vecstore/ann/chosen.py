@@ -10,17 +10,14 @@ from numpy.typing import NDArray
 
 from vecstore import plain, rows
 from vecstore.ann import compiled
-from vecstore.ann.engine import METRICS, Comparing, Found, Shared
+from vecstore.ann.engine import METRICS, MOST_WANTED, Comparing, Shared
 from vecstore.catalog import Entry
 from vecstore.layout import State
 from vecstore.rows import Words
 from vecstore.store import Reader, Snapshot
-from vecstore.vectors import Vectors
 
 # More rows are compared by numpy, which reads them at the memory's speed too.
 MOST_ROWS = 1 << 16
-# More are not held while rows are compared.
-MOST_WANTED = 2000
 
 
 class RowComparison(Comparing):
@@ -43,10 +40,6 @@ class RowComparison(Comparing):
     def ready(self, queries: int) -> bool:
         """Whether the kernel is here, or may be: it is wanted where there is an index."""
         return compiled.ready(self.kernel) is not None
-
-    def compare(self, snapshot: Snapshot, queries: Vectors, threads: int) -> Found:
-        """As `search`."""
-        return self.search(snapshot, queries, threads)
 
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
         """As `Calls.fill`; all blocks with rows that may be found are needed."""

@@ -31,6 +31,8 @@ METRICS = {"cosine": plain.COSINE, "dot": plain.DOT, "l2": plain.L2}
 # Candidates that wait for their exact scores: so many, and so many for each hit wanted.
 ROOM, ROOM_EACH = 1 << 18, 8
 MISSING = 1024
+# More are not held while rows are compared.
+MOST_WANTED = 2000
 # With fewer queries a second thread is not worth its start.
 QUERIES_A_THREAD = 16
 
@@ -320,6 +322,10 @@ class Comparing(Calls):
         self.integers = np.zeros(plain.INTEGERS, np.int64)
         self.integers[plain.DIM], self.integers[plain.K] = entry.spec.dim, k
         self._size = row_bytes * rows.count(mask)
+
+    def compare(self, snapshot: Snapshot, queries: Any, threads: int) -> Found:
+        """As `search`, for queries as the collection's metric has them."""
+        return self.search(snapshot, queries, threads)
 
     def ready(self, queries: int) -> bool:
         """Whether so many queries are to be answered by the kernel."""

@@ -13,20 +13,17 @@ from numpy.typing import NDArray
 
 from vecstore import index_layout, layout, plain, rows
 from vecstore.ann import compiled, index
-from vecstore.ann.engine import METRICS, Comparing, Found, Shared
+from vecstore.ann.engine import METRICS, MOST_WANTED, Comparing, Shared
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.layout import BLOCK_ROWS, BYTE_TIER, State
 from vecstore.rows import Words
 from vecstore.store import Reader, Snapshot
-from vecstore.vectors import Vectors
 
 # Less is compared by numpy before numba is imported.
 LEAST_BYTES = 8 << 20
 # With fewer rows of each block on average, they are faster picked out.
 LEAST_A_BLOCK = 4
-# More are not held while bytes are compared.
-MOST_WANTED = 2000
 # Candidates that wait for their exact scores: so many, and so many for each hit wanted.
 ROOM, ROOM_EACH = 1 << 13, 8
 
@@ -48,10 +45,6 @@ class Comparison(Comparing):
         self.integers[plain.ROOM] = min(state.rows, ROOM) + ROOM_EACH * k
         self.integers[plain.METRIC] = METRICS[entry.spec.metric]
         self.integers[plain.PRECISION] = entry.form.code
-
-    def compare(self, snapshot: Snapshot, queries: Vectors, threads: int) -> Found:
-        """As `search`."""
-        return self.search(snapshot, queries, threads)
 
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
         """As `Calls.fill`; the bytes of all blocks are needed."""

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from vecstore import records, rows
 from vecstore.catalog import Entry
-from vecstore.errors import CorruptionError
 from vecstore.fields import index
 from vecstore.fields.bounds import Bounds, bounds
 from vecstore.fields.columns import PASSAGE
+from vecstore.fields.reading import placed
 from vecstore.fields.segments import Segment
 from vecstore.filters import And, Contains, Exists, Filter, In, StartsWith
 from vecstore.layout import State
@@ -37,8 +37,6 @@ T = TypeVar("T")
 MASKS, MASKS_BYTES = 64, 16 << 20
 # Where more of the living rows than one in so many are asked for, all records are walked in order.
 WALKED = 8
-# Records read at a time.
-_STEP = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +71,9 @@ def count(reader: Reader, entry: Entry, state: State, where: Filter | None) -> i
     """How many records satisfy `where`."""
     if where is None:
         return state.records
-    mask = resolve(reader, entry, state, where)
     if not state.passages:
-        return mask.count
-    return rows.count(mask.words & leading(reader, entry, state))
+        return resolve(reader, entry, state, where).count
+    return rows.count(leading(reader, entry, state, where))
 
 
 def walk(
@@ -110,7 +107,12 @@ def _candidates(
             yield found
 
 
-def leading(reader: Reader, entry: Entry, state: State) -> Words:
+def leading(reader: Reader, entry: Entry, state: State, where: Filter | None) -> Words:
+    """One row of each record that satisfies `where`: no passage's that is not its first."""
+    return resolve(reader, entry, state, where).words & _leading(reader, entry, state)
+
+
+def _leading(reader: Reader, entry: Entry, state: State) -> Words:
     """The living rows without those of passages that are not the first of their record."""
     alive = rows.live(reader, entry.number, state)
     if not state.passages:
@@ -119,7 +121,7 @@ def leading(reader: Reader, entry: Entry, state: State) -> Words:
     def work() -> Words:
         sure, possible = _bounded(reader, entry, state, Exists(PASSAGE))
         trailing = sure.copy()
-        for row, found in _placed(reader, entry, state, possible & ~sure):
+        for row, found in placed(reader, entry, state, possible & ~sure):
             if isinstance(found, Part):
                 trailing[row >> 6] |= np.uint64(1 << (row & 63))
         return alive & ~trailing
@@ -211,7 +213,7 @@ def _within(where: Filter) -> list[bytes]:
 def _told(reader: Reader, entry: Entry, state: State, doubt: Words, where: Filter) -> Iterator[int]:
     """The rows in doubt that satisfy a filter, by the record of each."""
     matching: dict[int, bool] = {}
-    for row, found in _placed(reader, entry, state, doubt):
+    for row, found in placed(reader, entry, state, doubt):
         if isinstance(found, Stored):
             parent = found.order
             matching[parent] = where.matches(found)
@@ -219,23 +221,6 @@ def _told(reader: Reader, entry: Entry, state: State, doubt: Words, where: Filte
             matching[parent] = where.matches(records.read(reader, entry.number, parent))
         if matching[parent]:
             yield row
-
-
-def _placed(
-    reader: Reader, entry: Entry, state: State, words: Words
-) -> Iterator[tuple[int, Stored | Part]]:
-    """What is in each of some living rows."""
-    asked = rows.members(words)
-    for at in range(0, len(asked), _STEP):
-        part = asked[at : at + _STEP]
-        orders = rows.gather_orders(reader, entry.number, state, entry.form, part)
-        for row, order in zip(part.tolist(), orders.tolist(), strict=True):
-            found = records.placed(reader, entry.number, order)
-            if found.row != row:
-                raise CorruptionError(
-                    f"records: row {row} leads to order {order}, whose row is {found.row}"
-                )
-            yield row, found
 
 
 def _rows_of(reader: Reader, entry: Entry, state: State, leaf: In) -> Rows | None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vecstore.field_layout import RANGE_WORDS
-from vecstore.fields.columns import PASSAGE
+from vecstore.fields.columns import has_column
 from vecstore.fields.conditions import Leaf, condition
 from vecstore.fields.segments import Segment
 from vecstore.filters import And, Compare, Contains, Exists, Filter, In, Not, Or, StartsWith
@@ -67,7 +67,7 @@ class _Resolution:
         self._unknown = self._none()
         self._unknown[:] = ~np.uint64(0)
         for segment in segments:
-            self._unknown[self._part(segment)] &= ~segment.rows
+            self._unknown[segment.listed.words] &= ~segment.rows
 
     def of(self, where: Filter) -> Bounds:
         """The bounds of a filter, or of a part of one."""
@@ -107,11 +107,11 @@ class _Resolution:
                 return Bounds(sure, ~sure)
             mark(sure, found)
             return Bounds(sure, sure)
-        if not (self._indexes(leaf.path) or leaf.path == PASSAGE):
+        if not has_column(leaf.path, self._indexes):
             return Bounds(sure, ~sure)
         doubt, test = self._none(), condition(leaf)
         for segment in self._segments:
-            column, part = segment.column(leaf.path), self._part(segment)
+            column, part = segment.column(leaf.path), segment.listed.words
             if column is None:
                 continue
             if segment.whole:
@@ -122,10 +122,6 @@ class _Resolution:
             sure[part] |= own & segment.rows
             doubt[part] |= maybe & segment.rows
         return Bounds(sure, sure | doubt | self._unknown)
-
-    def _part(self, segment: Segment) -> slice:
-        start = segment.listed.range * RANGE_WORDS
-        return slice(start, start + RANGE_WORDS)
 
     def _none(self) -> Words:
         return np.zeros(self._words, np.uint64)

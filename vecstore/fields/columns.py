@@ -68,7 +68,7 @@ class Terms:
         numbers = np.repeat(np.arange(len(self.texts)), np.diff(self.starts))[mine]
         sizes = np.bincount(numbers, minlength=len(self.texts))
         texts = list(itertools.compress(self.texts, (sizes > 0).tolist()))
-        return Terms(texts, _starts(sizes[sizes > 0]), self.places[mine])
+        return Terms(texts, starts_of(sizes[sizes > 0]), self.places[mine])
 
 
 @dataclass(slots=True)
@@ -118,7 +118,7 @@ def columns(
         if not _is_path(key) or not _SCALARS.issuperset(kinds - {list}):
             _spread(key, values, where, gathered)
         elif list not in kinds:
-            if indexes is not None and not (indexes(key) or key == PASSAGE):
+            if not has_column(key, indexes):
                 continue
             gathered.setdefault(key, _Gathered()).add(values, where)
         else:
@@ -143,11 +143,12 @@ def by_leaves(
 def _columns(
     gathered: dict[str, _Gathered], indexes: Callable[[str], bool] | None
 ) -> dict[str, Column]:
-    return {
-        path: _column(found)
-        for path, found in gathered.items()
-        if indexes is None or indexes(path) or path == PASSAGE
-    }
+    return {path: _column(found) for path, found in gathered.items() if has_column(path, indexes)}
+
+
+def has_column(path: str, indexes: Callable[[str], bool] | None) -> bool:
+    """Whether a path gets a column; all do if `indexes` is None."""
+    return indexes is None or path == PASSAGE or indexes(path)
 
 
 @dataclass(slots=True)
@@ -264,8 +265,7 @@ def _once(places: Places) -> Places:
 
 
 def _sorted(values: NDArray[Any], places: Places) -> Sorted:
-    rising = bool((places[1:] >= places[:-1]).all())
-    order = np.argsort(values, kind="stable") if rising else np.lexsort((places, values))
+    order = np.argsort(values, kind="stable") if rising(places) else np.lexsort((places, values))
     return Sorted(values[order], places[order])
 
 
@@ -280,11 +280,11 @@ def _terms(texts: list[bytes], places: Places) -> Terms:
         both = distinct(codes << 16 | places)
         codes, places = both >> 16, (both & 0xFFFF).astype(np.uint16)
     order = np.argsort(codes, kind="stable")
-    starts = _starts(np.bincount(codes, minlength=len(different)))
+    starts = starts_of(np.bincount(codes, minlength=len(different)))
     return Terms(different, starts, places[order])
 
 
-def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def starts_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where things of some sizes begin that lie one behind the other, and the end."""
     starts = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=starts[1:])
@@ -293,6 +293,11 @@ def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _ascend(places: Places) -> bool:
     return bool((places[1:] > places[:-1]).all())
+
+
+def rising(numbers: NDArray[Any]) -> bool:
+    """Whether no number is less than the one before."""
+    return bool((numbers[1:] >= numbers[:-1]).all())
 
 
 # Merging
@@ -332,4 +337,4 @@ def _joined_terms(some: Sequence[Terms]) -> Terms:
     )
     places = np.concatenate([one.places for one in some])
     order = np.argsort(codes << 16 | places, kind="stable")
-    return Terms(texts, _starts(np.bincount(codes, minlength=len(texts))), places[order])
+    return Terms(texts, starts_of(np.bincount(codes, minlength=len(texts))), places[order])

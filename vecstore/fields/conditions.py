@@ -65,7 +65,7 @@ class OneOf:
                 continue
             starts, stops = (np.searchsorted(values, wanted, side) for side in ("left", "right"))
             there = starts < stops
-            vague = there & (abs(wanted) >= GAPS) if kind == "number" else ~there & there
+            vague = there & (abs(wanted) >= GAPS) & (kind == "number")
             for some, words in ((there & ~vague, sure), (vague, doubt)):
                 column.add_many_sorted(kind, starts[some], stops[some], words)
         for name, texts in self._terms:

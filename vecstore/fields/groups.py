@@ -6,9 +6,8 @@ rows that no segment speaks for, of long strings, and of whole numbers that floa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -17,16 +16,17 @@ from numpy.typing import NDArray
 from vecstore import records, rows
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
-from vecstore.field_layout import RANGE_ROWS, RANGE_WORDS, Constant, Places, SortedKind, TermKind
+from vecstore.field_layout import RANGE_ROWS, Constant, Places, SortedKind, TermKind
 from vecstore.fields import columns, index, segments
 from vecstore.fields.conditions import GAPS
+from vecstore.fields.reading import placed
 from vecstore.fields.segments import Segment
-from vecstore.filters import RecordLike
+from vecstore.filters import values_of
 from vecstore.layout import State
 from vecstore.record_layout import Part
 from vecstore.rows import Rows, Words
 from vecstore.store import Reader
-from vecstore.values import ID, TEXT, Kind, comparable, split_path, values_at
+from vecstore.values import ID, TEXT, Kind, comparable, moment
 
 # Values of different kinds stand in this order.
 KINDS: tuple[Kind, ...] = ("null", "bool", "number", "datetime", "string", "bytes")
@@ -35,9 +35,6 @@ _CONSTANTS: dict[Constant, tuple[Kind, Any]] = {
     "false": ("bool", False),
     "true": ("bool", True),
 }
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Records read at a time.
-_STEP = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,21 +86,22 @@ def groups(reader: Reader, entry: Entry, state: State, path: str, allowed: Words
         made = index.load(reader, entry.number, state)
         for segment in [] if made is None else made.segments(reader):
             unknown = unknown.copy() if unknown is allowed else unknown
-            part = slice(
-                segment.listed.range * RANGE_WORDS, (segment.listed.range + 1) * RANGE_WORDS
-            )
-            held = unknown[part]
-            own = segment.rows[: len(held)] & held
-            held &= ~own
+            left = unknown[segment.listed.words]
+            own = segment.rows[: len(left)] & left
+            left &= ~own
             try:
-                held |= found.add(segment, path, own)
+                left |= found.add(segment, path, own)
             except (ValueError, IndexError) as error:
                 # Checksums of segments are not verified on each read.
                 where = f"fields: segment {segment.listed.number} of collection {entry.number}"
                 raise CorruptionError(f"{where}: cannot be read: {error}") from error
-    for row, pairs in _read(reader, entry, state, path, unknown):
-        for pair in pairs:
-            found.add_one(row, pair)
+    get = values_of(path)
+    for row, held in placed(reader, entry, state, unknown):
+        if isinstance(held, Part):
+            held = records.read(reader, entry.number, held.parent)
+        for pair in {comparable(value) for value in get(held)}:
+            if pair is not None:
+                found.add_one(row, pair)
     try:
         return found.groups()
     except OverflowError as error:
@@ -203,7 +201,7 @@ def _sorted(
     more = np.array(rest, np.intp).reshape(-1, 2)
     numbers = np.concatenate([renumbered[places], more[:, 0]])
     if kind == "datetime":
-        together = [_EPOCH + timedelta(microseconds=value) for value in together]
+        together = list(map(moment, together))
     else:
         # A float that is a whole number is one.
         together = [_whole(value) for value in together]
@@ -244,31 +242,5 @@ def _grouped(values: list[Any], numbers: list[Rows], members: list[Rows]) -> Gro
     first[1:] = (which[1:] != which[:-1]) | (inside[1:] != inside[:-1])
     sizes = np.bincount(which[first], minlength=len(values))
     there = np.flatnonzero(sizes)
-    starts = np.zeros(len(there) + 1, np.intp)
-    np.cumsum(sizes[there], out=starts[1:])
+    starts = columns.starts_of(sizes[there])
     return Groups([values[number] for number in there.tolist()], starts, inside[first])
-
-
-def _read(
-    reader: Reader, entry: Entry, state: State, path: str, words: Words
-) -> Iterator[tuple[int, set[tuple[Kind, Any]]]]:
-    """The values that some rows have by their records."""
-    splits = split_path(path)
-    asked = rows.members(words)
-    for at in range(0, len(asked), _STEP):
-        part = asked[at : at + _STEP]
-        orders = rows.gather_orders(reader, entry.number, state, entry.form, part)
-        for row, order in zip(part.tolist(), orders.tolist(), strict=True):
-            found = records.placed(reader, entry.number, order)
-            if isinstance(found, Part):
-                found = records.read(reader, entry.number, found.parent)
-            pairs = map(comparable, _values(found, path, splits))
-            yield row, {pair for pair in pairs if pair is not None}
-
-
-def _values(record: RecordLike, path: str, splits: Any) -> Iterable[Any]:
-    if path == ID:
-        return [record.id]
-    if path == TEXT:
-        return [] if record.text is None else [record.text]
-    return values_at(record.metadata or {}, splits)

@@ -40,7 +40,7 @@ class FieldIndex:
         """The rows for which any segment speaks, uint64 (blocks,)."""
         words = np.zeros(blocks, np.uint64)
         for listed, own in zip(self.manifest.segments, self.own, strict=True):
-            part = words[listed.range * RANGE_WORDS : (listed.range + 1) * RANGE_WORDS]
+            part = words[listed.words]
             part |= own[: len(part)]
         return words
 
@@ -88,20 +88,16 @@ class FieldIndex:
 def load(reader: Reader, collection: int, state: State) -> FieldIndex | None:
     """The field index of a collection; None if there is none that counts."""
     if not isinstance(reader, Snapshot):
-        return _load(reader, collection, state)
+        return load_anew(reader, collection, state)
     key = ("fields", collection)
     if key not in reader.cache:
-        reader.cache[key] = _load(reader, collection, state)
+        reader.cache[key] = load_anew(reader, collection, state)
     found: FieldIndex | None = reader.cache[key]
     return found
 
 
 def load_anew(reader: Reader, collection: int, state: State) -> FieldIndex | None:
     """The field index as the file has it; nothing is remembered."""
-    return _load(reader, collection, state)
-
-
-def _load(reader: Reader, collection: int, state: State) -> FieldIndex | None:
     if not counts(reader, collection, state):
         return None
     manifest = read_manifest(reader, collection)

@@ -28,7 +28,7 @@ from vecstore.field_layout import (
     Words,
     bits_of,
 )
-from vecstore.fields.columns import DIGEST_BYTES, LONGEST, Column, Sorted, Terms
+from vecstore.fields.columns import DIGEST_BYTES, LONGEST, Column, Sorted, Terms, rising
 from vecstore.rows import count, distinct, flags
 
 Numbers = NDArray[np.intp]
@@ -351,7 +351,7 @@ def whole(view: ColumnView) -> Column:
     for kind in get_args(SortedKind):
         values = view.find(f"{kind}.values")
         if values is not None:
-            if not (np.isfinite(values).all() and _rising(values)):
+            if not (np.isfinite(values).all() and rising(values)):
                 raise CorruptionError(f"fields: the {kind}s of a segment are not in order")
             column.ordered[kind] = Sorted(values, view.array(f"{kind}.places"))
     for name in get_args(TermKind):
@@ -368,17 +368,13 @@ def _check_terms(view: ColumnView, name: TermKind) -> None:
     """
     starts, ends = (view.array(f"{name}.{part}").astype(np.int64) for part in ("starts", "ends"))
     texts, places = view.array(f"{name}.texts"), view.array(f"{name}.places")
-    sound = _rising(starts) and starts[0] == 0 and starts[-1] == len(places)
-    sound = sound and _rising(ends) and (not len(ends) or ends[-1] == len(texts))
+    sound = rising(starts) and starts[0] == 0 and starts[-1] == len(places)
+    sound = sound and rising(ends) and (not len(ends) or ends[-1] == len(texts))
     often = view.find(f"{name}.often")
     if often is not None:
         sound = sound and bool((often < len(ends)).all()) and bool((often[1:] > often[:-1]).all())
     if not sound:
         raise CorruptionError(f"fields: the {name}s of a segment are not where it says")
-
-
-def _rising(numbers: NDArray[Any]) -> bool:
-    return bool((numbers[1:] >= numbers[:-1]).all())
 
 
 def _terms(view: ColumnView, name: TermKind, terms: TermsView) -> Terms:

@@ -48,13 +48,13 @@ class Change:
     Attributes:
         added: How many rows came, those that moved too.
         allotted: The blocks that were taken for them: their numbers may have been others' before.
-        fresh: New rows whose metadata are at hand, and these.
+        fresh: New rows whose metadata are at hand, and these; None if there are none.
         changed: Rows that stay, whose records have other metadata now.
     """
 
     added: int
     allotted: Sequence[int] = ()
-    fresh: Sequence[Fresh] = ()
+    fresh: Fresh | None = None
     changed: Sequence[int] = ()
 
 
@@ -98,12 +98,9 @@ class _Upkeep:
         if not self._anew:
             pending += change.added + len(change.changed)
         touched = set[int]()
-        for numbers, metadata in change.fresh:
-            for which, part in _by_range(numbers):
-                if len(numbers) >= LEAST:
-                    self._add(which, numbers[part], [metadata[i] for i in part.tolist()])
-                    pending -= len(part)
-                    touched.add(which)
+        if change.fresh is not None and len(change.fresh[0]) >= LEAST:
+            touched |= self._add_all(*change.fresh)
+            pending -= len(change.fresh[0])
         self._manifest = replace(self._manifest, pending=max(0, pending))
         if pending >= LEAST:
             touched |= self._index_pending()
@@ -147,9 +144,8 @@ class _Upkeep:
         """Let no segment speak for some rows, nor for any of some blocks."""
         if not self._manifest.segments or not (changed or blocks):
             return
-        gone: dict[int, Words] = {}
-        for which, part in _by_range(np.array(sorted(changed), np.intp)):
-            gone[which] = _bits(np.array(sorted(changed), np.intp)[part])
+        numbers = np.array(changed, np.intp)
+        gone = {which: _bits(numbers[part]) for which, part in _by_range(numbers)}
         for block in blocks:
             which = block // RANGE_WORDS
             words = gone.setdefault(which, np.zeros(RANGE_WORDS, np.uint64))
@@ -159,6 +155,14 @@ class _Upkeep:
                 held = self._words(listed)
                 if (held & gone[listed.range]).any():
                     self._put_rows(listed, held & ~gone[listed.range])
+
+    def _add_all(self, numbers: Rows, metadata: Sequence[Metadata]) -> set[int]:
+        """Make a segment of the rows of each range; return of which ranges."""
+        ranges = set[int]()
+        for which, part in _by_range(numbers):
+            self._add(which, numbers[part], [metadata[i] for i in part.tolist()])
+            ranges.add(which)
+        return ranges
 
     def _add(self, which: int, numbers: Rows, metadata: Sequence[Metadata]) -> None:
         """Make a segment of some rows of a range."""
@@ -195,13 +199,8 @@ class _Upkeep:
         held = index.FieldIndex(self._number, self._manifest, words)
         pending = rows.members(alive & ~held.covered(len(alive)))
         told = metadata_of(self._txn, self._entry, self._orders(pending[:SLICE]))
-        numbers, metadata = np.array(list(told), np.intp), list(told.values())
         self._manifest = replace(self._manifest, pending=max(0, len(pending) - SLICE))
-        ranges = set[int]()
-        for which, part in _by_range(numbers):
-            self._add(which, numbers[part], [metadata[i] for i in part.tolist()])
-            ranges.add(which)
-        return ranges
+        return self._add_all(np.array(list(told), np.intp), list(told.values()))
 
     def _orders(self, numbers: Rows) -> dict[int, int]:
         """The orders of some rows, of those whose blocks are sound."""
@@ -217,11 +216,8 @@ class _Upkeep:
 
     def _alive(self, which: int) -> Words:
         """The living rows of a range, uint64 (RANGE_WORDS,)."""
-        found = np.zeros(RANGE_WORDS, np.uint64)
         alive = rows.live(self._txn, self._number, self._state)
-        part = alive[which * RANGE_WORDS : (which + 1) * RANGE_WORDS]
-        found[: len(part)] = part
-        return found
+        return field_layout.in_range(alive, which)
 
     def _merge_some(self, which: int) -> None:
         """Merge segments of a range while there are many of about one size.
@@ -278,16 +274,14 @@ def metadata_of(reader: Reader, entry: Entry, orders: Mapping[int, int]) -> dict
     for row, order in orders.items():
         with contextlib.suppress(CorruptionError):
             found = records.placed(reader, entry.number, order)
-            record, parent = found, order
+            if found.row != row:
+                continue
             if isinstance(found, Part):
-                parent = found.parent
-            if parent not in known:
-                if isinstance(record, Part):
-                    record = records.read(reader, entry.number, parent)
-                known[parent] = record.metadata
-            if found.row == row:
-                passage = isinstance(found, Part)
-                told[row] = {**(known[parent] or {}), PASSAGE: True} if passage else known[parent]
+                if found.parent not in known:
+                    known[found.parent] = records.read(reader, entry.number, found.parent).metadata
+                told[row] = {**(known[found.parent] or {}), PASSAGE: True}
+            else:
+                told[row] = known[order] = found.metadata
     return told
 
 

@@ -50,10 +50,9 @@ def verify(
         covered = np.zeros(-(-len(alive) // RANGE_WORDS) * RANGE_WORDS, np.uint64)
         for listed, own in zip(found.manifest.segments, found.own, strict=True):
             with report.guard(f"{where}, segment {listed.number}"):
-                part = slice(listed.range * RANGE_WORDS, (listed.range + 1) * RANGE_WORDS)
-                if (covered[part] & own).any():
+                if (covered[listed.words] & own).any():
                     report.add(where, f"segment {listed.number} has rows of another one (20)")
-                covered[part] |= own
+                covered[listed.words] |= own
         for segment in found.segments(reader):
             with report.guard(f"{where}, segment {segment.listed.number}"):
                 _check_segment(reader, report, entry, segment, alive, orders, where)
@@ -82,14 +81,11 @@ def _check_segment(
     where: str,
 ) -> None:
     """A segment holds what the records of its living rows do (21)."""
-    number, start = segment.listed.number, segment.listed.range * RANGE_WORDS
+    number, which = segment.listed.number, segment.listed.range
     value = reader.get("fields", field_layout.segment_key(entry.number, number))
     layout.verify_bulk(value, f"{where}: segment {number}")
-    words = np.zeros(RANGE_WORDS, np.uint64)
-    held = alive[start : start + RANGE_WORDS]
-    words[: len(held)] = held
-    living = rows.members(words & segment.rows)
-    wanted_rows = (living + segment.listed.range * RANGE_ROWS).tolist()
+    living = rows.members(field_layout.in_range(alive, which) & segment.rows)
+    wanted_rows = (living + which * RANGE_ROWS).tolist()
     known = {row: orders[row] for row in wanted_rows if row in orders}
     # What is wrong with records is said elsewhere.
     told = upkeep.metadata_of(reader, entry, known)

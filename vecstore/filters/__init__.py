@@ -23,6 +23,7 @@ from vecstore.filters.tree import (
     Or,
     RecordLike,
     StartsWith,
+    values_of,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "RecordLike",
     "StartsWith",
     "parse",
+    "values_of",
 ]

@@ -346,6 +346,16 @@ class StartsWith(Filter):
         return f"F({self.path!r}).startswith({show(self.value)})"
 
 
+def values_of(path: str) -> Callable[[RecordLike], list[Any]]:
+    """Return what gives the values that a record has at a path, lists taken apart."""
+    if path == ID:
+        return lambda record: [record.id]
+    if path == TEXT:
+        return lambda record: [] if record.text is None else [record.text]
+    splits = values.split_path(path)
+    return lambda record: values.values_at(record.metadata or {}, splits)
+
+
 def _any(path: str, test: Test) -> Matcher:
     """Return a matcher for "some value at the path passes the test"."""
     if path == ID:
