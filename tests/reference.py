@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ class Row:
     text: str | None = None
     metadata: dict[str, Any] | None = None
     passages: tuple[str, ...] = ()
+    expires_at: datetime | None = None
 
 
 class Model:
@@ -73,12 +75,16 @@ class Model:
         metadata: Any = None,
         *,
         chunk: bool = False,
+        expires_at: datetime | None = None,
     ):
         """Add or replace; a dict keeps the place of a key that it has."""
         passages: tuple[str, ...] = ()
         if vector is None:
             vector, passages = self.embedded(text, chunk=chunk)
-        self.rows[key] = Row(np.asarray(vector, self.dtype), text, metadata, passages)
+        # Beside when a record expires, no metadata and empty ones are the same.
+        metadata = metadata or None if expires_at else metadata
+        row = Row(np.asarray(vector, self.dtype), text, metadata, passages, expires_at)
+        self.rows[key] = row
 
     def embedded(self, text: str, *, chunk: bool) -> tuple[np.ndarray, tuple[str, ...]]:
         """The vector of a text; or those of its passages, and these."""
@@ -87,19 +93,36 @@ class Model:
             return self.embed(text), ()
         return np.array([self.embed(part) for part in parts]), tuple(parts)
 
-    def change(self, key: Any, vector: Any = None, text: str | None = None, metadata: Any = None):
+    def change(
+        self,
+        key: Any,
+        vector: Any = None,
+        text: str | None = None,
+        metadata: Any = None,
+        expires_at: Any = ...,
+    ):
         """Update: merge metadata at the top level, embed a new text, cut as the old one was."""
         old = self.rows[key]
         passages = old.passages if vector is None else ()
         if vector is None and text is not None:
             vector, passages = self.embedded(text, chunk=bool(old.passages))
+        end = old.expires_at if expires_at is ... else expires_at
+        merged = old.metadata if metadata is None else {**(old.metadata or {}), **metadata}
+        if end is not None or expires_at is not ...:
+            merged = merged or None
         self.rows[key] = replace(
             old,
+            expires_at=end,
             passages=passages,
             vector=old.vector if vector is None else np.asarray(vector, self.dtype),
             text=old.text if text is None else text,
-            metadata=old.metadata if metadata is None else {**(old.metadata or {}), **metadata},
+            metadata=merged,
         )
+
+    def expire(self, now: datetime) -> None:
+        """Drop what is past its time."""
+        ends = {key: row.expires_at for key, row in self.rows.items()}
+        self.delete([key for key, end in ends.items() if end is not None and end <= now])
 
     def delete(self, keys: Iterable[Any]) -> int:
         return sum(self.rows.pop(key, None) is not None for key in set(keys))
@@ -114,7 +137,13 @@ class Model:
     def record(self, key: Any) -> Record:
         """The record as it comes back: with the vector that the stored form has kept."""
         row = self.rows[key]
-        return Record(id=key, text=row.text, metadata=row.metadata, vector=self.kept(row.vector))
+        return Record(
+            id=key,
+            text=row.text,
+            metadata=row.metadata,
+            vector=self.kept(row.vector),
+            expires_at=row.expires_at,
+        )
 
     def kept(self, vector: np.ndarray) -> np.ndarray:
         if self.precision in ("float32", "bits"):
@@ -319,6 +348,7 @@ def same_record(found: Record | None, expected: Record | None, metric: str = "do
         exactly(found.id, expected.id)
         and exactly(found.text, expected.text)
         and exactly(found.metadata, expected.metadata)
+        and exactly(found.expires_at, expected.expires_at)
     )
 
 
@@ -331,6 +361,8 @@ def pairs_of(record, path):
         found = [record.id]
     elif path == "$text":
         found = [] if record.text is None else [record.text]
+    elif path == "$expires_at":
+        found = [] if record.expires_at is None else [record.expires_at]
     else:
         found = values.values_at(record.metadata or {}, values.split_path(path))
     return {pair for pair in map(comparable, found) if pair is not None}

@@ -39,7 +39,7 @@ ordered = integers | floats | texts | datetimes
 keys = st.sampled_from(KEYS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 # A field's name does not begin with $; the keys inside it may.
 fields = keys.map(lambda key: key.lstrip("$"))
-paths = st.sampled_from(PATHS) | st.sampled_from(["$id", "$text"])
+paths = st.sampled_from(PATHS) | st.sampled_from(["$id", "$text", "$expires_at"])
 
 metadata: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
     fields,

@@ -586,6 +586,8 @@ def test_dump_and_add_round_trip(run: Run) -> None:
         texts.add(["One.", "Two.", "Three."], ids=["a", 2, "c"], metadata=[ODD, {}, None])
         texts.add("Four.", ids="d", metadata={"a": {"$datetime": "alone"}})
         texts.upsert("One again.", ids="a", metadata=ODD)
+        ends = [datetime(2999, 1, 1, tzinfo=UTC), datetime(2999, 1, 2, tzinfo=UTC)]
+        texts.add(["Five.", "Six."], ids=["e", "f"], metadata=[ODD, None], expires_at=ends)
 
     dumped = run("dump", "a.vecstore").stdout_bytes
     run("add", "b.vecstore", "-", "-c", "texts", stdin=dumped)

@@ -11,6 +11,8 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -31,9 +33,12 @@ from vecstore.spec import (
     is_id,
     show,
 )
+from vecstore.values import EXPIRES, instant, moment
 from vecstore.vectors import pack
 
 Metadata = dict[str, Any]
+# When a record expires: at an instant, or never.
+Expiry = datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Batch:
     Attributes:
         ids: str or int, distinct.
         texts: str or None.
-        metadata: Plain values, or None for a record without.
+        metadata: Plain values, or None for a record without; with the instant under EXPIRES.
         packed: m vectors in stored form, or None until the texts are encoded.
         places: Which records the vectors belong to, (m,) ascending; all of them but in an update.
             One that comes again has passages.
@@ -85,6 +90,7 @@ def prepare(
     ids: Id | Iterable[Id | None] | None,
     metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None,
     chunk: bool | Chunking | None = None,
+    expires_at: Expiry | Sequence[Expiry] = None,
 ) -> Batch:
     """Check parallel sequences, or the values of one record, and return them as a batch.
 
@@ -113,7 +119,7 @@ def prepare(
         )
     if packed is None and None in checked:
         raise UsageError(f"texts[{checked.index(None)}] is None and there is no vector for it")
-    return _batch(_check_ids(ids, count), checked, metadata, packed, chunking)
+    return _batch(_check_ids(ids, count), checked, metadata, packed, chunking, expires_at)
 
 
 def _batch(
@@ -122,10 +128,13 @@ def _batch(
     metadata: Any,
     packed: Packed | None,
     chunking: Chunking | None,
+    expires_at: Any,
 ) -> Batch:
-    """A batch whose texts are not cut yet; metadata is checked here."""
+    """A batch whose texts are not cut yet; metadata and instants are checked here."""
     count = len(ids)
     checked = _check_metadata(metadata, count)
+    if expires_at is not None:
+        _note_expiry(checked, expires_at)
     places = np.arange(count)
     return Batch(ids, texts, checked, packed, places, [chunking] * count, [None] * count)
 
@@ -231,6 +240,34 @@ def _check_metadata(metadata: Any, count: int) -> list[Metadata | None]:
     return plain
 
 
+def _note_expiry(metadata: list[Metadata | None], given: Any, *, keeping: bool = False) -> None:
+    """Put instants under their key into the metadata of records.
+
+    Args:
+        metadata: Of each record; changed.
+        given: An instant for all, or a sequence of one for each.
+        keeping: Whether records have one that `...` leaves as it is, and None takes away.
+    """
+    one = given is None or given is ... or isinstance(given, datetime)
+    listed = [given] * len(metadata) if one else _match(given, len(metadata), "expires_at")
+    for i, end in enumerate(listed):
+        if end is ... and keeping:
+            continue
+        if end is None and not keeping:
+            continue
+        if end is not None and not isinstance(end, datetime):
+            raise UsageError(
+                f"expires_at[{i}] is {type(end).__name__} {show(end)}; give a datetime (one without"
+                " a time zone is taken as UTC), such as datetime.now(UTC) + timedelta(days=30)"
+            )
+        try:
+            moment_ = None if end is None else moment(instant(end))
+        except (OverflowError, ValueError):
+            what = f"expires_at[{i}] = {show(end)} lies outside the years 1 to 9999 in UTC"
+            raise UsageError(what) from None
+        metadata[i] = {**(metadata[i] or {}), EXPIRES: moment_}
+
+
 _last_id = 0
 _last_id_lock = threading.Lock()
 
@@ -273,10 +310,14 @@ def prepare_update(
     vectors: ArrayLike | None,
     metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None,
     chunk: bool | Chunking | None = None,
+    expires_at: Expiry | EllipsisType | Sequence[Expiry | EllipsisType] = ...,
 ) -> Batch:
-    """Check the arguments of an update; as `prepare`, but every part may be missing."""
-    if texts is None and vectors is None and metadata is None:
-        raise UsageError("nothing to update: give text, vector or metadata")
+    """Check the arguments of an update; as `prepare`, but every part may be missing.
+
+    In the metadata the instant None stands for one that is to be taken away.
+    """
+    if texts is None and vectors is None and metadata is None and expires_at is ...:
+        raise UsageError("nothing to update: give text, vector, metadata or expires_at")
     chunking = _check_chunk(chunk, vectors)
     array = None if vectors is None else _as_array(vectors)
     if is_id(ids):
@@ -297,7 +338,10 @@ def prepare_update(
         raise UsageError(
             f"collection {spec.name!r} has no encoder: give the vector of the new text too"
         )
-    return _batch(_check_ids(listed, count), checked, metadata, packed, chunking)
+    batch = _batch(_check_ids(listed, count), checked, metadata, packed, chunking, None)
+    if expires_at is not ...:
+        _note_expiry(batch.metadata, expires_at, keeping=True)
+    return batch
 
 
 @dataclass(slots=True)
@@ -308,9 +352,10 @@ class Group:
     texts: list[Any] | None
     vectors: list[Any] | None
     metadata: list[Any]
+    expires: list[Any]
 
 
-RECORD_KEYS = {"id", "text", "vector", "metadata"}
+RECORD_KEYS = {"id", "text", "vector", "metadata", "expires_at"}
 
 
 def groups(items: Iterable[Mapping[str, Any]], size: int) -> Iterator[Group]:
@@ -324,8 +369,8 @@ def groups(items: Iterable[Mapping[str, Any]], size: int) -> Iterator[Group]:
         if not isinstance(item, Mapping) or not item.keys() <= RECORD_KEYS:
             strange = set(item) - RECORD_KEYS if isinstance(item, Mapping) else item
             raise UsageError(
-                f"record {number} of the stream must be a dict with id, text, vector and metadata,"
-                f" got {show(strange)}; other fields belong into metadata"
+                f"record {number} of the stream must be a dict with id, text, vector, metadata and"
+                f" expires_at, got {show(strange)}; other fields belong into metadata"
             )
         bare, identity = item.get("vector") is None, item.get("id")
         known = is_id(identity) and identity in seen
@@ -333,9 +378,10 @@ def groups(items: Iterable[Mapping[str, Any]], size: int) -> Iterator[Group]:
             yield group
             group = None
         if group is None:
-            group, seen = Group([], [], None if bare else [], []), set()
+            group, seen = Group([], [], None if bare else [], [], []), set()
         group.ids.append(identity)
         group.metadata.append(item.get("metadata"))
+        group.expires.append(item.get("expires_at"))
         group.texts.append(item.get("text"))  # type: ignore[union-attr]  # made as a list above
         if group.vectors is not None:
             group.vectors.append(item["vector"])

@@ -20,6 +20,7 @@ from vecstore.layout import BLOCK_ROWS, Packed, State
 from vecstore.record_layout import Content, Part, Passages
 from vecstore.rows import PART_WORDS, Words
 from vecstore.store import Reader
+from vecstore.values import instant
 from vecstore.vectors import count_bits, lengths, unit_slack, widen
 
 
@@ -164,6 +165,7 @@ class _CollectionCheck:
         """Records are whole, and ids, orders and rows lead back to them (3, 4, 18)."""
         where, state, prefix = self.where, self.state, layout.collection_key(self.number)
         count = passages = 0
+        ends = list[int]()
         for key, value in self.reader.items("records", prefix):
             passage = record_layout.is_passage(value)
             count, passages = count + (not passage), passages + passage
@@ -180,7 +182,10 @@ class _CollectionCheck:
                 if passage:
                     self._check_passage(order, record_layout.unpack_part(key, value))
                 else:
-                    self._check_record(order, record_layout.unpack_content(order, value))
+                    content = record_layout.unpack_content(order, value)
+                    self._check_record(order, content)
+                    end = records.end_of(content[2])
+                    ends += [] if end is None else [instant(end)]
         if count != state.records:
             self.report.add(where, f"{count} records, the counter says {state.records} (3)")
         if passages != state.passages:
@@ -188,8 +193,15 @@ class _CollectionCheck:
             self.report.add(where, what)
         for order in sorted(self.expected):
             self.report.add(where, f"the passage of order {order} is missing (18)")
-        if passages and min(catalog.format_of(self.reader)) < layout.FORMAT:
-            self.report.add(where, "passages are in a file of a format without (18)")
+        least = min(ends, default=state.earliest)
+        if (len(ends), least) != (state.expiring, max(least, state.earliest)):
+            what = (
+                f"{len(ends)} records expire, from {least} on; the counters say {state.expiring},"
+                f" from {state.earliest} on (22)"
+            )
+            self.report.add(where, what)
+        if (passages or ends) and min(catalog.format_of(self.reader)) < layout.FORMAT:
+            self.report.add(where, "records are in a file of a format without their kind (18, 22)")
 
     def _check_record(self, order: int, content: Content) -> None:
         identity, _, _, passages = content

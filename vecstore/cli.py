@@ -466,6 +466,8 @@ def dump(database: str, name: str | None, where: Any, vectors: bool | None) -> N
             include.append("vector")
         for record in chosen.scan(where, include=include):
             shown = record.to_dict()
+            if record.expires_at is not None:
+                shown[formats.EXPIRES] = shown.pop("expires_at")
             if record.passages:
                 # A record that is added has one vector, or none yet.
                 shown.pop("vector", None)

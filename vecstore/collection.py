@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import EllipsisType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,16 +18,18 @@ from vecstore import (
     batches,
     catalog,
     explain,
+    fields,
     filters,
     ingest,
     layout,
     maintenance,
+    removal,
     rows,
     space,
 )
 from vecstore.ann.index import Kind
 from vecstore.arguments import Where
-from vecstore.batches import Batch, Group
+from vecstore.batches import Batch, Expiry, Group
 from vecstore.behind import behind
 from vecstore.contents import DEFAULT_INCLUDE, Contents
 from vecstore.errors import UsageError
@@ -52,7 +55,8 @@ class Collection(Contents):
     def stats(self) -> dict[str, Any]:
         """Return counts and sizes: records, their vectors, dead rows, bytes, the spec, the index.
 
-        "vectors" are more than "records" where these have passages.
+        "vectors" are more than "records" where these have passages. "expired" records count among
+        them until they are purged.
 
         Of the index: the kind that is wanted ("index"), [dims, bits] of its short and of its fine
         codes ("codes"), how many principal directions it keeps ("directions"; codes of more dims
@@ -71,6 +75,7 @@ class Collection(Contents):
             blocks = int(np.count_nonzero(rows.live(reader, entry.number, state)))
             found = explain.stats(reader, entry, state)
             taken = space.tiers(reader, entry, state)
+            living = fields.count(reader, entry, state, None)
         held = blocks * layout.BLOCK_ROWS
         if state.open_block != layout.NO_BLOCK:
             held -= layout.BLOCK_ROWS - state.open_rows
@@ -78,6 +83,7 @@ class Collection(Contents):
             "tiers": [],
             **entry.spec.to_dict(),
             "records": state.records,
+            "expired": state.records - living,
             "vectors": state.rows,
             "dead_rows": held - state.rows,
             "blocks": blocks,
@@ -95,6 +101,7 @@ class Collection(Contents):
         vectors: ArrayLike | None = None,
         ids: Id | Iterable[Id | None] | None = None,
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        expires_at: Expiry | Sequence[Expiry] = None,
         chunk: bool | Chunking = False,
         progress: bool | None = None,
         timeout: float | None = None,
@@ -109,6 +116,10 @@ class Collection(Contents):
                 packed bits, uint8 of shape (n, dim / 8), or booleans of shape (n, dim).
             ids: str or int of 64 bits; None makes ids that sort by time.
             metadata: Dicts of any JSON values, datetimes and bytes, or None.
+            expires_at: When records expire: a datetime for all, or a sequence of one, or None, for
+                each; one without a time zone is taken as UTC. From then on they are not found any
+                more, by whatever way, and their ids are free; `optimize`, `compact` or a later
+                write takes them out of the file.
             chunk: True, or a `Chunking`, to cut long texts into passages, each with a vector of
                 its own: the best of them says how near the record is. Without, what an encoder
                 does not read of a text is not found.
@@ -120,7 +131,7 @@ class Collection(Contents):
             AlreadyExistsError: An id exists; nothing was stored.
             UsageError, VectorError, EncoderError, StoreError: Nothing was stored.
         """
-        batch = batches.prepare(self._declared, texts, vectors, ids, metadata, chunk)
+        batch = batches.prepare(self._declared, texts, vectors, ids, metadata, chunk, expires_at)
         self._check_new(batch)
         return self._store(ingest.add, batch, timeout, progress)
 
@@ -131,6 +142,7 @@ class Collection(Contents):
         vectors: ArrayLike | None = None,
         ids: Id | Iterable[Id | None] | None = None,
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        expires_at: Expiry | Sequence[Expiry] = None,
         chunk: bool | Chunking = False,
         progress: bool | None = None,
         timeout: float | None = None,
@@ -140,7 +152,7 @@ class Collection(Contents):
         A replaced record loses its former text, passages and metadata, and keeps its place in the
         order.
         """
-        batch = batches.prepare(self._declared, texts, vectors, ids, metadata, chunk)
+        batch = batches.prepare(self._declared, texts, vectors, ids, metadata, chunk, expires_at)
         return self._store(ingest.upsert, batch, timeout, progress)
 
     def update(
@@ -150,6 +162,7 @@ class Collection(Contents):
         text: str | Sequence[str | None] | None = None,
         vector: ArrayLike | None = None,
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        expires_at: Expiry | EllipsisType | Sequence[Expiry | EllipsisType] = ...,
         chunk: bool | Chunking | None = None,
         timeout: float | None = None,
     ) -> None:
@@ -157,12 +170,15 @@ class Collection(Contents):
 
         Metadata is merged at its top level: fields not named stay. A new text is embedded anew,
         unless a vector comes with it, and cut into passages as `chunk` says; by default as the
-        former text was. A vector takes the place of those of all passages.
+        former text was. A vector takes the place of those of all passages. With `expires_at=None`
+        a record no longer expires; `...` leaves that as it is.
 
         Raises:
             NotFoundError: An id does not exist; nothing was changed.
         """
-        batch = batches.prepare_update(self._declared, ids, text, vector, metadata, chunk)
+        batch = batches.prepare_update(
+            self._declared, ids, text, vector, metadata, chunk, expires_at
+        )
         if batch.packed is None and any(item is not None for item in batch.texts):
             with self._source.reading() as reader:
                 known = ingest.chunkings(reader, self._entry(reader), batch.ids)
@@ -188,7 +204,7 @@ class Collection(Contents):
             raise UsageError("say what to delete: ids, where, or where={} for every record")
         listed = None if ids is None else [check_id(value) for value in arguments.listed(ids)]
         parsed = filters.parse(where)
-        return self._write(lambda txn, entry: ingest.delete(txn, entry, listed, parsed), timeout)
+        return self._write(lambda txn, entry: removal.delete(txn, entry, listed, parsed), timeout)
 
     def add_records(
         self,
@@ -202,10 +218,10 @@ class Collection(Contents):
     ) -> int:
         """Store a stream of dicts of any length in bounded memory.
 
-        Each dict has `text` or `vector` or both, and optionally `id` and `metadata`. Every
-        `batch` records are one transaction; should one fail, those before it are stored, and a
-        note on the exception says how many. While some are written, in a thread of their own, the
-        next are embedded; not inside `db.transaction()`.
+        Each dict has `text` or `vector` or both, and optionally `id`, `metadata` and `expires_at`.
+        Every `batch` records are one transaction; should one fail, those before it are stored, and
+        a note on the exception says how many. While some are written, in a thread of their own,
+        the next are embedded; not inside `db.transaction()`.
 
         Args:
             items: The dicts.
@@ -250,7 +266,13 @@ class Collection(Contents):
         for group in groups:
             cut = chunk if group.vectors is None else False
             batch = batches.prepare(
-                self._declared, group.texts, group.vectors, group.ids, group.metadata, cut
+                self._declared,
+                group.texts,
+                group.vectors,
+                group.ids,
+                group.metadata,
+                cut,
+                group.expires,
             )
             if not upsert:
                 self._check_new(batch)
@@ -462,6 +484,7 @@ class Collection(Contents):
     ) -> dict[str, Any]:
         """Bring the collection and its index into their best state, which may take long.
 
+        Records that have expired leave the file.
         Sparse blocks are repacked, all rows get into lists, the lists are trained anew if the
         collection has changed much since, and how far searches have to go is measured anew, also
         with the queries that were asked lately in this process. Others may read and write
@@ -482,6 +505,7 @@ class Collection(Contents):
         begun = time.perf_counter()
         entry, real = self._outside("optimizes in steps"), self._recent_queries()
         with bars.sharing(progress, "optimizing") as tell:
+            removal.purge(self._source, entry.number, entry.uid, timeout)
             report = maintenance.optimize(
                 self._source, entry.number, entry.uid, real=real, progress=tell, timeout=timeout
             )

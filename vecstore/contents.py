@@ -38,7 +38,9 @@ class Contents(Handle):
 
     def __contains__(self, value: object) -> bool:
         with self._source.reading() as reader:
-            return records.find(reader, self._entry(reader).number, check_id(value)) is not None
+            entry = self._entry(reader)
+            found = records.get(reader, entry.number, check_id(value))
+            return found is not None and not found.is_expired(reader.now)
 
     # A str is also an iterable of str; it is one id, and the first overload takes it.
     @overload
@@ -64,7 +66,8 @@ class Contents(Handle):
         listed = [check_id(value) for value in arguments.listed(ids)]
         with self._source.reading() as reader:
             entry = self._entry(reader)
-            found = [records.get(reader, entry.number, value) for value in listed]
+            read = (records.get(reader, entry.number, value) for value in listed)
+            found = [item and (None if item.is_expired(reader.now) else item) for item in read]
             there = iter(shown(reader, entry, [item for item in found if item], wanted))
             result = [None if item is None else next(there) for item in found]
         return result[0] if is_id(ids) else result
@@ -174,8 +177,9 @@ class Contents(Handle):
                 entry = self._entry(reader)
                 asked = orders[at : at + PAGE].tolist()
                 there = (records.still(reader, entry.number, order) for order in asked)
+                living = (item for item in there if item and not item.is_expired(reader.now))
                 # No more are read than are wanted.
-                page = list(itertools.islice(filter(None, there), left))
+                page = list(itertools.islice(living, left))
                 ready = shown(reader, entry, page, wanted)
             yield from ready
             left = None if left is None else left - len(page)
@@ -219,10 +223,9 @@ class Contents(Handle):
         self, reader: Reader, entry: Entry, where: Filter | None, order: int
     ) -> Generator[Stored, None, None]:
         """Records that satisfy a filter, in their order, behind another one."""
-        if where is None:
-            return records.walk(reader, entry.number, order)
-        if isinstance(reader, Snapshot):
+        if where is not None and isinstance(reader, Snapshot):
             return fields.walk(reader, entry, catalog.state(reader, entry.number), where, order)
         # A transaction would ask the columns anew for each page.
-        walked = records.walk(reader, entry.number, order)
-        return (item for item in walked if where.matches(item))
+        walked, now = records.walk(reader, entry.number, order), reader.now
+        living = (item for item in walked if not item.is_expired(now))
+        return living if where is None else (item for item in living if where.matches(item))

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from vecstore import attached, catalog, check, declared, encoders, maintenance
+from vecstore import attached, catalog, check, declared, encoders, maintenance, removal
 from vecstore.ann.index import Kind
 from vecstore.catalog import Entry
 from vecstore.check import Problem
@@ -293,6 +293,7 @@ class Database:
             return
         # The write itself is done: what is left can be done after the next one, or never.
         with contextlib.suppress(StoreError, NotFoundError, MemoryError):
+            removal.after_write(self, number, uid)
             maintenance.after_write(self, number, uid)
 
     @contextlib.contextmanager
@@ -361,7 +362,7 @@ class Database:
             return self._store.copy(target, snapshot)
 
     def compact(self, *, timeout: float | None = None) -> int:
-        """Repack sparse blocks and rewrite the file without its free pages.
+        """Purge what has expired, repack sparse blocks and rewrite the file without its free pages.
 
         Returns:
             The bytes given back.
@@ -378,6 +379,7 @@ class Database:
         for entry in filter(None, entries):
             # Another thread may drop it meanwhile.
             with contextlib.suppress(NotFoundError):
+                removal.purge(self, entry.number, entry.uid, timeout)
                 while self._repack(entry, timeout):
                     pass
         _require_sound(self.check(), "compact")
@@ -427,6 +429,8 @@ class View:
     def __init__(self, database: Database, snapshot: Snapshot) -> None:
         self._database = database
         self._snapshot = snapshot
+        # What expires from now on is there as long as the view.
+        snapshot.now  # noqa: B018
         self._lock = threading.RLock()
 
     def collection(self, name: str) -> Collection:

@@ -19,6 +19,8 @@ from vecstore.errors import UsageError
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "txt"}
 MAX_LINE = 64 << 20
+# The key of when a record expires: no field of metadata can be called so.
+EXPIRES = "$expires_at"
 MARKS = {"$datetime", "$bytes", "$dict"}
 
 _Numbered = tuple[int, dict[str, Any]]
@@ -63,8 +65,8 @@ class Fields:
         if not isinstance(metadata, dict | None):
             raise ValueError(f"metadata is an object, got {type(metadata).__name__}")
         names = ", ".join(values) or "nothing"
-        keys = {"id": self.id, "text": self.text, "vector": "vector"}
-        record = {name: values.pop(key, None) for name, key in keys.items()}
+        keys = {"id": self.id, "text": self.text, "vector": "vector", "expires_at": EXPIRES}
+        record = {name: from_json(values.pop(key, None)) for name, key in keys.items()}
         record = {name: value for name, value in record.items() if value is not None}
         if not isinstance(record.get("id"), str | int | None):
             raise ValueError(f"an id is a text or an integer, got {record['id']!r:.40}")
@@ -102,7 +104,7 @@ def cell_types(declared: Iterable[str]) -> dict[str, str]:
     Raises:
         UsageError: One has another form, or an unknown type.
     """
-    types = {"vector": "json", "metadata": "json"}
+    types = {"vector": "json", "metadata": "json", EXPIRES: "datetime"}
     for option in declared:
         column, _, kind = option.rpartition("=")
         if not column or kind not in CELL_TYPES:

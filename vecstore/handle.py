@@ -15,9 +15,11 @@ from vecstore import (
     attached,
     catalog,
     digests,
+    fields,
     ingest,
     maintenance,
     records,
+    removal,
     rows,
     search,
 )
@@ -149,7 +151,7 @@ class Handle:
         with self._source.reading() as reader:
             entry = self._entry(reader)
             state = catalog.state(reader, entry.number)
-            members = rows.members(rows.live(reader, entry.number, state))
+            members = rows.members(fields.resolve(reader, entry, state, None).words)
             picked = np.random.default_rng(seed).permutation(members)[:wanted]
             found = rows.gather_packed(reader, entry.number, state, entry.form, np.sort(picked))
             return unpack(found.packed, entry.spec)
@@ -258,7 +260,8 @@ class Handle:
 
         def work(txn: Transaction) -> tuple[T, bool]:
             result = change(txn, self._entry(txn))
-            return result, maintenance.may_be_due(catalog.state(txn, self._number))
+            state = catalog.state(txn, self._number)
+            return result, maintenance.may_be_due(state) or removal.may_be_due(txn, state)
 
         result, due = self._source.writing(work, timeout)
         if due:
@@ -307,12 +310,14 @@ def shown(
         Record(
             id=item.id,
             text=item.text if "text" in wanted else None,
-            metadata=item.metadata if "metadata" in wanted else None,
+            metadata=metadata if "metadata" in wanted else None,
             vector=vector,
             passages=_passages(item, wanted),
+            expires_at=expires_at,
             order=item.order,
         )
         for item, vector in zip(found, vectors, strict=True)
+        for metadata, expires_at in (records.split(item.metadata),)
     ]
 
 

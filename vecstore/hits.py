@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
@@ -68,7 +69,7 @@ class Record:
     `text`, `metadata` and `vector` are None where they were not asked for or not stored;
     `vector` is float32 of shape (dim,), as the user gave it, or uint8 of shape (dim / 8,) where
     the collection holds binary vectors. `passages` are those of a text that was cut, else (); then
-    `vector` holds theirs, float32 of shape (passages, dim).
+    `vector` holds theirs, float32 of shape (passages, dim). `expires_at` is in UTC.
     """
 
     id: Id
@@ -76,11 +77,12 @@ class Record:
     metadata: dict[str, Any] | None = None
     vector: NDArray[np.float32] | NDArray[np.uint8] | None = field(default=None, compare=False)
     passages: tuple[Passage, ...] = field(default=(), repr=False, compare=False)
+    expires_at: datetime | None = None
     order: int = field(default=-1, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return id, and text, metadata and vector where present, as a dict."""
-        return _present(self, ("id", "text", "metadata", "vector"))
+        """Return id, and text, metadata, vector and expires_at where present, as a dict."""
+        return _present(self, ("id", "text", "metadata", "vector", "expires_at"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,7 @@ class Hit:
     number of differing bits.
 
     `passage` is the best one of a record that has passages, else None; score, distance and `vector`
-    are its own.
+    are its own. `expires_at` comes with the metadata.
     """
 
     id: Id
@@ -103,11 +105,13 @@ class Hit:
     metadata: dict[str, Any] | None = None
     vector: NDArray[np.float32] | NDArray[np.uint8] | None = field(default=None, compare=False)
     passage: Passage | None = None
+    expires_at: datetime | None = None
     order: int = field(default=-1, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return id, score, distance, and what else is present, as a dict."""
-        found = _present(self, ("id", "score", "distance", "text", "metadata", "vector", "passage"))
+        names = ("id", "score", "distance", "text", "metadata", "vector", "passage", "expires_at")
+        found = _present(self, names)
         if self.passage is not None:
             found["passage"] = self.passage.to_dict()
         return found
@@ -282,7 +286,7 @@ class Hits(Sequence[Hit]):
         names = ["id", "score", "distance"]
         names += [
             name
-            for name in ("text", "metadata", "vector")
+            for name in ("text", "metadata", "vector", "expires_at")
             if any(value is not None for value in self._columns.get(name, ()))
         ]
         shown = {name: self._columns[name] for name in names}

@@ -19,12 +19,11 @@ from vecstore import (
     bars,
     catalog,
     digests,
-    fields,
     layout,
-    maintenance,
     passages,
     record_layout,
     records,
+    removal,
     rows,
 )
 from vecstore.ann.index import IndexedRows
@@ -43,12 +42,12 @@ from vecstore.errors import (
 )
 from vecstore.fields import upkeep
 from vecstore.fields.upkeep import Change, Fresh
-from vecstore.filters import Filter
 from vecstore.layout import Packed, State
-from vecstore.record_layout import Part, Passages
+from vecstore.record_layout import Passages
 from vecstore.records import Stored
 from vecstore.spec import Chunking, CollectionSpec, Id
 from vecstore.store import Reader, Transaction
+from vecstore.values import EXPIRES, instant
 from vecstore.vectors import Vectors, as_vectors, check_lengths, differ, shorten, store_form
 
 Metadata = dict[str, Any]
@@ -291,8 +290,9 @@ def check_new(reader: Reader, entry: Entry, ids: list[Id]) -> list[bytes]:
     """Return the keys of the ids; AlreadyExistsError if one of them is taken."""
     keys = layout.id_keys(entry.number, ids)
     found = reader.get_many("ids", keys)
-    if found:
-        taken = [value for value, key in zip(ids, keys, strict=True) if key in found]
+    there = [value for value, key in zip(ids, keys, strict=True) if key in found]
+    taken = [value for value in there if _is_living(reader, entry, value)]
+    if taken:
         shown = ", ".join(map(repr, taken[:3])) + (", ..." if len(taken) > 3 else "")
         raise AlreadyExistsError(
             f"{len(taken)} of {len(ids)} ids exist already in {entry.spec.name!r}: {shown}; use"
@@ -301,8 +301,14 @@ def check_new(reader: Reader, entry: Entry, ids: list[Id]) -> list[bytes]:
     return keys
 
 
+def _is_living(reader: Reader, entry: Entry, value: Id) -> bool:
+    found = records.get(reader, entry.number, value)
+    return found is not None and not found.is_expired(reader.now)
+
+
 def add(txn: Transaction, entry: Entry, batch: Batch) -> None:
     """Store records whose ids are all new."""
+    removal.forget_expired(txn, entry, batch.ids)
     keys = check_new(txn, entry, batch.ids)
     state = catalog.state(txn, entry.number)
     writer = IndexedRows(txn, entry, state)
@@ -314,6 +320,7 @@ def add(txn: Transaction, entry: Entry, batch: Batch) -> None:
 
 def upsert(txn: Transaction, entry: Entry, batch: Batch) -> None:
     """Store records; one whose id exists is replaced whole and keeps its place in the order."""
+    removal.forget_expired(txn, entry, batch.ids)
     keys = layout.id_keys(entry.number, batch.ids)
     known = txn.get_many("ids", keys)
     found = [
@@ -332,7 +339,7 @@ def upsert(txn: Transaction, entry: Entry, batch: Batch) -> None:
     if new:
         coming = pick(batch, new) if old else batch
         fresh = _insert(txn, entry, state, writer, coming, [keys[i] for i in new])
-    _finish(txn, entry, state, writer, fresh, changed)
+    removal.finish(txn, entry, state, writer, fresh, changed)
 
 
 def chunkings(reader: Reader, entry: Entry, ids: list[Id]) -> list[Chunking | None]:
@@ -361,6 +368,7 @@ def update(txn: Transaction, entry: Entry, batch: Batch) -> None:
     Raises:
         NotFoundError: An id does not exist.
     """
+    removal.forget_expired(txn, entry, batch.ids)
     check_known(txn, entry, batch.ids)
     found = (records.get(txn, entry.number, value) for value in batch.ids)
     old = [record for record in found if record is not None]
@@ -373,62 +381,21 @@ def update(txn: Transaction, entry: Entry, batch: Batch) -> None:
             for record, text in zip(old, batch.texts, strict=True)
         ],
         metadata=[
-            record.metadata if values is None else {**(record.metadata or {}), **values}
+            record.metadata if values is None else _merged(record.metadata, values)
             for record, values in zip(old, batch.metadata, strict=True)
         ],
     )
     changed = _replace(txn, entry, state, writer, old, merged)
-    _finish(txn, entry, state, writer, changed=changed)
+    removal.finish(txn, entry, state, writer, changed=changed)
 
 
-def delete(txn: Transaction, entry: Entry, ids: list[Id] | None, where: Filter | None) -> int:
-    """Delete the records with these ids, or that satisfy the filter; return how many there were."""
-    state = catalog.state(txn, entry.number)
-    if ids is not None:
-        read = (records.get(txn, entry.number, value) for value in dict.fromkeys(ids))
-        found = (record for record in read if record is not None)
-    else:
-        assert where is not None, "checked by the caller"
-        found = fields.walk(txn, entry, state, where)
-    # Not the records themselves: together, their texts may be larger than memory.
-    doomed = [
-        (
-            record.id,
-            record.order,
-            record.row,
-            records.parts(txn, entry.number, record),
-            digests.keys_of(txn, entry, record),
-        )
-        for record in found
-        if ids is None or where is None or where.matches(record)
-    ]
-    if not doomed:
-        return 0
-    writer = IndexedRows(txn, entry, state)
-    for value, order, _, parts, keys in doomed:
-        digests.drop(txn, keys)
-        txn.delete("ids", layout.id_key(entry.number, value))
-        txn.delete("records", layout.record_key(entry.number, order))
-        if parts:
-            _drop_passages(txn, entry, state, writer, parts)
-    writer.kill(np.array([row for _, _, row, *_ in doomed], np.intp))
-    state.records -= len(doomed)
-    _finish(txn, entry, state, writer)
-    return len(doomed)
-
-
-def _finish(
-    txn: Transaction,
-    entry: Entry,
-    state: State,
-    writer: IndexedRows,
-    fresh: Fresh | None = None,
-    changed: Sequence[int] = (),
-) -> None:
-    maintenance.repack_touched(txn, entry, state, writer)
-    writer.finish()
-    upkeep.keep_up(txn, entry, state, Change(writer.added, writer.allotted, fresh, changed))
-    catalog.save_state(txn, entry.number, state)
+def _merged(metadata: Metadata | None, values: Metadata) -> Metadata | None:
+    """Metadata with other values; without the instant of expiry where that is None now."""
+    both = {**(metadata or {}), **values}
+    if EXPIRES in both and both[EXPIRES] is None:
+        del both[EXPIRES]
+        return both or None
+    return both
 
 
 def _insert(
@@ -452,6 +419,7 @@ def _insert(
     placed = writer.add(packed, orders).tolist()
     state.next_order += count
     state.records += count
+    _count_expiring(txn, state, batch.metadata)
     _remember(txn, entry, state, batch, orders)
     parts = batch.ids, batch.texts, batch.metadata
     if whole:
@@ -469,6 +437,15 @@ def _insert(
     txn.put_many("ids", sorted(zip(keys, values, strict=True)))
     # Passages have the metadata of their records.
     return (np.array(placed, np.intp), batch.metadata) if whole else None
+
+
+def _count_expiring(txn: Transaction, state: State, metadata: Sequence[Metadata | None]) -> None:
+    """Note in the counters what some records say of their expiry."""
+    ends = [instant(held[EXPIRES]) for held in metadata if held and EXPIRES in held]
+    if ends:
+        catalog.raise_format(txn)
+        state.earliest = min(ends + [state.earliest] * bool(state.expiring))
+        state.expiring += len(ends)
 
 
 def _remember(
@@ -536,16 +513,6 @@ def _store_passages(
     return found
 
 
-def _drop_passages(
-    txn: Transaction, entry: Entry, state: State, writer: IndexedRows, parts: list[Part]
-) -> None:
-    """Let passages die that are not the first of their record."""
-    for part in parts:
-        txn.delete("records", layout.record_key(entry.number, part.order))
-    writer.kill(np.array([part.row for part in parts], np.intp))
-    state.passages -= len(parts)
-
-
 def _replace(
     txn: Transaction,
     entry: Entry,
@@ -577,7 +544,7 @@ def _replace(
             digests.drop(txn, digests.keys_of(txn, entry, old[place]))
             if held[place] is not None:
                 parts = records.parts(txn, entry.number, old[place])
-                _drop_passages(txn, entry, state, writer, parts)
+                removal.drop_passages(txn, entry, state, writer, parts)
                 held[place] = None
         parents = [record.order for record in old]
         _remember(txn, entry, state, batch, np.array(parents, np.uint64))
@@ -595,4 +562,6 @@ def _replace(
         for record, row, content in zip(old, places, contents, strict=True)
     ]
     txn.put_many("records", sorted(items))
+    state.expiring -= sum(record.expires_at is not None for record in old)
+    _count_expiring(txn, state, batch.metadata)
     return staying

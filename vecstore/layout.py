@@ -52,6 +52,7 @@ SCALES_BYTES = BLOCK_ROWS * 4
 
 STATE = struct.Struct("<QQQIIII")
 PASSAGES = struct.Struct("<Q")
+EXPIRY = struct.Struct("<Qq")
 CHECKSUM = struct.Struct("<I")
 ORDER = struct.Struct("<Q")
 GENERATION = struct.Struct("<Q")
@@ -452,6 +453,8 @@ class State:
         open_rows: Rows used in the open block.
         backlog: Rows that came or died since the index was last brought up to date.
         passages: Living rows of passages that are not the first ones of their records.
+        expiring: Living records that expire at some instant, be it past.
+        earliest: None of them expires before that, in microseconds since 1970.
     """
 
     records: int = 0
@@ -462,6 +465,8 @@ class State:
     open_rows: int = 0
     backlog: int = 0
     passages: int = 0
+    expiring: int = 0
+    earliest: int = 0
 
     @property
     def rows(self) -> int:
@@ -474,7 +479,11 @@ class State:
         try:
             backlog = min(self.backlog, 2**32 - 1)
             data = STATE.pack(*counters, self.open_block, self.open_rows, backlog)
-            return pack_checked(data + (PASSAGES.pack(self.passages) if self.passages else b""))
+            if self.expiring or self.passages:
+                data += PASSAGES.pack(self.passages)
+            if self.expiring:
+                data += EXPIRY.pack(self.expiring, self.earliest)
+            return pack_checked(data)
         except struct.error:
             # Counting on from counters that were wrong.
             raise CorruptionError(f"meta: a collection's counters are impossible: {self}") from None
@@ -484,10 +493,21 @@ class State:
         """Read the stored form; CorruptionError if it is damaged or impossible."""
         data = unpack_checked(value, "meta: a collection's counters")
         counters, more = data[: STATE.size], data[STATE.size :]
-        if len(counters) != STATE.size or len(more) not in (0, PASSAGES.size):
+        passages, expiry = more[: PASSAGES.size], more[PASSAGES.size :]
+        sizes = len(counters), len(passages), len(expiry)
+        if (
+            sizes[0] != STATE.size
+            or sizes[1] not in (0, PASSAGES.size)
+            or sizes[2] not in (0, EXPIRY.size)
+        ):
             raise CorruptionError(f"meta: a collection's counters have {len(data)} bytes")
-        state = cls(*STATE.unpack(counters), *(PASSAGES.unpack(more) if more else ()))
+        state = cls(*STATE.unpack(counters))
+        if passages:
+            (state.passages,) = PASSAGES.unpack(passages)
+        if expiry:
+            state.expiring, state.earliest = EXPIRY.unpack(expiry)
         fits = state.blocks <= MAX_ROWS // BLOCK_ROWS and state.rows <= state.blocks * BLOCK_ROWS
+        fits = fits and state.expiring <= state.records
         if state.open_block == NO_BLOCK:
             fits = fits and state.open_rows == 0
         else:

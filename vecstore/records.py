@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from vecstore import layout, record_layout
@@ -16,6 +17,7 @@ from vecstore.errors import CorruptionError
 from vecstore.record_layout import Part, Passages
 from vecstore.spec import Id
 from vecstore.store import Reader, Snapshot
+from vecstore.values import EXPIRES, instant
 
 # Ids of so many records of a collection are remembered, and of so many collections.
 REMEMBERED, COLLECTIONS = 32_768, 8
@@ -31,6 +33,16 @@ class Stored:
     text: str | None
     metadata: dict[str, Any] | None
     passages: Passages | None = None
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the record expires, if it does."""
+        return end_of(self.metadata)
+
+    def is_expired(self, now: int) -> bool:
+        """Whether the record is past its time, in microseconds since 1970."""
+        end = self.expires_at
+        return end is not None and instant(end) <= now
 
 
 def find(reader: Reader, collection: int, value: Id) -> int | None:
@@ -208,6 +220,24 @@ def walk_rows(
                 record_layout.check_record(key, stored)
                 continue
         yield record_layout.unpack_part(key, value) if passage else _unpack(key, value)
+
+
+def end_of(metadata: dict[str, Any] | None) -> datetime | None:
+    """When a record with some stored metadata expires; CorruptionError if that is no instant."""
+    if metadata is None or EXPIRES not in metadata:
+        return None
+    end = metadata[EXPIRES]
+    if not isinstance(end, datetime):
+        raise CorruptionError(f"records: a record expires at {end!r:.60}, which is no instant")
+    return end
+
+
+def split(metadata: dict[str, Any] | None) -> tuple[dict[str, Any] | None, datetime | None]:
+    """What users get of stored metadata, and when the record expires."""
+    end = end_of(metadata)
+    if metadata is None or end is None:
+        return metadata, None
+    return {key: value for key, value in metadata.items() if key != EXPIRES} or None, end
 
 
 def _unpack(key: bytes, value: bytes | memoryview) -> Stored:

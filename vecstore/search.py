@@ -22,7 +22,8 @@ from vecstore.ann.flat import Comparison
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.exact import Exact, ExactBits
-from vecstore.fields import Mask
+from vecstore.fields import Expired, Mask
+from vecstore.fields.expiry import NONE
 from vecstore.filters import Filter
 from vecstore.hits import Columns, Complete, Hits, Passage, Plan
 from vecstore.layout import BLOCK_ROWS, State
@@ -156,6 +157,8 @@ class _Preparation:
     # The score of what has no distance, and ids by order.
     best: float
     known: dict[int, Id]
+    # It is of no use once other records have expired.
+    expired: Expired
 
 
 # Preparations that one version of a file remembers; the oldest goes first.
@@ -171,9 +174,17 @@ def _remembered(reader: Reader, entry: Entry, request: Request, lap: Lap | None)
         known = reader.cache.setdefault("search", {})
     key = (entry.number, request.key)
     made = known.get(key)
+    if made is not None and not _holds(made.expired, reader):
+        known.pop(key, None)
+        made = None
     if made is None:
         made = keep(known, key, _prepare(reader, entry, request, lap), PREPARATIONS)
     return made
+
+
+def _holds(expired: Expired, reader: Reader) -> bool:
+    # Most collections never ask for the time.
+    return expired is NONE or expired.since <= reader.now < expired.until
 
 
 def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) -> _Preparation:
@@ -189,7 +200,7 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
     plan, budget = planner.plan(
         rows=state.records,
         allowed=mask.count,
-        filtered=request.where is not None,
+        filtered=request.where is not None or mask.count < state.rows,
         recall=request.recall,
         wanted=request.offset + request.k,
         budgets=None if view is None else view.index.budgets,
@@ -214,7 +225,8 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
         lap("plan")
     best = 1.0 if entry.spec.metric == "cosine" else 0.0
     known = {} if job is None else records.remembered(reader, entry.uid)
-    return _Preparation(entry, state, mask, plan, job, best, known)
+    past = fields.expired(reader, entry, state)
+    return _Preparation(entry, state, mask, plan, job, best, known, past)
 
 
 def _view(reader: Reader, entry: Entry, request: Request, state: State) -> engine.View | None:
@@ -438,12 +450,20 @@ def _hydrate(
         if "text" in include:
             columns["text"] = [body[1] for body in bodies]
         if "metadata" in include:
-            columns["metadata"] = [body[2] for body in bodies]
+            columns |= _metadata(made, [body[2] for body in bodies])
     else:
         columns["id"] = record_layout.unpack_ids(values)
     if "vector" in include:
         columns["vector"] = _vectors(reader, made, rows_)
     return columns
+
+
+def _metadata(made: _Preparation, stored: list[dict[str, Any] | None]) -> Columns:
+    """What users get of stored metadata."""
+    if not made.state.expiring:
+        return {"metadata": stored}
+    both = list(map(records.split, stored))
+    return {"metadata": [one for one, _ in both], "expires_at": [end for _, end in both]}
 
 
 def _vectors(reader: Reader, made: _Preparation, places: list[int]) -> list[Any]:
@@ -552,7 +572,7 @@ def _passage_hits(
     if "text" in request.include:
         columns["text"] = [content[1] for content in contents]
     if "metadata" in request.include:
-        columns["metadata"] = [content[2] for content in contents]
+        columns |= _metadata(made, [content[2] for content in contents])
     if "vector" in request.include:
         columns["vector"] = _vectors(reader, made, rows_)
     scores = [ranked.scores[i] for i in chosen]

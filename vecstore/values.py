@@ -30,8 +30,9 @@ Splits = dict[int, list[tuple[str, int]]]
 MAX_DEPTH = 64
 # Operands of one list.
 MAX_VALUES = 1_000_000
-# The paths of a record's id and text.
-ID, TEXT = "$id", "$text"
+# The paths of a record's id and text, and of the instant at which it expires, which is stored under
+# this key of its metadata.
+ID, TEXT, EXPIRES = "$id", "$text", "$expires_at"
 
 _KINDS: dict[type, Kind] = {
     type(None): "null",
@@ -310,12 +311,12 @@ def check_path(path: str, place: Place) -> str:
 
 
 def _flaw(path: str) -> str | None:
-    if path in (ID, TEXT):
+    if path in (ID, TEXT, EXPIRES):
         return None
     if not path:
         return "the name of a field must not be empty"
     if path.startswith("$"):
-        return f"{show(path)} is not a field: names with $ are operators, $id and $text"
+        return f"{show(path)} is not a field: names with $ are operators, $id, $text and {EXPIRES}"
     if path.startswith(".") or path.endswith(".") or ".." in path:
         return f"{show(path)} has an empty part; a field is named like author.name"
     if path.count(".") >= MAX_DEPTH:

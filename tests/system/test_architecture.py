@@ -227,12 +227,16 @@ def declared(precision, dim):
 
 def test_the_counters_are_those_of_the_layout():
     counters = rows_of("meta")[1]
-    fields = "".join({"8": "Q", "4": "I"}[row[1]] for row in counters[:-1])
+    fields = "".join({"8": "Q", "4": "I"}[row[1]] for row in counters[:-3])
     names = [row[0] for row in counters]
 
     assert layout.STATE.format == "<" + fields
-    assert counters[-1][:2] == ["passages", "8 or none"]
-    assert layout.PASSAGES.format == "<Q"
+    assert [row[:2] for row in counters[-3:]] == [
+        ["passages", "8 or none"],
+        ["expiring", "8 or none"],
+        ["earliest", "8 or none"],
+    ]
+    assert (layout.PASSAGES.format, layout.EXPIRY.format) == ("<Q", "<Qq")
     assert list(layout.State.__dataclass_fields__) == names
 
 
@@ -423,5 +427,6 @@ def test_the_newest_format_is_the_last_one_of_the_layout():
     assert int(versions[-1][0]) == layout.FORMAT
     assert int(versions[0][0]) == layout.PLAIN_FORMAT == layout.OLDEST_READABLE
     assert (
-        f"`format` ({layout.PLAIN_FORMAT}, or {layout.FORMAT} once there were passages)" in LAYOUT
+        f"`format` ({layout.PLAIN_FORMAT}, or {layout.FORMAT} once there were passages or records"
+        " that expire)" in LAYOUT
     )

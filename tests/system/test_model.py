@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,12 @@ import vecstore
 from vecstore import AlreadyExistsError, Chunking, NotFoundError, Record, UsageError, chunking
 from vecstore.encoders import HashEncoder
 from vecstore.fields import upkeep
+from vecstore.values import instant
 
 DIM = 8
 ENCODER = HashEncoder(DIM)
 EVERYTHING = ("text", "metadata", "vector")
+PARTS = (*EVERYTHING, "end")
 # Few and with duplicates, so that ties and unchanged vectors are common.
 POOL = np.random.default_rng(3).normal(size=(12, DIM)).astype(np.float32)
 POOL[10:] = POOL[:2]
@@ -62,8 +66,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "bits": {"metric": "hamming"},
 }
 names = st.sampled_from([*KINDS, "texts"])
+# When a record expires, in seconds from now; negative ones have expired before they are there.
+ends = st.sampled_from([None, None, None, -1, 1, 5, 60])
 batches = st.lists(
-    st.tuples(ids, vectors, st.none() | texts, values),
+    st.tuples(ids, vectors, st.none() | texts, values, ends),
     min_size=1,
     max_size=70,
     unique_by=lambda item: item[0],
@@ -92,6 +98,8 @@ class Machine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(upkeep, "LEAST", least)
         self.patch.setattr(upkeep, "MERGED", 3)
+        self.now = datetime(2024, 3, 1, tzinfo=UTC)
+        self.patch.setattr(time, "time_ns", lambda: instant(self.now) * 1000)
         self.folder = Path(tempfile.mkdtemp())
         self.path = ":memory:" if memory else str(self.folder / "model.vecstore")
         self.db = vecstore.open(self.path, durable=False)
@@ -115,12 +123,15 @@ class Machine(RuleBasedStateMachine):
     def write(self, name: str, batch: list[tuple], method: str) -> None:
         """Carry out an add or upsert in both worlds."""
         collection, model = self.pick(name)
-        keys, given, words, metadata = (list(part) for part in zip(*batch, strict=True))
+        keys, given, words, metadata, ends = (list(part) for part in zip(*batch, strict=True))
+        ends = [None if end is None else self.now + timedelta(seconds=end) for end in ends]
         embedded = name == "texts"
         if embedded:
             words = [text or "a train" for text in words]
         taken = [key for key in keys if key in model.rows]
         arguments: dict[str, Any] = {"ids": keys, "metadata": metadata, "texts": words}
+        if any(ends):
+            arguments["expires_at"] = ends
         if not embedded:
             given = [model.own(vector) for vector in given]
             arguments["vectors"] = np.array(given)
@@ -129,8 +140,9 @@ class Machine(RuleBasedStateMachine):
                 collection.add(**arguments)
             return
         assert getattr(collection, method)(**arguments) == keys
-        for key, vector, text, value in zip(keys, given, words, metadata, strict=True):
-            model.put(key, None if embedded else vector, text, value)
+        for key, vector, text, value, end in zip(keys, given, words, metadata, ends, strict=True):
+            model.put(key, None if embedded else vector, text, value, expires_at=end)
+        model.expire(self.now)
 
     @rule(name=names, batch=batches, method=st.sampled_from(["add", "upsert"]))
     def store(self, name: str, batch: list[tuple], method: str) -> None:
@@ -172,36 +184,51 @@ class Machine(RuleBasedStateMachine):
         keys = range(1000 + first, 1000 + first + count)
         self.write(
             name,
-            [(key, v, None, {"a": key}) for key, v in zip(keys, picked, strict=True)],
+            [
+                (key, v, None, {"a": key}, 5 if first % 5 == 0 else None)
+                for key, v in zip(keys, picked, strict=True)
+            ],
             "upsert",
         )
 
-    @rule(name=names, batch=batches, changes=st.sets(st.sampled_from(EVERYTHING), min_size=1))
+    @rule(name=names, batch=batches, changes=st.sets(st.sampled_from(PARTS), min_size=1))
     def update(self, name: str, batch: list[tuple], changes: set[str]) -> None:
         collection, model = self.pick(name)
         known = [item for item in batch if item[0] in model.rows]
         if len(known) < len(batch):
             with pytest.raises(NotFoundError):
                 collection.update([item[0] for item in batch], metadata=[{}] * len(batch))
+            with pytest.raises(NotFoundError):
+                collection.update([item[0] for item in batch], expires_at=None)
         if not known:
             return
         if name != "texts" and "text" in changes:
             changes = {*changes, "vector"}
-        keys, given, words, metadata = (list(part) for part in zip(*known, strict=True))
+        keys, given, words, metadata, ends = (list(part) for part in zip(*known, strict=True))
+        ends = [... if end == 1 else end and self.now + timedelta(seconds=end) for end in ends]
         given = [model.own(vector) for vector in given]
         collection.update(
             keys,
             vector=np.array(given) if "vector" in changes else None,
             text=words if "text" in changes else None,
             metadata=metadata if "metadata" in changes else None,
+            expires_at=ends if "end" in changes else ...,
         )
-        for key, vector, text, value in zip(keys, given, words, metadata, strict=True):
+        for key, vector, text, value, end in zip(keys, given, words, metadata, ends, strict=True):
             model.change(
                 key,
                 vector if "vector" in changes else None,
                 text if "text" in changes else None,
                 value if "metadata" in changes else None,
+                end if "end" in changes else ...,
             )
+        model.expire(self.now)
+
+    @rule(seconds=st.sampled_from([1, 4, 30, 90]))
+    def time_passes(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+        for model in self.models.values():
+            model.expire(self.now)
 
     @rule(name=names, keys=st.lists(ids, max_size=30))
     def delete_ids(self, name: str, keys: list[Any]) -> None:
@@ -367,7 +394,9 @@ class Machine(RuleBasedStateMachine):
         hits = collection.search(query, k, offset=offset, where=where, min_score=least, dims=dims)
         model.check(hits, query, k, offset=offset, where=where, min_score=least, dims=dims)
         for hit in hits:
-            found = Record(id=hit.id, text=hit.text, metadata=hit.metadata)
+            found = Record(
+                id=hit.id, text=hit.text, metadata=hit.metadata, expires_at=hit.expires_at
+            )
             assert same_record(found, model.record(hit.id))
 
     @rule(name=names, where=st.none() | own.wheres, cut=st.integers(0, 40))

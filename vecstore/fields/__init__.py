@@ -19,6 +19,7 @@ from vecstore.catalog import Entry
 from vecstore.fields import index
 from vecstore.fields.bounds import Bounds, bounds
 from vecstore.fields.columns import PASSAGE
+from vecstore.fields.expiry import Expired, expired
 from vecstore.fields.reading import placed
 from vecstore.fields.segments import Segment
 from vecstore.filters import And, Contains, Exists, Filter, In, StartsWith
@@ -29,6 +30,8 @@ from vecstore.records import Stored
 from vecstore.rows import Rows, Words
 from vecstore.spec import MAX_INT_ID, MIN_INT_ID
 from vecstore.store import Reader, Snapshot
+
+__all__ = ["Expired", "Mask", "count", "expired", "leading", "resolve", "walk"]
 
 T = TypeVar("T")
 
@@ -51,25 +54,30 @@ class Mask:
 
 
 def resolve(reader: Reader, entry: Entry, state: State, where: Filter | None) -> Mask:
-    """Return the living rows whose records satisfy `where`.
+    """Return the living rows whose records satisfy `where` and have not expired.
 
     A snapshot's version remembers the masks of its filters.
     """
     if where is None:
-        return Mask(rows.live(reader, entry.number, state), state.rows)
-    wanted = where
-    return _remembered(
-        reader,
-        ("masks", entry.number),
-        where.key(),
-        lambda: _resolve(reader, entry, state, wanted),
-        state,
-    )
+        mask = Mask(rows.live(reader, entry.number, state), state.rows)
+    else:
+        mask = _remembered(
+            reader,
+            ("masks", entry.number),
+            where.key(),
+            lambda: _resolve(reader, entry, state, where),
+            state,
+        )
+    past = expired(reader, entry, state).words
+    if past is None:
+        return mask
+    words = mask.words & ~past
+    return Mask(words, rows.count(words))
 
 
 def count(reader: Reader, entry: Entry, state: State, where: Filter | None) -> int:
-    """How many records satisfy `where`."""
-    if where is None:
+    """How many records satisfy `where` and have not expired."""
+    if where is None and expired(reader, entry, state).words is None:
         return state.records
     if not state.passages:
         return resolve(reader, entry, state, where).count
@@ -79,10 +87,12 @@ def count(reader: Reader, entry: Entry, state: State, where: Filter | None) -> i
 def walk(
     reader: Reader, entry: Entry, state: State, where: Filter, after: int = -1
 ) -> Generator[Stored, None, None]:
-    """Yield the records that satisfy `where` by ascending order, beyond `after`."""
+    """Yield the records that satisfy `where`, and have not expired, in their order from `after`."""
     sure, possible = _bounded(reader, entry, state, where)
     certain, maybe = _Bits(sure), _Bits(possible)
     for record in _candidates(reader, entry, state, where, possible, after):
+        if record.is_expired(reader.now):
+            continue
         if record.row in certain or (record.row in maybe and where.matches(record)):
             yield record
 

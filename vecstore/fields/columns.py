@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vecstore.field_layout import Constant, Places, SortedKind, TermKind
 from vecstore.rows import distinct
-from vecstore.values import instant, leaves
+from vecstore.values import EXPIRES, instant, leaves
 
 Flags = NDArray[np.bool_]
 Metadata = dict[str, Any] | None
@@ -148,7 +148,7 @@ def _columns(
 
 def has_column(path: str, indexes: Callable[[str], bool] | None) -> bool:
     """Whether a path gets a column; all do if `indexes` is None."""
-    return indexes is None or path == PASSAGE or indexes(path)
+    return indexes is None or path in (PASSAGE, EXPIRES) or indexes(path)
 
 
 @dataclass(slots=True)
@@ -189,7 +189,7 @@ def _by_key(
 
 def _is_path(key: str) -> bool:
     """Whether a key is a path of one segment that filters can name."""
-    return bool(key) and "." not in key and (key[0] != "$" or key == PASSAGE)
+    return bool(key) and "." not in key and (key[0] != "$" or key in (PASSAGE, EXPIRES))
 
 
 def _flatten(

@@ -82,7 +82,7 @@ def groups(reader: Reader, entry: Entry, state: State, path: str, allowed: Words
         allowed: uint64 (blocks,), the rows; those of passages have what their record has.
     """
     found, unknown = _Found(), allowed
-    if path not in (ID, TEXT) and entry.spec.indexes(path):
+    if path not in (ID, TEXT) and columns.has_column(path, entry.spec.indexes):
         made = index.load(reader, entry.number, state)
         for segment in [] if made is None else made.segments(reader):
             unknown = unknown.copy() if unknown is allowed else unknown

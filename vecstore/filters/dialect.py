@@ -21,7 +21,7 @@ from vecstore.filters.tree import (
     combine,
     negate,
 )
-from vecstore.values import ID, TEXT, Place, describe, fail, show
+from vecstore.values import EXPIRES, ID, TEXT, Place, describe, fail, show
 
 LOGIC = ("$and", "$or", "$not")
 OPERATORS = (
@@ -85,8 +85,8 @@ class _Parser:
             return negate(self.tree(value, place, depth + 1), place)
         if key in OPERATORS:
             fail(place, f'{key} stands inside a field: {{"year": {{"{key}": ...}}}}')
-        if key.startswith("$") and key not in (ID, TEXT):
-            fail(place, _unknown(key, (*LOGIC, ID, TEXT, *OPERATORS)))
+        if key.startswith("$") and key not in (ID, TEXT, EXPIRES):
+            fail(place, _unknown(key, (*LOGIC, ID, TEXT, EXPIRES, *OPERATORS)))
         return self._field(values.check_path(key, place), value, place, depth)
 
     def _field(self, path: str, value: object, place: Place, depth: int) -> Filter:

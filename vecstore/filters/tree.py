@@ -19,7 +19,7 @@ from vecstore import values
 from vecstore.errors import FilterError
 from vecstore.lazy import lazy
 from vecstore.spec import Id
-from vecstore.values import ID, MAX_DEPTH, TEXT, Kind, Place, Scalar, describe, fail, show
+from vecstore.values import EXPIRES, ID, MAX_DEPTH, TEXT, Kind, Place, Scalar, describe, fail, show
 
 Order = Literal["$gt", "$gte", "$lt", "$lte"]
 Matcher = Callable[["RecordLike"], bool]
@@ -50,6 +50,10 @@ class RecordLike(Protocol):
     @property
     def metadata(self) -> dict[str, Any] | None:
         """The record's metadata, if it has some."""
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the record expires, if it does."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -296,6 +300,8 @@ class Exists(Filter):
             return lambda record: True
         if path == TEXT:
             return lambda record: record.text is not None
+        if path == EXPIRES:
+            return lambda record: record.expires_at is not None
         return lambda record: values.path_exists(record.metadata or {}, path)
 
     def __repr__(self) -> str:
@@ -352,6 +358,8 @@ def values_of(path: str) -> Callable[[RecordLike], list[Any]]:
         return lambda record: [record.id]
     if path == TEXT:
         return lambda record: [] if record.text is None else [record.text]
+    if path == EXPIRES:
+        return lambda record: [] if record.expires_at is None else [record.expires_at]
     splits = values.split_path(path)
     return lambda record: values.values_at(record.metadata or {}, splits)
 
@@ -362,6 +370,8 @@ def _any(path: str, test: Test) -> Matcher:
         return lambda record: test(record.id)
     if path == TEXT:
         return lambda record: record.text is not None and test(record.text)
+    if path == EXPIRES:
+        return lambda record: record.expires_at is not None and test(record.expires_at)
     if "." in path:
         splits = values.split_path(path)
         return lambda record: any(map(test, values.values_at(record.metadata or {}, splits)))

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -31,6 +32,7 @@ class Reader:
 
     # Also where an interrupt came before `__init__`.
     _txn: Any = None
+    _now: int | None = None
 
     def __init__(self, store: Store, txn: Any, *, copies: bool) -> None:
         self.store = store
@@ -54,6 +56,13 @@ class Reader:
         if txn is None or self.store.forked:
             self._end()
         return txn
+
+    @property
+    def now(self) -> int:
+        """When this is, in microseconds since 1970; it stands still while one reads."""
+        if self._now is None:
+            self._now = time.time_ns() // 1000
+        return self._now
 
     def has(self, database: str) -> bool:
         """Whether the file has a database; of those that every file has it need not be asked."""
@@ -215,6 +224,7 @@ class Transaction(Reader):
     def __init__(self, store: Store, txn: Any, parent: Transaction | None = None) -> None:
         super().__init__(store, txn, copies=True)
         self.parent = parent
+        self._now = None if parent is None else parent.now
         self.page = store.page
         self.thread = threading.current_thread()
         self._stranded = False
