@@ -817,7 +817,9 @@ def test_the_manual_quotes_errors_as_they_are() -> None:
 
 
 def test_the_manual_runs() -> None:
-    start, day, told, left_out = re.findall(r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL)
+    start, day, told, ends, left_out = re.findall(
+        r"```python\n(.*?)```", MANUAL.read_text(), re.DOTALL
+    )
     names: dict[str, Any] = {}
     exec(start, names)
 
@@ -830,6 +832,8 @@ def test_the_manual_runs() -> None:
         assert facets == [("en", 3)]
         assert few == [("essay", 1), ("irony", 1), ("novel", 1)]
         assert (years, newest, best) == ([1815, 1854, 1897], ["dracula", "walden"], ["emma"])
+        exec(ends, names)
+        assert names["books"].get("on loan").expires_at is None
         exec(left_out, names)
         assert names["notes"].spec.skip_fields == ("debug", "html")
     finally:

@@ -371,14 +371,15 @@ def backup(database: str, target: str) -> None:
 
 @main.command()
 @_database
+@click.option("--secure", is_flag=True, help="Keep no byte of what was deleted; takes longer.")
 @_json
-def compact(database: str, as_json: bool) -> None:
+def compact(database: str, secure: bool, as_json: bool) -> None:
     """Give free space back to the disk.
 
     Nobody else may have the file open.
     """
     with _existing(database) as db:
-        freed = db.compact()
+        freed = db.compact(secure=secure)
     size = Path(database).stat().st_size
     if as_json:
         click.echo(formats.dumps({"path": database, "bytes": size, "given_back": freed}, indent=2))

@@ -33,7 +33,7 @@ from vecstore.batches import Batch, Expiry, Group
 from vecstore.behind import behind
 from vecstore.contents import DEFAULT_INCLUDE, Contents
 from vecstore.errors import UsageError
-from vecstore.hits import Audit, Explanation, Hit, Hits
+from vecstore.hits import Audit, Deleted, Explanation, Hit, Hits
 from vecstore.planner import Recall
 from vecstore.spec import Chunking, Id, Include, check_id, show
 from vecstore.store import Transaction
@@ -191,20 +191,41 @@ class Collection(Contents):
         ids: Id | Iterable[Id] | None = None,
         *,
         where: Where = None,
+        secure: bool = False,
         timeout: float | None = None,
-    ) -> int:
+    ) -> Deleted:
         """Delete records by id, by filter, or those of the ids that satisfy the filter.
 
         Ids that do not exist are passed over. `where={}` deletes every record.
 
+        Args:
+            ids: One id, or several.
+            where: A filter.
+            secure: Then rewrite the file, as `db.compact(secure=True)` does, so that no byte of
+                these texts, metadata, vectors and codes is left in it.
+            timeout: Seconds to wait for the right to write.
+
         Returns:
-            How many records were deleted.
+            How many records were deleted; `given_back` are bytes by which `secure` made the file
+            shorter.
+
+        Raises:
+            LockedError: Another process has the file open, and `secure` was given; if this is
+                found before anything was deleted, nothing is.
+            StoreError: Inside `db.transaction()`, and `secure` was given.
         """
         if ids is None and where is None:
             raise UsageError("say what to delete: ids, where, or where={} for every record")
         listed = None if ids is None else [check_id(value) for value in arguments.listed(ids)]
         parsed = filters.parse(where)
-        return self._write(lambda txn, entry: removal.delete(txn, entry, listed, parsed), timeout)
+        if secure:
+            self._outside("rewrites the file")
+            before = self._source.size_alone()
+        count = self._write(lambda txn, entry: removal.delete(txn, entry, listed, parsed), timeout)
+        if not secure:
+            return Deleted(count)
+        self._source.compact(secure=True, timeout=timeout)
+        return Deleted(count, before - self._source.size_alone())
 
     def add_records(
         self,

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from vecstore import attached, catalog, check, declared, encoders, maintenance, removal
+from vecstore import attached, catalog, check, declared, encoders, erasure, maintenance, removal
 from vecstore.ann.index import Kind
 from vecstore.catalog import Entry
 from vecstore.check import Problem
@@ -361,8 +361,16 @@ class Database:
             _require_sound(check.check(snapshot), "backup")
             return self._store.copy(target, snapshot)
 
-    def compact(self, *, timeout: float | None = None) -> int:
+    def compact(self, *, secure: bool = False, timeout: float | None = None) -> int:
         """Purge what has expired, repack sparse blocks and rewrite the file without its free pages.
+
+        Args:
+            secure: Let the file keep no byte of any text, metadata, vector or code that is not
+                there any more: what lives with it is written anew, and then the file value by
+                value. It takes a few times as long. Models of indexes, which were learned from
+                many vectors, stay; `collection.reindex` makes them anew. What the disk and the
+                file system keep of the former file is theirs.
+            timeout: Seconds to wait for the right to write, and for snapshots to end, each time.
 
         Returns:
             The bytes given back.
@@ -382,9 +390,16 @@ class Database:
                 removal.purge(self, entry.number, entry.uid, timeout)
                 while self._repack(entry, timeout):
                     pass
+                if secure:
+                    erasure.erase(self, entry.number, entry.uid, timeout)
         _require_sound(self.check(), "compact")
-        self._store.compact(timeout)
+        self._store.compact(timeout, anew=secure)
         return before - self._store.file_size()
+
+    def size_alone(self) -> int:
+        """Bytes of the file; LockedError if another process has it open."""
+        self._store.check_alone()
+        return self._store.file_size()
 
     def _repack(self, entry: Entry, timeout: float | None) -> bool:
         def work(txn: Transaction) -> bool:
@@ -475,6 +490,14 @@ class View:
     def writing(self, work: Callable[[Transaction], T], timeout: float | None = None) -> T:
         """Refuse: a view only reads."""
         raise ReadOnlyError("a snapshot only reads; write through the database")
+
+    def size_alone(self) -> int:
+        """Refuse: a view only reads."""
+        raise ReadOnlyError("a snapshot only reads; compact through the database")
+
+    def compact(self, *, secure: bool = False, timeout: float | None = None) -> int:
+        """Refuse: a view only reads."""
+        raise ReadOnlyError("a snapshot only reads; compact through the database")
 
     def wrote(self, number: int, uid: bytes) -> None:
         """Nothing is ever written here."""

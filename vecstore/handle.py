@@ -73,6 +73,12 @@ class Source(Protocol):
     def recent(self, uid: bytes) -> Recent | None:
         """The sample of a collection's recent queries; None if they are not to be remembered."""
 
+    def size_alone(self) -> int:
+        """Bytes of the file; LockedError if another process has it open."""
+
+    def compact(self, *, secure: bool = False, timeout: float | None = None) -> int:
+        """Rewrite the file; return the bytes given back."""
+
 
 class Handle:
     """A collection that stays the same one when it is renamed, and no other when it is dropped."""

@@ -62,6 +62,22 @@ class Facet(NamedTuple):
     records: int
 
 
+class Deleted(int):
+    """How many records were deleted.
+
+    Attributes:
+        given_back: Bytes by which the file became shorter, where that was asked for.
+    """
+
+    given_back: int
+
+    def __new__(cls, records: int, given_back: int = 0) -> Self:
+        """A number of records."""
+        made = super().__new__(cls, records)
+        made.given_back = given_back
+        return made
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One stored record.

@@ -463,15 +463,15 @@ def set_kind(txn: Transaction, entry: Entry, wanted: Kind, draft: Draft | None =
         index.clear(txn, entry.number)
         with_bytes = wanted == "flat" and rounding.suits(entry.spec)
         if with_bytes:
-            _round(txn, entry, state)
+            alive = rows.live(txn, entry.number, state)
+            round_blocks(txn, entry, state, np.flatnonzero(alive))
         index.save_kind(txn, entry.number, wanted, with_bytes=with_bytes)
         state.backlog = state.rows
     catalog.save_state(txn, entry.number, state)
 
 
-def _round(txn: Transaction, entry: Entry, state: State) -> None:
-    """Write the bytes of all rows, those of some blocks at a time."""
-    blocks = np.flatnonzero(rows.live(txn, entry.number, state))
+def round_blocks(txn: Transaction, entry: Entry, state: State, blocks: NDArray[np.intp]) -> None:
+    """Write the bytes of all rows of some blocks, those of a few at a time."""
     for at in range(0, len(blocks), SLICE_BLOCKS):
         part = blocks[at : at + SLICE_BLOCKS]
         numbers = (part[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).ravel()

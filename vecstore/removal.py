@@ -106,7 +106,7 @@ def forget_expired(txn: Transaction, entry: Entry, ids: list[Id]) -> None:
     """Delete those records of some ids that have expired: their ids are free."""
     state = catalog.state(txn, entry.number)
     if state.expiring and state.earliest <= txn.now:
-        found = (records.get(txn, entry.number, value) for value in ids)
+        found = (records.get(txn, entry.number, value) for value in dict.fromkeys(ids))
         gone = [item for item in found if item is not None and item.is_expired(txn.now)]
         remove(txn, entry, state, gone)
 
@@ -156,7 +156,7 @@ def _purge_some(txn: Transaction, entry: Entry) -> int:
     none = np.zeros(0, np.uint64)
     found = placed(txn, entry, state, none if past.words is None else past.words)
     doomed = list(itertools.islice((one for _, one in found if isinstance(one, Stored)), SLICE))
-    if len(doomed) < SLICE and state.earliest < past.until:
+    if state.expiring and len(doomed) < SLICE and state.earliest < past.until:
         # None that is left expires before that.
         state.earliest = past.until
         catalog.save_state(txn, entry.number, state)

@@ -478,3 +478,16 @@ class RowWriter:
                 bits = layout.unpack_part(value, self._collection, part)
             self._parts[part] = bits
         return bits
+
+
+def overwrite_dead(txn: Transaction, collection: int, block: int, word: int, form: Form) -> None:
+    """Write a living row of a block over its dead ones; `word` has a bit for each that lives."""
+    found = read_block(txn, collection, block, form, verify=True)
+    held = len(found.orders)
+    sources = np.arange(held)
+    living = members(np.array([word], np.uint64))
+    dead = np.setdiff1d(sources, living)
+    sources[dead] = living[0]
+    packed, orders = found.packed.take(sources), found.orders[sources]
+    value = layout.pack_block(collection, block, None, 0, orders, packed, form, txn.page)
+    txn.put("tiers", layout.block_key(collection, block), value)

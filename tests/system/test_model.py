@@ -335,10 +335,10 @@ class Machine(RuleBasedStateMachine):
         self.db = vecstore.open(self.path, durable=False)
         self.db.collection("texts", encoder=ENCODER)
 
-    @rule()
-    def compact(self) -> None:
+    @rule(secure=st.booleans())
+    def compact(self, secure: bool) -> None:
         self.close_views()
-        self.db.compact()
+        self.db.compact(secure=secure)
 
     @rule(name=names)
     def optimize(self, name: str) -> None:
@@ -458,7 +458,8 @@ class Machine(RuleBasedStateMachine):
     def everything_is_as_the_models_say(self) -> None:
         if not hasattr(self, "db"):
             return
-        assert self.db.check() == []
+        problems = self.db.check()
+        assert not problems, "; ".join(map(str, problems))
         assert self.db.collections() == sorted(self.models)
         for name, model in self.models.items():
             self.compare(self.db.collection(name), model)

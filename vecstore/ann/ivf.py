@@ -130,12 +130,19 @@ def _write_lists(
 def _code_tail(
     txn: Transaction, entry: Entry, state: State, made: Index, alive: rows.Words
 ) -> None:
-    for block in index.tail(made, alive).tolist():
+    code_blocks(txn, entry, state, made.model, index.tail(made, alive))
+
+
+def code_blocks(
+    txn: Transaction, entry: Entry, state: State, model: Model, blocks: NDArray[np.int64]
+) -> None:
+    """Write the codes of blocks that are in no list."""
+    for block in blocks.tolist():
         held = state.open_rows if block == state.open_block else BLOCK_ROWS
         numbers = np.arange(block * BLOCK_ROWS, block * BLOCK_ROWS + held)
         vectors = gather(txn, entry, state, numbers)
-        found = made.model.encode(vectors, None, numbers.astype(np.uint32))
-        index.save_block_codes(txn, entry.number, made.model, block, found)
+        found = model.encode(vectors, None, numbers.astype(np.uint32))
+        index.save_block_codes(txn, entry.number, model, block, found)
 
 
 def gather(

@@ -63,9 +63,12 @@ def keep_up(txn: Transaction, entry: Entry, state: State, change: Change) -> Non
     _Upkeep(txn, entry, state).follow(change)
 
 
-def tidy(txn: Transaction, entry: Entry, state: State) -> bool:
-    """Bring the columns into their best state; do a part of it, and say if there is more to do."""
-    return _Upkeep(txn, entry, state).tidy()
+def tidy(txn: Transaction, entry: Entry, state: State, *, whole: bool = False) -> bool:
+    """Bring the columns into their best state; do a part of it, and say if there is more to do.
+
+    With `whole` they hold no value of a dead row then.
+    """
+    return _Upkeep(txn, entry, state).tidy(whole=whole)
 
 
 class _Upkeep:
@@ -108,19 +111,19 @@ class _Upkeep:
             self._merge_some(which)
         self._save()
 
-    def tidy(self) -> bool:
+    def tidy(self, *, whole: bool) -> bool:
         """Put all pending rows into segments and leave one of each range; do a part of it.
 
         Returns:
             Whether there is more to do.
         """
-        more = bool(self._index_pending() or self._merge_one())
+        more = bool(self._index_pending() or self._merge_one(whole=whole))
         self._save()
         return more
 
-    def _merge_one(self) -> bool:
+    def _merge_one(self, *, whole: bool) -> bool:
         """Merge all segments of a range that is not in its best state; return if there is one."""
-        ranges, sparse = [one.range for one in self._manifest.segments], self._sparse()
+        ranges, sparse = [one.range for one in self._manifest.segments], self._sparse(whole=whole)
         for which in dict.fromkeys(ranges):
             if ranges.count(which) > 1 or which in sparse:
                 self._merge([one for one in self._manifest.segments if one.range == which])
@@ -132,12 +135,13 @@ class _Upkeep:
             key = field_layout.manifest_key(self._number)
             self._txn.put("fields", key, self._manifest.pack())
 
-    def _sparse(self) -> set[int]:
-        """Ranges with segments most of whose rows are dead, or no longer theirs."""
+    def _sparse(self, *, whole: bool) -> set[int]:
+        """Ranges with segments most of whose rows are dead, or no longer theirs; or any of them."""
+        most = 1.0 if whole else 0.5
         return {
             one.range
             for one in self._manifest.segments
-            if 2 * rows.count(self._words(one) & self._alive(one.range)) < one.rows
+            if rows.count(self._words(one) & self._alive(one.range)) < most * one.rows
         }
 
     def _revoke(self, changed: Sequence[int], blocks: Sequence[int]) -> None:

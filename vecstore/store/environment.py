@@ -25,6 +25,7 @@ from vecstore.errors import (
     UsageError,
 )
 from vecstore.store import registry
+from vecstore.store.copying import copy, publish, rewrite
 from vecstore.store.faults import MAX_READERS, MapFullError, translate, translated
 from vecstore.store.files import (
     HEAD_BYTES,
@@ -57,20 +58,6 @@ SMALLEST_MAP = 1 << 20
 DEFAULT_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 5.0
 DAMAGE_TRIES = 5
-
-
-def _publish(part: Path, target: Path) -> None:
-    """Give a finished file its name, which must be free."""
-    try:
-        # Unlike a rename, a link never takes the place of a file that came up meanwhile.
-        os.link(part, target)
-    except FileExistsError:
-        raise
-    except OSError:
-        # This file system has no links.
-        if target.exists():
-            raise
-        part.rename(target)
 
 
 class Store:
@@ -495,33 +482,19 @@ class Store:
         """
         part = target.with_name(f"{target.name}-part")
         remove(part)
-        size = self._copy(part, snapshot.txn)
+        size = copy(self._env, snapshot.txn, part)
         try:
             with translated(f"write {target}"):
-                _publish(part, target)
+                publish(part, target)
         finally:
             remove(part)
         sync_folder(target.parent)
         return size
 
-    def _copy(self, target: Path, txn: Any) -> int:
-        with translated(f"create {target}"):
-            file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with translated(f"write {target}"):
-                self._env.copyfd(file, compact=True, txn=txn)
-                os.fsync(file)
-                size = os.fstat(file).st_size
-        except BaseException:
-            remove(target)
-            raise
-        finally:
-            os.close(file)
-        sync_folder(target.parent)
-        return size
-
-    def compact(self, timeout: float | None = None) -> int:
+    def compact(self, timeout: float | None = None, *, anew: bool = False) -> int:
         """Rewrite the file without its free pages; return the bytes given back.
+
+        With `anew` value by value, without what pages have between their entries.
 
         Raises:
             LockedError: Another process has the file open, or snapshots did not end.
@@ -530,11 +503,8 @@ class Store:
         with self.writer(timeout), self.gate.alone(timeout, "compact"):
             before = os.fstat(self._file).st_size
             try:
-                if not self.memory and not is_alone(self._file):
-                    raise LockedError(
-                        f"another process has {self.path} open; compacting needs it alone"
-                    )
-                target = self._copy_for_compact()
+                self._check_alone()
+                target = self._copy_for_compact(anew=anew)
                 try:
                     self._swap(target)
                 except BaseException:
@@ -543,11 +513,26 @@ class Store:
                         self._release()
                     raise
             finally:
-                if not self.memory and self._file >= 0:
-                    fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                self._share()
             return before - os.fstat(self._file).st_size
 
-    def _copy_for_compact(self) -> Path:
+    def check_alone(self) -> None:
+        """Raise LockedError if another process has the file open."""
+        self.check_open()
+        try:
+            self._check_alone()
+        finally:
+            self._share()
+
+    def _check_alone(self) -> None:
+        if not self.memory and not is_alone(self._file):
+            raise LockedError(f"another process has {self.path} open; this needs the file alone")
+
+    def _share(self) -> None:
+        if not self.memory and self._file >= 0:
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def _copy_for_compact(self, *, anew: bool) -> Path:
         if self.memory:
             target = memory_path()
             target.unlink()
@@ -555,10 +540,19 @@ class Store:
             target = self.path.with_name(f"{self.path.name}-compact")
             # One that was killed may have left its copy; this one has the file alone.
             remove(target)
+        if anew:
+            try:
+                with translated(f"rewrite {self.path}"):
+                    rewrite(self._env, self.databases, target, self.map_size)
+                    target.chmod(stat.S_IMODE(os.fstat(self._file).st_mode))
+            except BaseException:
+                remove(target)
+                raise
+            return target
         # The gate is held alone, so the snapshot is begun without it.
         txn = self._env.begin(buffers=True)
         try:
-            self._copy(target, txn)
+            copy(self._env, txn, target)
             target.chmod(stat.S_IMODE(os.fstat(self._file).st_mode))
         finally:
             txn.abort()

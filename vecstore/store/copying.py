@@ -1,0 +1,101 @@
+"""How is a file copied? As LMDB copies it, without free pages, or value by value.
+
+LMDB's own copy takes over pages as they are, and between the entries of a page lies what was
+deleted there. Written value by value a copy has nothing but what is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from vecstore.errors import StoreError
+from vecstore.store.faults import translated
+from vecstore.store.files import remove, sync_folder
+
+# What one transaction of a copy value by value holds in memory.
+SLICE_BYTES = 64 << 20
+
+
+def publish(part: Path, target: Path) -> None:
+    """Give a finished file its name, which must be free."""
+    try:
+        # Unlike a rename, a link never takes the place of a file that came up meanwhile.
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # This file system has no links.
+        if target.exists():
+            raise
+        part.rename(target)
+
+
+def copy(env: Any, txn: Any, target: Path) -> int:
+    """Write what a transaction sees to a new file, synced; return its bytes."""
+    with translated(f"create {target}"):
+        file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with translated(f"write {target}"):
+            env.copyfd(file, compact=True, txn=txn)
+            os.fsync(file)
+            size = os.fstat(file).st_size
+    except BaseException:
+        remove(target)
+        raise
+    finally:
+        os.close(file)
+    sync_folder(target.parent)
+    return size
+
+
+def rewrite(env: Any, databases: dict[str, Any], target: Path, map_size: int) -> None:
+    """Write the newest commit of an environment to a new file, synced.
+
+    Args:
+        env: The environment.
+        databases: Its named databases.
+        target: The new file, which must not exist.
+        map_size: Bytes of its map; more than what is to be written.
+
+    Raises:
+        StoreError: The new file's pages have another size, on which bulk values could not lie.
+    """
+    options: dict[str, Any] = {"lock": False, "sync": False, "lib_version": 0, "mode": 0o600}
+    copy = lmdb.open(
+        os.fspath(target), map_size=map_size, subdir=False, max_dbs=len(databases), **options
+    )
+    try:
+        before, after = env.stat()["psize"], copy.stat()["psize"]
+        if before != after:
+            raise StoreError(
+                f"{env.path()} has pages of {before} bytes, and here they would have {after}:"
+                " rewrite it on a machine like the one that made it"
+            )
+        with env.begin(buffers=True) as txn:
+            for name, database in databases.items():
+                placed = copy.open_db(name.encode())
+                for part in _slices(txn, database):
+                    with copy.begin(write=True) as writing:
+                        writing.cursor(db=placed).putmulti(part, append=True)
+        copy.sync(True)
+    finally:
+        copy.close()
+
+
+def _slices(txn: Any, database: Any) -> Iterator[list[tuple[Any, Any]]]:
+    """The entries of a database in order, some at a time."""
+    part, size = list[tuple[Any, Any]](), 0
+    with txn.cursor(db=database) as cursor:
+        for key, value in cursor:
+            part.append((key, value))
+            size += len(value)
+            if size >= SLICE_BYTES:
+                yield part
+                part, size = [], 0
+    if part:
+        yield part
