@@ -8,9 +8,11 @@ notes.add(["LMDB is a memory-mapped B+tree."], ids=["lmdb"], metadata=[{"year": 
 hits = notes.search("embedded key-value store", where={"year": {"$lt": 2012}})
 """
 
+from typing import TYPE_CHECKING, Any
+
 from vecstore.check import Problem
 from vecstore.collection import Collection
-from vecstore.database import Database, View, open
+from vecstore.database import Database, open
 from vecstore.encoders import Encoder
 from vecstore.errors import (
     AlreadyExistsError,
@@ -25,6 +27,7 @@ from vecstore.errors import (
     ModelNotFoundError,
     NotFoundError,
     ReadOnlyError,
+    SnapshotExpiredError,
     SpecError,
     StoreError,
     StoreFullError,
@@ -33,13 +36,19 @@ from vecstore.errors import (
     VectorError,
 )
 from vecstore.filters import F, Filter
-from vecstore.hits import Audit, Explanation, Facet, Hit, Hits, Passage, Plan, Record
+from vecstore.hits import Audit, Deleted, Explanation, Facet, Hit, Hits, Passage, Plan, Record
 from vecstore.spec import Chunking, CollectionSpec
+from vecstore.view import View
+
+if TYPE_CHECKING:
+    from vecstore.asynchronous import AsyncCollection, AsyncDatabase
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyExistsError",
+    "AsyncCollection",
+    "AsyncDatabase",
     "Audit",
     "Chunking",
     "ClosedError",
@@ -47,6 +56,7 @@ __all__ = [
     "CollectionSpec",
     "CorruptionError",
     "Database",
+    "Deleted",
     "Encoder",
     "EncoderError",
     "EncoderMismatchError",
@@ -67,6 +77,7 @@ __all__ = [
     "Problem",
     "ReadOnlyError",
     "Record",
+    "SnapshotExpiredError",
     "SpecError",
     "StoreError",
     "StoreFullError",
@@ -76,3 +87,12 @@ __all__ = [
     "View",
     "open",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # asyncio takes longer to import than most of this package, and few need it.
+    if name in ("AsyncCollection", "AsyncDatabase"):
+        from vecstore import asynchronous
+
+        return getattr(asynchronous, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import numbers
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +22,11 @@ from vecstore.collection import Collection
 from vecstore.encoders import Encoder
 from vecstore.errors import (
     AlreadyExistsError,
-    ClosedError,
     CorruptionError,
     NotFoundError,
-    ReadOnlyError,
     SpecError,
     StoreError,
+    UsageError,
 )
 from vecstore.recent import Recent, RecentOf
 from vecstore.spec import CollectionSpec, Metric, Precision, check_name
@@ -32,11 +34,11 @@ from vecstore.store import (
     CLOSE_TIMEOUT,
     DEFAULT_TIMEOUT,
     Reader,
-    Snapshot,
     Store,
     Transaction,
     path_name,
 )
+from vecstore.view import View
 
 T = TypeVar("T")
 EncoderLike = Encoder | str | os.PathLike[str] | Callable[[list[str]], Any]
@@ -49,6 +51,7 @@ def open(
     durable: bool = True,
     timeout: float = DEFAULT_TIMEOUT,
     remember_queries: bool = True,
+    max_snapshot_age: float | None = None,
 ) -> Database:
     """Open a database file, or make it if it does not exist.
 
@@ -60,6 +63,9 @@ def open(
         timeout: Seconds to wait for locks, where a call does not say otherwise.
         remember_queries: Keep a sample of 256 query vectors of each collection in this process's
             memory, for `optimize` and `audit` to measure with; it is never written anywhere.
+        max_snapshot_age: Seconds after which a view made by `db.snapshot()` is ended, whoever holds
+            it: as long as it is open, no space that changes give up can be used again, and a file
+            in use grows and grows. By default views last until they are closed.
 
     Raises:
         FormatError: Not a vecstore file, or one of another format version.
@@ -67,8 +73,9 @@ def open(
         LockedError: This process has the file open already, or another one compacts it.
         StoreError: The path cannot be opened.
     """
+    oldest = None if max_snapshot_age is None else _positive_seconds(max_snapshot_age)
     store = Store(path, read_only=read_only, durable=durable, timeout=timeout)
-    return Database(store, remember_queries=remember_queries)
+    return Database(store, remember_queries=remember_queries, max_snapshot_age=oldest)
 
 
 class _Thread(threading.local):
@@ -80,8 +87,16 @@ class _Thread(threading.local):
 class Database:
     """One open file; made by `vecstore.open`. Threads may share it."""
 
-    def __init__(self, store: Store, *, remember_queries: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        remember_queries: bool = True,
+        max_snapshot_age: float | None = None,
+    ) -> None:
         self._store = store
+        self._max_snapshot_age = max_snapshot_age
+        self._views = weakref.WeakSet[View]()
         self._encoders: dict[bytes, Encoder] = {}
         self._recent = RecentOf() if remember_queries else None
         self._local = _Thread()
@@ -132,16 +147,27 @@ class Database:
         self._store.sync()
 
     def stats(self) -> dict[str, Any]:
-        """Return the file's path, format, sizes in bytes, and the stats of each collection."""
-        one_moment = self.snapshot() if self._current() is None else contextlib.nullcontext(self)
+        """Return the file's path, format, sizes in bytes, and the stats of each collection.
+
+        "views" are those of this process that are open: how many ("open"), and how many seconds
+        the oldest of them is ("oldest"). "behind" is by how many commits the oldest reader of any
+        process lags, which is what keeps space from being used again.
+        """
+        outside = self._current() is None
+        one_moment = View(self, self._store.snapshot()) if outside else contextlib.nullcontext(self)
         with one_moment as view:
             return {
                 "path": self.path,
                 "format": self._format(),
                 "file_bytes": self._store.file_size(),
                 **self._store.usage(),
+                "views": self._open_views(),
                 "collections": {name: view.collection(name).stats() for name in view.collections()},
             }
+
+    def _open_views(self) -> dict[str, Any]:
+        ages = [view.age for view in list(self._views) if not view.ended]
+        return {"open": len(ages), "oldest": max(ages, default=0.0)}
 
     def _format(self) -> int:
         with self.reading() as reader:
@@ -320,9 +346,13 @@ class Database:
     def snapshot(self) -> View:
         """Return a view of this moment: reads repeat while others write. Use it with `with`.
 
-        An open view keeps the file from reusing the space of whatever changes meanwhile.
+        An open view keeps the file from reusing the space of whatever changes meanwhile. With
+        `max_snapshot_age` (see `vecstore.open`) it ends by itself, and what is read of it then
+        raises SnapshotExpiredError.
         """
-        return View(self, self._store.snapshot())
+        view = View(self, self._store.snapshot(), self._max_snapshot_age)
+        self._views.add(view)
+        return view
 
     def _current(self) -> Transaction | None:
         txn = self._local.transaction
@@ -435,80 +465,10 @@ class Database:
         return None if self._recent is None else self._recent.of(uid)
 
 
-class View:
-    """A database as it was at one moment; reads only. Made by `db.snapshot()`.
-
-    Threads may share a view; its collections answer one call at a time.
-    """
-
-    def __init__(self, database: Database, snapshot: Snapshot) -> None:
-        self._database = database
-        self._snapshot = snapshot
-        # What expires from now on is there as long as the view.
-        snapshot.now  # noqa: B018
-        self._lock = threading.RLock()
-
-    def collection(self, name: str) -> Collection:
-        """Return a collection as it was; NotFoundError if there was none."""
-        with self.reading() as reader:
-            entry = catalog.find(reader, name)
-            if entry is None:
-                raise catalog.missing(reader, name)
-        return Collection(self, entry)
-
-    def collections(self) -> list[str]:
-        """Return the names of the collections, sorted."""
-        with self.reading() as reader:
-            return catalog.names(reader)
-
-    def close(self) -> None:
-        """End the view; calling it again does nothing."""
-        # In a forked child the lock may be held by a thread that is not there.
-        with contextlib.nullcontext() if self._database.closed else self._lock:
-            self._snapshot.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Reader]:
-        """The view's snapshot, for one thread at a time."""
-        self._snapshot.store.check_open()
-        with self._lock:
-            if self._snapshot.ended:
-                raise ClosedError("this snapshot has ended; take a new one with db.snapshot()")
-            yield self._snapshot
-
-    def writing(self, work: Callable[[Transaction], T], timeout: float | None = None) -> T:
-        """Refuse: a view only reads."""
-        raise ReadOnlyError("a snapshot only reads; write through the database")
-
-    def size_alone(self) -> int:
-        """Refuse: a view only reads."""
-        raise ReadOnlyError("a snapshot only reads; compact through the database")
-
-    def compact(self, *, secure: bool = False, timeout: float | None = None) -> int:
-        """Refuse: a view only reads."""
-        raise ReadOnlyError("a snapshot only reads; compact through the database")
-
-    def wrote(self, number: int, uid: bytes) -> None:
-        """Nothing is ever written here."""
-
-    def encoder(self, reader: Reader, entry: Entry) -> Encoder:
-        """The encoder that the database has for a collection."""
-        return self._database.encoder(reader, entry)
-
-    def recent(self, uid: bytes) -> Recent | None:
-        """The sample of recent queries that the database has of a collection."""
-        return self._database.recent(uid)
+def _positive_seconds(age: float) -> float:
+    if isinstance(age, bool) or not isinstance(age, numbers.Real) or not 0 < age < math.inf:
+        raise UsageError(f"max_snapshot_age={age!r} must be a number of seconds over 0, or None")
+    return min(float(age), threading.TIMEOUT_MAX)
 
 
 def _create(

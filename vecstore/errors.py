@@ -11,6 +11,7 @@ Tree::
       AlreadyExistsError                 an id or a name that is taken
       StoreError                         the file
         ClosedError                      used after close, or in a forked child
+          SnapshotExpiredError           a view open for longer than max_snapshot_age
         ReadOnlyError                    a write on something opened for reading
         StoreFullError                   map or disk full; nothing of the transaction was kept
         CorruptionError                  a stored value is not what was written
@@ -66,6 +67,10 @@ class StoreError(VecstoreError):
 
 class ClosedError(StoreError):
     """A handle used after close, after its snapshot or transaction ended, or in a forked child."""
+
+
+class SnapshotExpiredError(ClosedError):
+    """A view of a database that was open for longer than `max_snapshot_age` allows."""
 
 
 class ReadOnlyError(StoreError):

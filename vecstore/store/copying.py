@@ -65,12 +65,22 @@ def rewrite(env: Any, databases: dict[str, Any], target: Path, map_size: int) ->
     Raises:
         StoreError: The new file's pages have another size, on which bulk values could not lie.
     """
+    try:
+        with translated(f"write {target}"):
+            _rewrite(env, databases, target, map_size)
+    except BaseException:
+        remove(target)
+        raise
+    sync_folder(target.parent)
+
+
+def _rewrite(env: Any, databases: dict[str, Any], target: Path, map_size: int) -> None:
     options: dict[str, Any] = {"lock": False, "sync": False, "lib_version": 0, "mode": 0o600}
-    copy = lmdb.open(
+    made = lmdb.open(
         os.fspath(target), map_size=map_size, subdir=False, max_dbs=len(databases), **options
     )
     try:
-        before, after = env.stat()["psize"], copy.stat()["psize"]
+        before, after = env.stat()["psize"], made.stat()["psize"]
         if before != after:
             raise StoreError(
                 f"{env.path()} has pages of {before} bytes, and here they would have {after}:"
@@ -78,13 +88,13 @@ def rewrite(env: Any, databases: dict[str, Any], target: Path, map_size: int) ->
             )
         with env.begin(buffers=True) as txn:
             for name, database in databases.items():
-                placed = copy.open_db(name.encode())
+                placed = made.open_db(name.encode())
                 for part in _slices(txn, database):
-                    with copy.begin(write=True) as writing:
+                    with made.begin(write=True) as writing:
                         writing.cursor(db=placed).putmulti(part, append=True)
-        copy.sync(True)
+        made.sync(True)
     finally:
-        copy.close()
+        made.close()
 
 
 def _slices(txn: Any, database: Any) -> Iterator[list[tuple[Any, Any]]]:

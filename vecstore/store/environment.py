@@ -36,6 +36,7 @@ from vecstore.store.files import (
     is_alone,
     is_room_for,
     leave_writer_byte,
+    lock_shared,
     memory_path,
     open_file,
     path_name,
@@ -467,9 +468,18 @@ class Store:
         return os.fstat(self._file).st_size
 
     def usage(self) -> dict[str, int]:
-        """Bytes of the map, and of pages ever used in the file."""
+        """Bytes of the map and of pages ever used; commits since the oldest open snapshot's."""
         self.check_open()
-        return {"map_bytes": self.map_size, "used_bytes": self.newest().pages * self.page}
+        with translated("list readers"):
+            # A line for each process and thread that reads or has read; the first is a heading.
+            readers = [line.split() for line in str(self._env.readers()).splitlines()[1:]]
+        newest = self.newest()
+        behind = [newest.transaction - int(one[2]) for one in readers if one[2] != "-"]
+        return {
+            "map_bytes": self.map_size,
+            "used_bytes": newest.pages * self.page,
+            "behind": max(0, *behind, 0),
+        }
 
     def copy(self, target: Path, snapshot: Snapshot) -> int:
         """Write a compact copy of a snapshot to a new file, synced; return its bytes.
@@ -503,7 +513,7 @@ class Store:
         with self.writer(timeout), self.gate.alone(timeout, "compact"):
             before = os.fstat(self._file).st_size
             try:
-                self._check_alone()
+                self._take_alone()
                 target = self._copy_for_compact(anew=anew)
                 try:
                     self._swap(target)
@@ -517,20 +527,20 @@ class Store:
             return before - os.fstat(self._file).st_size
 
     def check_alone(self) -> None:
-        """Raise LockedError if another process has the file open."""
+        """Raise LockedError if another process has the file open; the lock is shared again then."""
         self.check_open()
         try:
-            self._check_alone()
+            self._take_alone()
         finally:
             self._share()
 
-    def _check_alone(self) -> None:
+    def _take_alone(self) -> None:
         if not self.memory and not is_alone(self._file):
             raise LockedError(f"another process has {self.path} open; this needs the file alone")
 
     def _share(self) -> None:
         if not self.memory and self._file >= 0:
-            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_shared(self._file)
 
     def _copy_for_compact(self, *, anew: bool) -> Path:
         if self.memory:
@@ -541,21 +551,12 @@ class Store:
             # One that was killed may have left its copy; this one has the file alone.
             remove(target)
         if anew:
-            try:
-                with translated(f"rewrite {self.path}"):
-                    rewrite(self._env, self.databases, target, self.map_size)
-                    target.chmod(stat.S_IMODE(os.fstat(self._file).st_mode))
-            except BaseException:
-                remove(target)
-                raise
-            return target
-        # The gate is held alone, so the snapshot is begun without it.
-        txn = self._env.begin(buffers=True)
-        try:
-            copy(self._env, txn, target)
-            target.chmod(stat.S_IMODE(os.fstat(self._file).st_mode))
-        finally:
-            txn.abort()
+            rewrite(self._env, self.databases, target, self.map_size)
+        else:
+            # The gate is held alone, so the snapshot is begun without it.
+            with self._env.begin(buffers=True) as txn:
+                copy(self._env, txn, target)
+        target.chmod(stat.S_IMODE(os.fstat(self._file).st_mode))
         return target
 
     def _swap(self, target: Path) -> None:

@@ -127,7 +127,7 @@ def open_file(path: Path, read_only: bool, timeout: float) -> tuple[int, bool]:
             continue
         except OSError as error:
             raise translate(error, f"open {path}") from error
-        if _lock_shared(file):
+        if lock_shared(file):
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), path.stat()):
                     return file, created
@@ -250,7 +250,8 @@ def sync_folder(folder: Path) -> None:
 # Locks between processes
 
 
-def _lock_shared(file: int) -> bool:
+def lock_shared(file: int) -> bool:
+    """Try to lock the data file against compaction; StoreError where there are no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

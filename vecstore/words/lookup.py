@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from vecstore import arguments, catalog
 from vecstore.arguments import Where
 from vecstore.collection import DEFAULT_RECALL, Collection
-from vecstore.database import Database, View
+from vecstore.database import Database
 from vecstore.encoders import check_texts
 from vecstore.errors import (
     CorruptionError,
@@ -32,6 +32,7 @@ from vecstore.hits import Hit, Hits
 from vecstore.planner import Recall
 from vecstore.spec import MAX_ID_BYTES, encode_utf8, show
 from vecstore.vectors import Vectors, as_vector
+from vecstore.view import View
 from vecstore.words import subwords
 from vecstore.words.conversion import ABOUT, extra_name, write_about
 from vecstore.words.reading import read
