@@ -283,9 +283,8 @@ class _Soak:
         end = self.begun + 60 * minutes
         reopened = optimized = told = self.begun
         memory: list[int] = []
-        report.line(
-            f"{'minute':>6} {'calls':>9} {'records':>8} {'memory':>9} {'file':>9} {'copy':>9} {'recall':>7} wrong"
-        )
+        names = f"{'minute':>6} {'calls':>9} {'records':>8} {'memory':>9} {'file':>9} {'copy':>9}"
+        report.line(f"{names} {'recall':>7} wrong")
         while (now := time.monotonic()) < end:
             self.steps[int(self.rng.choice(len(self.steps), p=self.shares))]()
             if now - reopened > REOPEN:
@@ -311,9 +310,8 @@ class _Soak:
         minute = (time.monotonic() - self.begun) / 60
         size = self.path.stat().st_size
         mib = [f"{value / 2**20:8.1f}M" for value in (resident - shared, size, self.copied)]
-        report.line(
-            f"{minute:6.1f} {self.calls:9,} {len(self.world.rows):8,} {' '.join(mib)} {recall:7.3f} {len(self.wrong)}"
-        )
+        counts = f"{minute:6.1f} {self.calls:9,} {len(self.world.rows):8,}"
+        report.line(f"{counts} {' '.join(mib)} {recall:7.3f} {len(self.wrong)}")
         return resident - shared
 
     def copy_size(self) -> int:
