@@ -1,11 +1,13 @@
 """Are the sizes that are told by counts those of the values and pages in the file?"""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from indexed import clusters, filled, small_indexes
 
+import vecstore
 from vecstore import Database, layout
 
 
@@ -71,3 +73,47 @@ def test_a_collection_without_records_takes_nothing(memory: Database) -> None:
     binary = memory.collection("b", dim=64, metric="hamming")
     binary.add(vectors=np.ones((3, 64), bool))
     assert binary.stats()["space"]["full"]["values"] == 48 + 1024 + 3 * 8
+
+
+def test_optimize_gives_back_a_file_that_is_mostly_free(path: Path) -> None:
+    with vecstore.open(path, durable=False) as db:
+        found = db.collection("c", dim=64)
+        found.add(vectors=np.random.default_rng(1).normal(size=(4000, 64)))
+        assert db.stats()["free_bytes"] < db.stats()["used_bytes"] / 2
+        assert found.optimize(progress=False)["given_back"] == 0
+        found.delete(where={})
+        before = path.stat().st_size
+        assert db.stats()["free_bytes"] > before / 2
+        with db.snapshot():
+            # Somebody reads.
+            assert found.optimize(progress=False)["given_back"] == 0
+        grown = path.stat().st_size
+        given_back = found.optimize(progress=False)["given_back"]
+        assert given_back == grown - path.stat().st_size > before / 2
+        assert db.check() == []
+        found.add(vectors=np.ones((2, 64)))
+        assert found.count() == 2
+
+
+def test_optimize_leaves_a_file_as_long_as_it_is_that_another_process_has_open(
+    path: Path, run_python: Any
+) -> None:
+    with vecstore.open(path, durable=False) as db:
+        found = db.collection("c", dim=64)
+        found.add(vectors=np.random.default_rng(1).normal(size=(4000, 64)))
+        found.delete(where={})
+        program = """
+            import sys, vecstore
+            with vecstore.open(sys.argv[1]) as db:
+                print(db.collection("c").optimize(progress=False)["given_back"])
+        """
+        assert run_python(program, path).strip() == "0"
+
+
+def test_free_bytes_are_those_of_pages_that_nothing_is_in(db: Database) -> None:
+    found = db.collection("c", dim=64)
+    found.add(vectors=np.random.default_rng(1).normal(size=(1000, 64)))
+    db.compact()
+    told = db.stats()
+    # A few pages are those of the list of free ones.
+    assert told["free_bytes"] <= 16 * 4096 < told["used_bytes"]

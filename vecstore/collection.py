@@ -505,19 +505,19 @@ class Collection(Contents):
     ) -> dict[str, Any]:
         """Bring the collection and its index into their best state, which may take long.
 
-        Records that have expired leave the file.
-        Sparse blocks are repacked, all rows get into lists, the lists are trained anew if the
-        collection has changed much since, and how far searches have to go is measured anew, also
-        with the queries that were asked lately in this process. Others may read and write
-        meanwhile.
+        Records that have expired leave the file, sparse blocks are repacked, all rows get into
+        lists, the lists are trained anew if the collection has changed much since, and how far
+        searches have to go is measured anew, also with the queries that were asked lately in this
+        process. Others may read and write meanwhile. If most of the file is free then, and nobody
+        else uses it, it is compacted.
 
         Args:
             progress: Show a progress bar on stderr; by default if that is a terminal.
             timeout: Seconds to wait for the right to write, each time.
 
         Returns:
-            "trained" and "calibrated" (whether that was done), "lists" (how many there are) and
-            "seconds".
+            "trained" and "calibrated" (whether that was done), "lists" (how many there are),
+            "given_back" (bytes by which the file became shorter) and "seconds".
 
         Raises:
             ReadOnlyError: The file, or this view of it, only reads.
@@ -530,7 +530,8 @@ class Collection(Contents):
             report = maintenance.optimize(
                 self._source, entry.number, entry.uid, real=real, progress=tell, timeout=timeout
             )
-        return {**report, "seconds": time.perf_counter() - begun}
+        freed = self._source.give_back()
+        return {**report, "given_back": freed, "seconds": time.perf_counter() - begun}
 
     def reindex(
         self, kind: Kind, *, progress: bool | None = None, timeout: float | None = None

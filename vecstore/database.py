@@ -426,6 +426,21 @@ class Database:
         self._store.compact(timeout, anew=secure)
         return before - self._store.file_size()
 
+    def give_back(self) -> int:
+        """Rewrite the file without its free pages, if these are most of it and nobody else uses it.
+
+        Returns:
+            The bytes given back; 0 if somebody reads, or has the file open, or `check` found
+            problems.
+        """
+        used = self._store.usage()
+        if 2 * used["free_bytes"] <= used["used_bytes"]:
+            return 0
+        with contextlib.suppress(StoreError):
+            if not self.check():
+                return self._store.compact(0.0)
+        return 0
+
     def size_alone(self) -> int:
         """Bytes of the file; LockedError if another process has it open."""
         self._store.check_alone()

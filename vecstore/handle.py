@@ -79,6 +79,9 @@ class Source(Protocol):
     def compact(self, *, secure: bool = False, timeout: float | None = None) -> int:
         """Rewrite the file; return the bytes given back."""
 
+    def give_back(self) -> int:
+        """Rewrite the file if more than half of it is free, and nobody else uses it."""
+
 
 class Handle:
     """A collection that stays the same one when it is renamed, and no other when it is dropped."""

@@ -129,6 +129,10 @@ class View:
         """Refuse: a view only reads."""
         raise ReadOnlyError("a snapshot only reads; compact through the database")
 
+    def give_back(self) -> int:
+        """There is nothing to give back."""
+        return 0
+
     def wrote(self, number: int, uid: bytes) -> None:
         """Nothing is ever written here."""
 

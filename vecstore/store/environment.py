@@ -468,8 +468,9 @@ class Store:
         return os.fstat(self._file).st_size
 
     def usage(self) -> dict[str, int]:
-        """Bytes of the map and of pages ever used; commits since the oldest open snapshot's."""
-        self.check_open()
+        """Bytes of the map, of pages used and of free ones; commits since the oldest reader's."""
+        with self.snapshot() as snapshot:
+            taken = snapshot.pages()
         with translated("list readers"):
             # A line for each process and thread that reads or has read; the first is a heading.
             readers = [line.split() for line in str(self._env.readers()).splitlines()[1:]]
@@ -478,6 +479,7 @@ class Store:
         return {
             "map_bytes": self.map_size,
             "used_bytes": newest.pages * self.page,
+            "free_bytes": max(0, newest.pages - taken) * self.page,
             "behind": max(0, *behind, 0),
         }
 

@@ -104,6 +104,13 @@ class Reader:
                 yield key, cursor.value()
                 found = cursor.next()
 
+    def pages(self) -> int:
+        """How many pages are in use: of all databases, of their names, and the two headers."""
+        kinds = ("branch_pages", "leaf_pages", "overflow_pages")
+        with translated("read"):
+            found = [self.txn.stat(db) for db in self.store.databases.values()]
+        return 3 + sum(int(one[kind]) for one in found for kind in kinds)
+
     def entries(self, database: str) -> int:
         """Number of entries in a database."""
         with translated("read"):
