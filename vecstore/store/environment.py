@@ -122,6 +122,9 @@ class Store:
             with registry.lock:
                 registry.register(self, os.fstat(self._file), self.path)
             check_header(self._file, self.path, self.read_only)
+            if not self.memory and os.fstat(self._file).st_size == 0:
+                # What is stored in a file is lost with its name.
+                sync_folder(self.path.parent)
             self._open_env()
             created = False
         except BaseException:
