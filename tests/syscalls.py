@@ -32,7 +32,7 @@ _NATIVE: dict[str, Any] = {
 }
 WRITES = ("pwrite", "writev", "write")
 SYNCS = ("fdatasync", "fsync")
-_BY_FILE = ("fsync", "ftruncate")
+_BY_FILE = ("fsync", "ftruncate", "fchmod")
 _BY_NAME = ("link", "rename", "replace", "unlink", "open", "chmod")
 # Kinds of relocation that leave the address of an imported function in a table.
 _IMPORTS = {62: (6, 7), 183: (1025, 1026)}
