@@ -15,7 +15,7 @@ import lmdb
 
 from vecstore.errors import StoreError
 from vecstore.store.faults import translated
-from vecstore.store.files import remove, sync_folder
+from vecstore.store.files import remove
 
 # What one transaction of a copy value by value holds in memory.
 SLICE_BYTES = 64 << 20
@@ -35,12 +35,13 @@ def publish(part: Path, target: Path) -> None:
         part.rename(target)
 
 
-def copy(env: Any, txn: Any, target: Path) -> int:
+def copy(env: Any, txn: Any, target: Path, mode: int = 0o600) -> int:
     """Write what a transaction sees to a new file, synced; return its bytes."""
     with translated(f"create {target}"):
         file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with translated(f"write {target}"):
+            os.fchmod(file, mode)
             env.copyfd(file, compact=True, txn=txn)
             os.fsync(file)
             size = os.fstat(file).st_size
@@ -49,17 +50,17 @@ def copy(env: Any, txn: Any, target: Path) -> int:
         raise
     finally:
         os.close(file)
-    sync_folder(target.parent)
     return size
 
 
-def rewrite(env: Any, databases: dict[str, Any], target: Path, map_size: int) -> None:
+def rewrite(env: Any, databases: dict[str, Any], target: Path, mode: int, map_size: int) -> None:
     """Write the newest commit of an environment to a new file, synced.
 
     Args:
         env: The environment.
         databases: Its named databases.
         target: The new file, which must not exist.
+        mode: Who may read and write it.
         map_size: Bytes of its map; more than what is to be written.
 
     Raises:
@@ -68,10 +69,10 @@ def rewrite(env: Any, databases: dict[str, Any], target: Path, map_size: int) ->
     try:
         with translated(f"write {target}"):
             _rewrite(env, databases, target, map_size)
+            target.chmod(mode)
     except BaseException:
         remove(target)
         raise
-    sync_folder(target.parent)
 
 
 def _rewrite(env: Any, databases: dict[str, Any], target: Path, map_size: int) -> None:

@@ -91,11 +91,15 @@ class Store:
         # Transactions whose with statement ended in a wrong thread.
         self.stranded: list[Transaction] = []
         self._grow = False
+        # Whether a power cut may leave the folder without the file, or with the former one.
+        self._nameless = False
         self._start_map = start_map
         self.memory = path_name(path) == MEMORY
         if self.memory and read_only:
             raise UsageError("a ':memory:' database is new and empty; read_only=True has no use")
         self.path = memory_path() if self.memory else real_path(path)
+        # What it is called in messages.
+        self.name = MEMORY if self.memory else str(self.path)
         self._open()
 
     # Opening and closing
@@ -110,6 +114,8 @@ class Store:
             with registry.lock:
                 registry.register(self, os.fstat(self._file), self.path)
             check_header(self._file, self.path, self.read_only)
+            self._nameless = not self.memory and os.fstat(self._file).st_size == 0
+            self._sync_name()
             self._open_env()
             created = False
         except BaseException:
@@ -273,8 +279,8 @@ class Store:
         except lmdb.MapResizedError:
             raise
         except lmdb.Error as error:
-            raise translate(error, "read") from error
-        with translated("begin a snapshot"):
+            raise translate(error, f"read {self.name}") from error
+        with translated(f"read {self.name}"):
             return self._env.begin(buffers=True)
 
     # Writing
@@ -282,18 +288,21 @@ class Store:
     def begin(self, timeout: float | None = None) -> Transaction:
         """Begin a write transaction; the caller holds the writer's lock."""
         timeout = seconds(timeout, self.timeout)
+        self._sync_name()
         self._make_room(timeout)
         try:
             return self._begin_writing()
         except lmdb.MapResizedError:
             pass
         except lmdb.Error as error:
-            raise translate(error, "begin a transaction") from error
+            raise translate(error, f"write to {self.name}") from error
         self._follow(timeout)
-        with translated("begin a transaction"):
+        with translated(f"write to {self.name}"):
             return self._begin_writing()
 
     def _begin_writing(self) -> Transaction:
+        # Readers that were killed would keep the pages of their snapshots from being used again.
+        self._env.reader_check()
         transaction = Transaction(self, self._env.begin(write=True))
         self._active = weakref.ref(transaction)
         return transaction
@@ -327,7 +336,7 @@ class Store:
         """Begin a child transaction, which can be rolled back alone."""
         if parent.ended:
             raise ClosedError("the transaction around this one has ended")
-        with translated("begin a transaction"):
+        with translated(f"write to {self.name}"):
             return Transaction(self, self._env.begin(write=True, parent=parent.txn), parent)
 
     def write(self, work: Callable[[Transaction], T], timeout: float | None = None) -> T:
@@ -457,7 +466,7 @@ class Store:
         ticket = self.gate.enter(self.timeout)
         try:
             self.check_open()
-            with translated("sync"):
+            with translated(f"sync {self.name}"):
                 self._env.sync(True)
         finally:
             self.gate.leave(ticket)
@@ -500,7 +509,11 @@ class Store:
                 publish(part, target)
         finally:
             remove(part)
-        sync_folder(target.parent)
+        try:
+            sync_folder(target.parent)
+        except StoreError:
+            remove(target)
+            raise
         return size
 
     def compact(self, timeout: float | None = None, *, anew: bool = False) -> int:
@@ -552,13 +565,13 @@ class Store:
             target = self.path.with_name(f"{self.path.name}-compact")
             # One that was killed may have left its copy; this one has the file alone.
             remove(target)
+        mode = stat.S_IMODE(os.fstat(self._file).st_mode)
         if anew:
-            rewrite(self._env, self.databases, target, self.map_size)
+            rewrite(self._env, self.databases, target, mode, self.map_size)
         else:
             # The gate is held alone, so the snapshot is begun without it.
             with self._env.begin(buffers=True) as txn:
-                copy(self._env, txn, target)
-        target.chmod(stat.S_IMODE(os.fstat(self._file).st_mode))
+                copy(self._env, txn, target, mode)
         return target
 
     def _swap(self, target: Path) -> None:
@@ -587,8 +600,6 @@ class Store:
         with registry.lock:
             registry.forget(self)
             registry.register(self, os.fstat(self._file), self.path)
-        if not self.memory:
-            sync_folder(self.path.parent)
         self._open_env()
         # Here nobody reads, whose transaction would not know it. Without room the file lacks it.
         with contextlib.suppress(lmdb.Error):
@@ -596,6 +607,16 @@ class Store:
                 self.databases[name] = self._env.open_db(name.encode())
         if self.memory:
             remove(self.path)
+        else:
+            # Last: should it fail, the file is in place and open all the same.
+            self._nameless = True
+            self._sync_name()
+
+    def _sync_name(self) -> None:
+        """Make the file's name durable, without which nothing in it is."""
+        if self._nameless:
+            sync_folder(self.path.parent)
+            self._nameless = False
 
     def _remap(self, wanted: int, least: int) -> None:
         """Give the map another size; the gate is held alone.
@@ -612,6 +633,6 @@ class Store:
                 )
             wanted = max(least, wanted * 3 // 4)
         self.epoch += 1
-        with translated("enlarge the map"):
+        with translated(f"enlarge the map of {self.name}"):
             self._env.set_mapsize(wanted)
         self.map_size = wanted

@@ -22,7 +22,6 @@ MAX_READERS = 1024
 _DAMAGE = (
     lmdb.CorruptedError,
     lmdb.PageNotFoundError,
-    lmdb.PanicError,
     lmdb.IncompatibleError,
     lmdb.NotFoundError,
     lmdb.BadTxnError,
@@ -54,6 +53,11 @@ def translate(error: BaseException, action: str) -> StoreError:
         # What LMDB says too of a disk that takes only a part of a page.
         return StoreFullError(
             f"{message}; the disk is full, or fails: free space on the disk first"
+        )
+    if isinstance(error, lmdb.PanicError):
+        return StoreError(
+            f"{message}; the disk did not take a commit of this process: close the file and open it"
+            " again"
         )
     if isinstance(error, lmdb.TxnFullError):
         return StoreFullError(f"{message}; the transaction is too large, split it")

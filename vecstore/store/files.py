@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -30,6 +31,8 @@ from vecstore.store.faults import translate, translated
 
 MEMORY_ROOM = 1 << 30
 LOCK_ROOM = 128 << 10
+# Of a new database: two headers, and the two pages of its first transaction.
+FIRST_PAGES = 4
 
 _LMDB_MAGIC = 0xBEEFC0DE
 _LMDB_VERSION = 1
@@ -128,14 +131,35 @@ def open_file(path: Path, read_only: bool, timeout: float) -> tuple[int, bool]:
         except OSError as error:
             raise translate(error, f"open {path}") from error
         if lock_shared(file):
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file), path.stat()):
-                    return file, created
+            if not read_only and _is_unfinished(file) and is_alone(file):
+                # Whoever was making it was cut off, and nobody is at it any more.
+                os.ftruncate(file, 0)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file), path.stat()):
+                        return file, created
         elif time.monotonic() > deadline:
             os.close(file)
             raise LockedError(f"{path} is being compacted by another process; try again later")
         os.close(file)
         time.sleep(0.01)
+
+
+def _is_unfinished(file: int) -> bool:
+    """Whether a file was to become a database and nothing was ever committed to it.
+
+    A power cut may leave any part of the pages that LMDB writes first, zeros in place of the rest.
+    """
+    size, page = os.fstat(file).st_size, mmap.PAGESIZE
+    if not 0 < size <= FIRST_PAGES * page or size % 4096:
+        return False
+    data = os.pread(file, FIRST_PAGES * page, 0).ljust(FIRST_PAGES * page, b"\0")
+    for at in (0, page):
+        magic, version, _, _ = _META.unpack_from(data, at + _META_AT)
+        made = magic == _LMDB_MAGIC and version == _LMDB_VERSION
+        if any(data[at : at + HEAD_BYTES]) and not (made and not Head.read(data, at).transaction):
+            return False
+    return True
 
 
 def _check_path(path: Path, read_only: bool) -> None:
@@ -238,11 +262,17 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable, if that can be asked of its file system and this user."""
     with translated(f"sync {folder}"):
-        handle = os.open(folder, os.O_RDONLY)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except PermissionError:
+            return
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(handle)
 

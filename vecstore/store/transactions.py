@@ -73,7 +73,7 @@ class Reader:
         try:
             return self.txn.get(key, db=self.store.databases[database])
         except lmdb.Error as error:
-            raise translate(error, "read") from error
+            raise translate(error, f"read {self.store.name}") from error
 
     def get_each(self, database: str, keys: list[bytes]) -> list[Any]:
         """Return what `get` returns, for each of some keys."""
@@ -81,21 +81,27 @@ class Reader:
         try:
             return [get(key, None, found_in) for key in keys]
         except lmdb.Error as error:
-            raise translate(error, "read") from error
+            raise translate(error, f"read {self.store.name}") from error
 
     def get_many(self, database: str, keys: list[bytes]) -> dict[bytes, bytes]:
         """Return the values that exist under some keys."""
         if len(keys) == 1:
             value = self.get(database, keys[0])
             return {} if value is None else {keys[0]: bytes(value)}
-        with translated("read"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+        with (
+            translated(f"read {self.store.name}"),
+            self.txn.cursor(db=self.store.databases[database]) as cursor,
+        ):
             return {bytes(key): bytes(value) for key, value in cursor.getmulti(keys)}
 
     def items(
         self, database: str, prefix: bytes, start: bytes | None = None
     ) -> Iterator[tuple[bytes, Any]]:
         """Yield (key, value) under a prefix in key order, from `start` on."""
-        with translated("read"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+        with (
+            translated(f"read {self.store.name}"),
+            self.txn.cursor(db=self.store.databases[database]) as cursor,
+        ):
             found = cursor.set_range(start or prefix) if (start or prefix) else cursor.first()
             while found:
                 key = bytes(cursor.key())
@@ -113,7 +119,7 @@ class Reader:
 
     def entries(self, database: str) -> int:
         """Number of entries in a database."""
-        with translated("read"):
+        with translated(f"read {self.store.name}"):
             return int(self.txn.stat(self.store.databases[database])["entries"])
 
 
@@ -272,7 +278,7 @@ class Transaction(Reader):
         try:
             self.txn.put(key, value, db=self.store.databases[database])
         except lmdb.Error as error:
-            raise translate(error, "write") from error
+            raise translate(error, f"write to {self.store.name}") from error
 
     def put_many(
         self, database: str, items: list[tuple[bytes, bytes]], *, append: bool = False
@@ -281,7 +287,10 @@ class Transaction(Reader):
         if len(items) == 1:
             self.put(database, *items[0])
             return
-        with translated("write"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+        with (
+            translated(f"write to {self.store.name}"),
+            self.txn.cursor(db=self.store.databases[database]) as cursor,
+        ):
             cursor.putmulti(items, append=append)
             self._wrote = self._wrote or bool(items)
 
@@ -292,14 +301,17 @@ class Transaction(Reader):
         try:
             found = bool(self.txn.delete(key, db=self.store.databases[database]))
         except lmdb.Error as error:
-            raise translate(error, "write") from error
+            raise translate(error, f"write to {self.store.name}") from error
         self._wrote = self._wrote or found
         return found
 
     def delete_prefix(self, database: str, prefix: bytes) -> int:
         """Delete every key under a prefix and return how many there were."""
         count = 0
-        with translated("write"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+        with (
+            translated(f"write to {self.store.name}"),
+            self.txn.cursor(db=self.store.databases[database]) as cursor,
+        ):
             found = cursor.set_range(prefix)
             while found and bytes(cursor.key()).startswith(prefix):
                 if database in TABLED:
@@ -321,7 +333,7 @@ class Transaction(Reader):
             version = int(txn.id())
             txn.commit()
         except lmdb.Error as error:
-            raise translate(error, "commit") from error
+            raise translate(error, f"commit to {self.store.name}") from error
         finally:
             self._txn = None
         if self.parent is not None:
