@@ -49,6 +49,7 @@ def open(
     durable: bool = True,
     timeout: float = DEFAULT_TIMEOUT,
     remember_queries: bool = True,
+    verify: bool = False,
 ) -> Database:
     """Open a database file, or make it if it does not exist.
 
@@ -60,15 +61,26 @@ def open(
         timeout: Seconds to wait for locks, where a call does not say otherwise.
         remember_queries: Keep a sample of 256 query vectors of each collection in this process's
             memory, for `optimize` and `audit` to measure with; it is never written anywhere.
+        verify: Trust nothing of the file before all of it was read and found sound: the pages of
+            LMDB without LMDB, then what `check` verifies. For files from others. What somebody
+            changes in the file afterwards is not noticed: give it a folder of your own first.
 
     Raises:
         FormatError: Not a vecstore file, or one of another format version.
-        CorruptionError: The file is cut short.
+        CorruptionError: The file is cut short; or with `verify`, something in it is not as it must
+            be: the message names the first problems, and how many there are.
         LockedError: This process has the file open already, or another one compacts it.
         StoreError: The path cannot be opened.
     """
-    store = Store(path, read_only=read_only, durable=durable, timeout=timeout)
-    return Database(store, remember_queries=remember_queries)
+    store = Store(path, read_only=read_only, durable=durable, timeout=timeout, verify=verify)
+    database = Database(store, remember_queries=remember_queries)
+    if verify:
+        try:
+            _require_sound(database.check(), f"trust {database.path}")
+        except BaseException:
+            database.close()
+            raise
+    return database
 
 
 class _Thread(threading.local):

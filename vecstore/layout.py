@@ -37,6 +37,8 @@ TILE_ROWS = 32
 PART_ROWS = 16_384
 PART_BYTES = PART_ROWS // 8
 MAX_ROWS = 2**32 - BLOCK_ROWS
+# More than can ever be given out; rows of binary vectors are ranked by words with an order inside.
+MAX_ORDERS = 2**50
 
 HEADER = struct.Struct("<4sBBHIIIQII12x")
 HEADER_MAGIC = b"vecs"
@@ -488,6 +490,7 @@ class State:
             raise CorruptionError(f"meta: a collection's counters have {len(data)} bytes")
         state = cls(*STATE.unpack(counters), *(PASSAGES.unpack(more) if more else ()))
         fits = state.blocks <= MAX_ROWS // BLOCK_ROWS and state.rows <= state.blocks * BLOCK_ROWS
+        fits = fits and state.next_order <= MAX_ORDERS
         if state.open_block == NO_BLOCK:
             fits = fits and state.open_rows == 0
         else:

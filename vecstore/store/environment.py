@@ -17,6 +17,7 @@ import lmdb
 from vecstore import layout
 from vecstore.errors import (
     ClosedError,
+    CorruptionError,
     FormatError,
     LockedError,
     ReadOnlyError,
@@ -27,22 +28,26 @@ from vecstore.errors import (
 from vecstore.store import registry
 from vecstore.store.faults import MAX_READERS, MapFullError, translate, translated
 from vecstore.store.files import (
-    HEAD_BYTES,
+    EMPTY_PAGES,
     Head,
     check_format,
     check_header,
+    check_name,
+    check_pages,
     check_room_for_lock,
+    damage,
+    heads,
     is_alone,
     is_room_for,
     leave_writer_byte,
     memory_path,
     open_file,
     path_name,
+    publish,
     real_path,
     remove,
     sync_folder,
     take_writer_byte,
-    verify,
 )
 from vecstore.store.gate import Gate, WriterLock, seconds
 from vecstore.store.tables import Tables
@@ -56,21 +61,6 @@ START_MEMORY_MAP = 4 << 30
 SMALLEST_MAP = 1 << 20
 DEFAULT_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 5.0
-DAMAGE_TRIES = 5
-
-
-def _publish(part: Path, target: Path) -> None:
-    """Give a finished file its name, which must be free."""
-    try:
-        # Unlike a rename, a link never takes the place of a file that came up meanwhile.
-        os.link(part, target)
-    except FileExistsError:
-        raise
-    except OSError:
-        # This file system has no links.
-        if target.exists():
-            raise
-        part.rename(target)
 
 
 class Store:
@@ -83,6 +73,7 @@ class Store:
         read_only: bool = False,
         durable: bool = True,
         timeout: float = DEFAULT_TIMEOUT,
+        verify: bool = False,
         start_map: int | None = None,
     ) -> None:
         self.read_only = read_only
@@ -108,11 +99,11 @@ class Store:
         if self.memory and read_only:
             raise UsageError("a ':memory:' database is new and empty; read_only=True has no use")
         self.path = memory_path() if self.memory else real_path(path)
-        self._open()
+        self._open(verify)
 
     # Opening and closing
 
-    def _open(self) -> None:
+    def _open(self, verify: bool) -> None:
         created = False
         try:
             if self.memory:
@@ -122,7 +113,11 @@ class Store:
             with registry.lock:
                 registry.register(self, os.fstat(self._file), self.path)
             check_header(self._file, self.path, self.read_only)
+            if verify and os.fstat(self._file).st_size:
+                check_pages(self._file, self.path)
             self._open_env()
+            if verify:
+                check_name(self._file, self.path)
             created = False
         except BaseException:
             # A file that was made here and is of no use is taken away, unless somebody has it open.
@@ -181,6 +176,9 @@ class Store:
         with self._env.begin() as txn:
             names = [bytes(key).decode("utf-8", "replace") for key, _ in txn.cursor()]
         if not names and not self.read_only:
+            if any(head.pages > EMPTY_PAGES for head in heads(self._file, self.page)):
+                # The other header is of a commit that this one would be written over.
+                raise CorruptionError(f"{self.path} is empty, says the newer one of its headers")
             self._create_databases()
         elif not set(layout.DATABASES) - set(layout.OPTIONAL) <= set(names):
             raise FormatError(f"{self.path} is an LMDB file, but not one of vecstore's")
@@ -188,7 +186,11 @@ class Store:
             for name in set(layout.DATABASES) & set(names):
                 self.databases[name] = self._env.open_db(name.encode(), create=False)
         with self._env.begin() as txn:
+            odd = [name for name, db in self.databases.items() if any(db.flags(txn).values())]
             value = txn.get(layout.KEY_FORMAT, db=self.databases["meta"])
+        if odd:
+            # In another order, or with several values under a key, nothing is where it is sought.
+            raise CorruptionError(f"{self.path}: database {odd[0]!r} is of another kind")
         check_format(value, self.path)
 
     def _create_databases(self) -> None:
@@ -447,19 +449,11 @@ class Store:
 
     def newest(self) -> Head:
         """The header of the newest commit, read from the file: the map may be on the move."""
-        data = os.pread(self._file, self.page + HEAD_BYTES, 0)
-        first, second = Head.read(data), Head.read(data, self.page)
-        return first if first.transaction > second.transaction else second
+        return max(heads(self._file, self.page), key=lambda head: head.transaction)
 
     def damage(self) -> list[str]:
         """Return what is wrong with LMDB's own pages; LMDB trusts them, and may crash on damage."""
-        for _ in range(0 if self.memory else DAMAGE_TRIES):
-            before = self.newest().transaction
-            problems = verify(self.path)
-            if not problems or self.newest().transaction == before:
-                return problems
-            # Pages were used again while they were read.
-        return []
+        return [] if self.memory else damage(self._file)
 
     def sync(self) -> None:
         """Flush everything committed so far to the disk."""
@@ -498,7 +492,7 @@ class Store:
         size = self._copy(part, snapshot.txn)
         try:
             with translated(f"write {target}"):
-                _publish(part, target)
+                publish(part, target)
         finally:
             remove(part)
         sync_folder(target.parent)
