@@ -507,6 +507,21 @@ def test_check_prints_problems(run: Run, notes: str) -> None:
     assert set(found[0]) == {"where", "what"}
 
 
+@pytest.mark.parametrize("command", [["info"], ["dump"], ["get", "bread"], ["search", "bread"]])
+def test_a_file_from_others_is_checked_first_if_asked(
+    run: Run, notes: str, command: list[str]
+) -> None:
+    verb, *rest = command
+    assert run(verb, notes, *rest, "--verify").output == run(verb, notes, *rest).output
+
+    data = bytearray(Path(notes).read_bytes())
+    place = data.index(b"Bread is baked")
+    data[place : place + 5] = b"Wheat"
+    Path(notes).write_bytes(data)
+
+    assert "cannot trust" in run(verb, notes, *rest, "--verify", status=1).stderr
+
+
 def test_backup_is_a_copy(run: Run, notes: str) -> None:
     result = run("backup", notes, "copy.vecstore")
 

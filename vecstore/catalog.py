@@ -83,7 +83,10 @@ def _parse(number: int, value: bytes) -> Entry:
     where = f"meta: spec of collection {number}"
     values = layout.unpack_meta(value, where)
     try:
-        return Entry(number, bytes(values["uid"]), CollectionSpec.from_dict(values))
+        uid = values["uid"]
+        if not isinstance(uid, bytes):
+            raise TypeError(f"uid is {type(uid).__name__}")
+        return Entry(number, uid, CollectionSpec.from_dict(values))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptionError(f"{where}: cannot be read: {error!r}") from error
 
@@ -93,7 +96,13 @@ def state(reader: Reader, number: int) -> State:
     value = reader.get("meta", layout.state_key(number))
     if value is None:
         raise CorruptionError(f"meta: collection {number} has no counters")
-    return State.unpack(value)
+    found = State.unpack(value)
+    # Whatever has a number for each row is made as long as this says.
+    if found.blocks > layout.PART_ROWS // layout.BLOCK_ROWS * reader.entries("live"):
+        raise CorruptionError(
+            f"meta: collection {number} has {found.blocks} blocks, and no bitmaps of so many"
+        )
+    return found
 
 
 def save_state(txn: Transaction, number: int, state: State) -> None:

@@ -86,6 +86,7 @@ def _parse_tiers(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 _database = click.argument("database", type=click.Path(dir_okay=False))
 _name = click.option("--collection", "-c", "name", metavar="NAME", help="Which collection.")
+_verify = click.option("--verify", is_flag=True, help="First check all of it: a file from others.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 _where = click.option(
     "--where", callback=_parse_where, metavar="JSON", help="""Such as '{"year": {"$gte": 2020}}'."""
@@ -134,10 +135,11 @@ def demo(path: str, limit: int | None) -> None:
 
 @main.command()
 @_database
+@_verify
 @_json
-def info(database: str, as_json: bool) -> None:
+def info(database: str, verify: bool, as_json: bool) -> None:
     """Show collections, encoders and sizes."""
-    with vecstore.open(database, read_only=True) as db:
+    with vecstore.open(database, read_only=True, verify=verify) as db:
         stats = db.stats()
     if as_json:
         click.echo(formats.dumps(stats, indent=2))
@@ -270,6 +272,7 @@ def add(
 @click.option("--dims", type=click.IntRange(min=1), help="Compare only so many leading numbers.")
 @click.option("--explain", "explaining", is_flag=True, help="Say how they were found, too.")
 @_encoder
+@_verify
 @_json
 def search(
     database: str,
@@ -278,6 +281,7 @@ def search(
     name: str | None,
     where: Any,
     explaining: bool,
+    verify: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -286,7 +290,7 @@ def search(
     In a collection without an encoder QUERY is a JSON array of numbers.
     """
     encoder = options.pop("encoder")
-    with vecstore.open(database, read_only=True) as db:
+    with vecstore.open(database, read_only=True, verify=verify) as db:
         chosen = db.collection(_choose(db, name), encoder=encoder)
         target = query if chosen.spec.encoder else _vector(query, chosen)
         found = chosen.explain(target, k, where=where, **options)
@@ -309,9 +313,15 @@ def search(
 @click.argument("ids", nargs=-1, required=True)
 @click.option("--int", "integers", is_flag=True, help="The ids are integers.")
 @_name
+@_verify
 @_json
 def get(
-    database: str, ids: tuple[str, ...], integers: bool, name: str | None, as_json: bool
+    database: str,
+    ids: tuple[str, ...],
+    integers: bool,
+    name: str | None,
+    verify: bool,
+    as_json: bool,
 ) -> None:
     """Show records by id.
 
@@ -321,7 +331,7 @@ def get(
         wanted = [int(value) if integers else value for value in ids]
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="IDS") from None
-    with vecstore.open(database, read_only=True) as db:
+    with vecstore.open(database, read_only=True, verify=verify) as db:
         found = db.collection(_choose(db, name)).get(wanted)
     if as_json:
         click.echo(formats.dumps([record and record.to_dict() for record in found], indent=2))
@@ -451,14 +461,18 @@ def audit(
     default=None,
     help="Print the vectors? By default only where the collection has no encoder.",
 )
-def dump(database: str, name: str | None, where: Any, vectors: bool | None) -> None:
+@_verify
+def dump(database: str, name: str | None, where: Any, vectors: bool | None, verify: bool) -> None:
     """Print records as jsonl, for `vecstore add`.
 
     They come as they are at one moment, in the order of insertion. A record with passages is one
     line without vectors; `vecstore add --chunk` cuts it again.
     """
     out = sys.stdout.buffer
-    with vecstore.open(database, read_only=True) as db, db.snapshot() as view:
+    with (
+        vecstore.open(database, read_only=True, verify=verify) as db,
+        db.snapshot() as view,
+    ):
         chosen = view.collection(_choose(db, name))
         if vectors is None:
             vectors = chosen.spec.encoder is None

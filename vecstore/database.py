@@ -52,6 +52,7 @@ def open(
     timeout: float = DEFAULT_TIMEOUT,
     remember_queries: bool = True,
     max_snapshot_age: float | None = None,
+    verify: bool = False,
 ) -> Database:
     """Open a database file, or make it if it does not exist.
 
@@ -66,16 +67,27 @@ def open(
         max_snapshot_age: Seconds after which a view made by `db.snapshot()` is ended, whoever holds
             it: as long as it is open, no space that changes give up can be used again, and a file
             in use grows and grows. By default views last until they are closed.
+        verify: Trust nothing of the file before all of it was read and found sound: the pages of
+            LMDB without LMDB, then what `check` verifies. For files from others. What somebody
+            changes in the file afterwards is not noticed: give it a folder of your own first.
 
     Raises:
         FormatError: Not a vecstore file, or one of another format version.
-        CorruptionError: The file is cut short.
+        CorruptionError: The file is cut short; or with `verify`, something in it is not as it must
+            be: the message names the first problems, and how many there are.
         LockedError: This process has the file open already, or another one compacts it.
         StoreError: The path cannot be opened.
     """
     oldest = None if max_snapshot_age is None else _positive_seconds(max_snapshot_age)
-    store = Store(path, read_only=read_only, durable=durable, timeout=timeout)
-    return Database(store, remember_queries=remember_queries, max_snapshot_age=oldest)
+    store = Store(path, read_only=read_only, durable=durable, timeout=timeout, verify=verify)
+    database = Database(store, remember_queries=remember_queries, max_snapshot_age=oldest)
+    if verify:
+        try:
+            _require_sound(database.check(), f"trust {database.path}")
+        except BaseException:
+            database.close()
+            raise
+    return database
 
 
 class _Thread(threading.local):

@@ -395,6 +395,8 @@ def read_arrays(payload: bytes | memoryview, *, aligned: bool) -> tuple[dict[str
             # numpy reads what no dtype is called as Python.
             if not (isinstance(dtype, str) and _DTYPE.fullmatch(dtype)):
                 raise ValueError(f"{name!r:.40} is of the dtype {dtype!r:.40}")
+            if not all(type(number) is int and number >= 0 for number in (*shape, at)):
+                raise ValueError(f"{name!r:.40} has the shape {shape!r:.40} at {at!r:.40}")
             place = _start(size, aligned) + at
             # An error unless all of it is there.
             np.frombuffer(payload, dtype, math.prod(shape), place).reshape(shape)

@@ -37,6 +37,8 @@ TILE_ROWS = 32
 PART_ROWS = 16_384
 PART_BYTES = PART_ROWS // 8
 MAX_ROWS = 2**32 - BLOCK_ROWS
+# More than can ever be given out; rows of binary vectors are ranked by words with an order inside.
+MAX_ORDERS = 2**50
 
 HEADER = struct.Struct("<4sBBHIIIQII12x")
 HEADER_MAGIC = b"vecs"
@@ -507,7 +509,7 @@ class State:
         if expiry:
             state.expiring, state.earliest = EXPIRY.unpack(expiry)
         fits = state.blocks <= MAX_ROWS // BLOCK_ROWS and state.rows <= state.blocks * BLOCK_ROWS
-        fits = fits and state.expiring <= state.records
+        fits = fits and state.expiring <= state.records and state.next_order <= MAX_ORDERS
         if state.open_block == NO_BLOCK:
             fits = fits and state.open_rows == 0
         else:

@@ -260,6 +260,7 @@ def gather_packed(reader: Reader, collection: int, state: State, form: Form, row
         scales = np.empty(n, np.float32)
     packed = Packed(np.empty(n), np.empty((n, form.width), form.dtype), scales)
     orders = np.empty(n, np.uint64)
+    _check_rows(collection, state, rows >> 6, rows & 63)
     for block in distinct(rows >> 6).tolist():
         places = np.flatnonzero(rows >> 6 == block)
         inside = rows[places] & 63
@@ -286,11 +287,19 @@ def gather_orders(
     if isinstance(reader, Snapshot) and len(rows):
         return _Gathering(reader, collection, state, form, rows).orders()
     orders = np.empty(len(rows), np.uint64)
+    _check_rows(collection, state, rows >> 6, rows & 63)
     for block in distinct(rows >> 6).tolist():
         places = np.flatnonzero(rows >> 6 == block)
         found = _read_held(reader, collection, state, block, form)
         orders[places] = found.orders[rows[places] & 63]
     return orders
+
+
+def _check_rows(collection: int, state: State, blocks: Rows, inside: Rows) -> None:
+    """Refuse rows that no block holds: records may name any."""
+    beyond = (blocks >= state.blocks).any()
+    if beyond or (inside[blocks == state.open_block] >= state.open_rows).any():
+        raise CorruptionError(f"collection {collection} has a row beyond its blocks")
 
 
 class _Gathering:
@@ -300,8 +309,7 @@ class _Gathering:
         self, snapshot: Snapshot, collection: int, state: State, form: Form, rows: Rows
     ) -> None:
         blocks, inside = rows >> 6, rows & 63
-        if (inside[blocks == state.open_block] >= state.open_rows).any():
-            raise CorruptionError(f"live: collection {collection} has a row beyond its open block")
+        _check_rows(collection, state, blocks, inside)
         found = table(snapshot, collection, state, form, distinct(blocks))
         starts = found[blocks].astype(np.int64) + layout.HEADER.size
         base = int(starts.min())

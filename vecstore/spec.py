@@ -61,7 +61,7 @@ class CollectionSpec:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if not MIN_DIM <= self.dim <= MAX_DIM:
+        if type(self.dim) is not int or not MIN_DIM <= self.dim <= MAX_DIM:
             raise SpecError(f"dim={show(self.dim)} is outside {MIN_DIM}..{MAX_DIM}")
         if self.metric not in METRICS:
             raise SpecError(f"metric={self.metric!r} is unknown; use one of {', '.join(METRICS)}")
@@ -83,6 +83,10 @@ class CollectionSpec:
                 f"index_fields={show(self.index_fields)} names all fields to index, so that"
                 f" skip_fields={show(self.skip_fields)} has nothing left to say: give one of them"
             )
+
+        texts = (self.encoder, self.fingerprint, *(self.index_fields or ()), *self.skip_fields)
+        if not all(isinstance(text, str | None) for text in texts):
+            raise SpecError(f"names of encoders and fields are texts: {show(texts)}")
 
     def indexes(self, path: str) -> bool:
         """Whether a field is one that filters find quickly."""

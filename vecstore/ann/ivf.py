@@ -148,12 +148,20 @@ def code_blocks(
 def gather(
     reader: Transaction | Snapshot, entry: Entry, state: State, numbers: NDArray[np.intp]
 ) -> Vectors:
-    """The stored vectors of some rows, float32 (n, dim), read in slices."""
-    vectors = [
-        rows.gather(reader, entry.number, state, entry.form, numbers[at : at + GATHERED_AT_ONCE])[2]
-        for at in range(0, len(numbers), GATHERED_AT_ONCE)
-    ]
-    return np.concatenate([np.zeros((0, entry.spec.dim), np.float32), *vectors])
+    """The stored vectors of some rows, float32 (n, dim), read in slices.
+
+    Raises:
+        CorruptionError: Some are not finite: what is made of them would be of no use.
+    """
+    vectors = [np.zeros((0, entry.spec.dim), np.float32)]
+    for at in range(0, len(numbers), GATHERED_AT_ONCE):
+        part = numbers[at : at + GATHERED_AT_ONCE]
+        vectors.append(rows.gather(reader, entry.number, state, entry.form, part)[2])
+        if not np.isfinite(vectors[-1]).all():
+            raise CorruptionError(
+                f"tiers: collection {entry.number} has vectors that are not finite"
+            )
+    return np.concatenate(vectors)
 
 
 # Reading all of it

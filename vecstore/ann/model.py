@@ -426,7 +426,8 @@ def check(model: Model, dim: int) -> None:
     for name, (found, wanted) in parts.items():
         if found != wanted:
             raise ValueError(f"{name} is {found}, not {wanted}")
-    if model.distances not in {"l2": (True,), "dot": (False,)}.get(model.metric, (True, False)):
+    known = {"l2": (True,), "dot": (False,)}.get(model.metric, (True, False))
+    if type(model.distances) is not bool or model.distances not in known:
         raise ValueError(f"distances={model.distances!r} under {model.metric}")
     if model.bits not in CODE_BITS or not 0 < model.coded <= dim:
         raise ValueError(f"{model.bits} bits of {model.coded} dims")

@@ -103,6 +103,11 @@ def save(txn: Transaction, entry: Entry, rows: NDArray[np.intp], vectors: Vector
         numbers = np.zeros((BLOCK_ROWS, entry.spec.dim), np.int8)
         if inside[0] > 0:
             old = read(txn, entry, block)
+            if len(old.numbers) != inside[0]:
+                raise CorruptionError(
+                    f"bytes of block {block} of collection {entry.number} are of"
+                    f" {len(old.numbers)} rows, {inside[0]} are there"
+                )
             columns[:, : inside[0]], numbers[: inside[0]] = old.columns, old.numbers
         columns[:, inside], numbers[inside] = (
             found.columns[:, start:stop],

@@ -17,6 +17,7 @@ import lmdb
 from vecstore import layout
 from vecstore.errors import (
     ClosedError,
+    CorruptionError,
     FormatError,
     LockedError,
     ReadOnlyError,
@@ -28,11 +29,15 @@ from vecstore.store import registry
 from vecstore.store.copying import copy, publish, rewrite
 from vecstore.store.faults import MAX_READERS, MapFullError, translate, translated
 from vecstore.store.files import (
-    HEAD_BYTES,
+    EMPTY_PAGES,
     Head,
     check_format,
     check_header,
+    check_name,
+    check_pages,
     check_room_for_lock,
+    damage,
+    heads,
     is_alone,
     is_room_for,
     leave_writer_byte,
@@ -44,7 +49,6 @@ from vecstore.store.files import (
     remove,
     sync_folder,
     take_writer_byte,
-    verify,
 )
 from vecstore.store.gate import Gate, WriterLock, seconds
 from vecstore.store.tables import Tables
@@ -58,7 +62,6 @@ START_MEMORY_MAP = 4 << 30
 SMALLEST_MAP = 1 << 20
 DEFAULT_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 5.0
-DAMAGE_TRIES = 5
 
 
 class Store:
@@ -71,6 +74,7 @@ class Store:
         read_only: bool = False,
         durable: bool = True,
         timeout: float = DEFAULT_TIMEOUT,
+        verify: bool = False,
         start_map: int | None = None,
     ) -> None:
         self.read_only = read_only
@@ -100,11 +104,11 @@ class Store:
         self.path = memory_path() if self.memory else real_path(path)
         # What it is called in messages.
         self.name = MEMORY if self.memory else str(self.path)
-        self._open()
+        self._open(verify)
 
     # Opening and closing
 
-    def _open(self) -> None:
+    def _open(self, verify: bool) -> None:
         created = False
         try:
             if self.memory:
@@ -116,7 +120,11 @@ class Store:
             check_header(self._file, self.path, self.read_only)
             self._nameless = not self.memory and os.fstat(self._file).st_size == 0
             self._sync_name()
+            if verify and os.fstat(self._file).st_size:
+                check_pages(self._file, self.path)
             self._open_env()
+            if verify:
+                check_name(self._file, self.path)
             created = False
         except BaseException:
             # A file that was made here and is of no use is taken away, unless somebody has it open.
@@ -175,6 +183,9 @@ class Store:
         with self._env.begin() as txn:
             names = [bytes(key).decode("utf-8", "replace") for key, _ in txn.cursor()]
         if not names and not self.read_only:
+            if any(head.pages > EMPTY_PAGES for head in heads(self._file, self.page)):
+                # The other header is of a commit that this one would be written over.
+                raise CorruptionError(f"{self.path} is empty, says the newer one of its headers")
             self._create_databases()
         elif not set(layout.DATABASES) - set(layout.OPTIONAL) <= set(names):
             raise FormatError(f"{self.path} is an LMDB file, but not one of vecstore's")
@@ -182,7 +193,11 @@ class Store:
             for name in set(layout.DATABASES) & set(names):
                 self.databases[name] = self._env.open_db(name.encode(), create=False)
         with self._env.begin() as txn:
+            odd = [name for name, db in self.databases.items() if any(db.flags(txn).values())]
             value = txn.get(layout.KEY_FORMAT, db=self.databases["meta"])
+        if odd:
+            # In another order, or with several values under a key, nothing is where it is sought.
+            raise CorruptionError(f"{self.path}: database {odd[0]!r} is of another kind")
         check_format(value, self.path)
 
     def _create_databases(self) -> None:
@@ -444,19 +459,11 @@ class Store:
 
     def newest(self) -> Head:
         """The header of the newest commit, read from the file: the map may be on the move."""
-        data = os.pread(self._file, self.page + HEAD_BYTES, 0)
-        first, second = Head.read(data), Head.read(data, self.page)
-        return first if first.transaction > second.transaction else second
+        return max(heads(self._file, self.page), key=lambda head: head.transaction)
 
     def damage(self) -> list[str]:
         """Return what is wrong with LMDB's own pages; LMDB trusts them, and may crash on damage."""
-        for _ in range(0 if self.memory else DAMAGE_TRIES):
-            before = self.newest().transaction
-            problems = verify(self.path)
-            if not problems or self.newest().transaction == before:
-                return problems
-            # Pages were used again while they were read.
-        return []
+        return [] if self.memory else damage(self._file)
 
     def sync(self) -> None:
         """Flush everything committed so far to the disk."""

@@ -33,6 +33,9 @@ MEMORY_ROOM = 1 << 30
 LOCK_ROOM = 128 << 10
 # Of a new database: two headers, and the two pages of its first transaction.
 FIRST_PAGES = 4
+DAMAGE_TRIES = 5
+# What LMDB counts in a file that nothing was ever written to: its headers.
+EMPTY_PAGES = 2
 
 _LMDB_MAGIC = 0xBEEFC0DE
 _LMDB_VERSION = 1
@@ -196,29 +199,89 @@ def check_header(file: int, path: Path, read_only: bool) -> None:
     magic, version, _, _ = _META.unpack_from(head, _META_AT)
     if magic != _LMDB_MAGIC or version != _LMDB_VERSION:
         raise FormatError(f"{path} is not a vecstore file (no LMDB 0.9 header)")
-    (page,) = struct.unpack_from("<I", head, _PAGE_SIZE_AT)
+    page = page_size(file)
     if page not in (4096, 8192, 16384, 32768, 65536):
         raise CorruptionError(f"{path}: impossible page size {page}")
-    second = os.pread(file, HEAD_BYTES, page)
-    if len(second) < HEAD_BYTES:
+    if size < page + HEAD_BYTES:
         raise CorruptionError(f"{path} is cut short: {size} bytes, less than its header pages")
-    needed = page * max((Head.read(head), Head.read(second)), key=lambda at: at.transaction).pages
+    needed = page * max(heads(file, page), key=lambda at: at.transaction).pages
     # A process killed between a commit and `fill_up` leaves out pages that nothing refers to.
-    if size < needed and verify(path):
+    if size < needed and verify(file):
         raise CorruptionError(
             f"{path} is cut short: {size} bytes, its last page ends at {needed}; restore a backup"
         )
 
 
-def verify(path: Path) -> list[str]:
+def page_size(file: int) -> int:
+    """The size of a file's pages, as its first header says."""
+    return int.from_bytes(os.pread(file, 4, _PAGE_SIZE_AT), "little")
+
+
+def heads(file: int, page: int) -> tuple[Head, Head]:
+    """What the two headers of a file say, of the last commit and of the one before."""
+    data = os.pread(file, page + HEAD_BYTES, 0)
+    return Head.read(data), Head.read(data, page)
+
+
+def check_pages(file: int, path: Path) -> None:
+    """Refuse a file whose pages are not to be trusted, before LMDB sees any."""
+    problems = damage(file)
+    if problems:
+        shown = "; ".join(problems[:3])
+        raise CorruptionError(
+            f"{path} cannot be trusted: {len(problems)} problems, such as: {shown}"
+        )
+
+
+def check_name(file: int, path: Path) -> None:
+    """Refuse a path that leads elsewhere by now: LMDB opened what it led to."""
+    with translated(f"open {path}"):
+        found = path.stat()
+    if not os.path.samestat(os.fstat(file), found):
+        raise LockedError(f"{path} was replaced while it was opened; try again")
+
+
+def damage(file: int) -> list[str]:
+    """Return what is wrong with LMDB's own pages, in a file that others may write to meanwhile."""
+    page = page_size(file)
+    for _ in range(DAMAGE_TRIES):
+        before = heads(file, page)
+        problems = verify(file)
+        if not problems or heads(file, page) == before:
+            return problems
+        # Pages were used again while they were read.
+    return []
+
+
+class _Pages:
+    """A data file as LMDB's verifier reads it: by its handle, whatever has its name meanwhile."""
+
+    def __init__(self, file: int) -> None:
+        self._file, self._at = file, 0
+
+    def seek(self, at: int) -> None:
+        self._at = at
+
+    def read(self, count: int) -> bytes:
+        return os.pread(self._file, count, self._at)
+
+
+def verify(file: int) -> list[str]:
     """Return what is wrong with LMDB's own pages, read without LMDB."""
     try:
-        problems = lmdb.verify.verify(  # type: ignore[no-untyped-call]  # lmdb has no stub for it
-            os.fspath(path), subdir=False
-        )
-        return [str(problem) for problem in problems]
+        size = os.fstat(file).st_size
+        # lmdb.verify.verify takes a path, which may lead elsewhere by then, and of a value on many
+        # pages it looks for the first one only.
+        verifier = lmdb.verify._Verifier(_Pages(file), size)  # type: ignore[no-untyped-call]
+        problems = [str(problem) for problem in verifier.verify()]  # type: ignore[no-untyped-call]
+        if any(verifier.live[size // verifier.psize :]):
+            problems.append(f"pages that are in use lie behind the end, {size} bytes")
+        return problems
     except (lmdb.verify.VerifyError, OSError) as error:
         return [str(error)]
+    except (ValueError, LookupError, OverflowError, RecursionError, struct.error) as error:
+        # Named databases in named databases, over and over.
+        return [f"the pages cannot be verified: {error!r:.200}"]
 
 
 def check_format(value: bytes | None, path: Path) -> None:
