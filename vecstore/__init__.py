@@ -34,6 +34,7 @@ from vecstore.errors import (
 )
 from vecstore.filters import F, Filter
 from vecstore.hits import Audit, Explanation, Facet, Hit, Hits, Passage, Plan, Record
+from vecstore.salvaging import Salvage, Salvaged, salvage
 from vecstore.spec import Chunking, CollectionSpec
 
 __version__ = "0.1.0"
@@ -67,6 +68,8 @@ __all__ = [
     "Problem",
     "ReadOnlyError",
     "Record",
+    "Salvage",
+    "Salvaged",
     "SpecError",
     "StoreError",
     "StoreFullError",
@@ -75,4 +78,5 @@ __all__ = [
     "VectorError",
     "View",
     "open",
+    "salvage",
 ]
