@@ -37,6 +37,7 @@ from vecstore.errors import (
 )
 from vecstore.filters import F, Filter
 from vecstore.hits import Audit, Deleted, Explanation, Facet, Hit, Hits, Passage, Plan, Record
+from vecstore.salvaging import Salvage, Salvaged, salvage
 from vecstore.spec import Chunking, CollectionSpec
 from vecstore.view import View
 
@@ -77,6 +78,8 @@ __all__ = [
     "Problem",
     "ReadOnlyError",
     "Record",
+    "Salvage",
+    "Salvaged",
     "SnapshotExpiredError",
     "SpecError",
     "StoreError",
@@ -86,6 +89,7 @@ __all__ = [
     "VectorError",
     "View",
     "open",
+    "salvage",
 ]
 
 
