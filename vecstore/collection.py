@@ -220,12 +220,13 @@ class Collection(Contents):
         parsed = filters.parse(where)
         if secure:
             self._outside("rewrites the file")
-            before = self._source.size_alone()
+            self._source.check_alone()
+        before = self._source.file_size() if secure else 0
         count = self._write(lambda txn, entry: removal.delete(txn, entry, listed, parsed), timeout)
         if not secure:
             return Deleted(count)
         self._source.compact(secure=True, timeout=timeout)
-        return Deleted(count, before - self._source.size_alone())
+        return Deleted(count, before - self._source.file_size())
 
     def add_records(
         self,

@@ -475,10 +475,13 @@ class Database:
                 return self._store.compact(0.0)
         return 0
 
-    def size_alone(self) -> int:
-        """Bytes of the file; LockedError if another process has it open."""
-        self._store.check_alone()
+    def file_size(self) -> int:
+        """Bytes of the file."""
         return self._store.file_size()
+
+    def check_alone(self) -> None:
+        """Raise LockedError if another process has the file open."""
+        self._store.check_alone()
 
     def _repack(self, entry: Entry, timeout: float | None) -> bool:
         def work(txn: Transaction) -> bool:

@@ -2,7 +2,7 @@
 
 A row that dies keeps its vector, and its codes, until its block or list is written anew, and a
 segment of columns its values. This writes all of these anew. What lies in pages that are free, or
-between the entries of a page, is left out when the file is rewritten (`store/rewriting.py`).
+between the entries of a page, is left out when the file is rewritten (`store/copying.py`).
 """
 
 from __future__ import annotations
@@ -70,8 +70,6 @@ def _overwrite(txn: Transaction, entry: Entry, first: int) -> int:
     if not len(some):
         return -1
     _code(txn, entry, state, some)
-    # What was made of these blocks before may have been remembered by their checksums.
-    catalog.save_state(txn, entry.number, state)
     return int(some[-1]) + 1
 
 

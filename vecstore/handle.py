@@ -73,8 +73,11 @@ class Source(Protocol):
     def recent(self, uid: bytes) -> Recent | None:
         """The sample of a collection's recent queries; None if they are not to be remembered."""
 
-    def size_alone(self) -> int:
-        """Bytes of the file; LockedError if another process has it open."""
+    def file_size(self) -> int:
+        """Bytes of the file."""
+
+    def check_alone(self) -> None:
+        """Raise LockedError if another process has the file open."""
 
     def compact(self, *, secure: bool = False, timeout: float | None = None) -> int:
         """Rewrite the file; return the bytes given back."""

@@ -121,9 +121,12 @@ class View:
         """Refuse: a view only reads."""
         raise ReadOnlyError("a snapshot only reads; write through the database")
 
-    def size_alone(self) -> int:
-        """Refuse: a view only reads."""
-        raise ReadOnlyError("a snapshot only reads; compact through the database")
+    def file_size(self) -> int:
+        """Bytes of the file, as it is now."""
+        return self._snapshot.store.file_size()
+
+    def check_alone(self) -> None:
+        """Nothing is ever rewritten here."""
 
     def compact(self, *, secure: bool = False, timeout: float | None = None) -> int:
         """Refuse: a view only reads."""
