@@ -56,19 +56,37 @@ def open(
         path: The file; ":memory:" for a database that lives as long as its handle.
         read_only: Never write to the file; it must exist.
         durable: Wait for the disk at each commit. Without, a killed process loses nothing, but a
-            power cut may lose, or damage, what was written since the last `db.sync()`.
+            power cut may damage the file, unless it was closed, or nothing was written since the
+            last `db.sync()`. The next opening finds out by reading all of it.
         timeout: Seconds to wait for locks, where a call does not say otherwise.
         remember_queries: Keep a sample of 256 query vectors of each collection in this process's
             memory, for `optimize` and `audit` to measure with; it is never written anywhere.
 
     Raises:
         FormatError: Not a vecstore file, or one of another format version.
-        CorruptionError: The file is cut short.
+        CorruptionError: The file is cut short, or was damaged by a power cut.
         LockedError: This process has the file open already, or another one compacts it.
         StoreError: The path cannot be opened.
     """
     store = Store(path, read_only=read_only, durable=durable, timeout=timeout)
-    return Database(store, remember_queries=remember_queries)
+    database = Database(store, remember_queries=remember_queries)
+    if store.mark.in_doubt:
+        _settle_doubt(database, store)
+    return database
+
+
+def _settle_doubt(database: Database, store: Store) -> None:
+    """Read everything once after a power cut that may have cost a part of the file."""
+    try:
+        _require_sound(
+            database.check(),
+            f"open {store.path}: the system went down before what was written with durable=False"
+            " was on the disk; restore a backup, for",
+        )
+        store.trust()
+    except BaseException:
+        database.close()
+        raise
 
 
 class _Thread(threading.local):

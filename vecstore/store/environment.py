@@ -24,7 +24,7 @@ from vecstore.errors import (
     StoreFullError,
     UsageError,
 )
-from vecstore.store import registry
+from vecstore.store import copies, registry
 from vecstore.store.faults import MAX_READERS, MapFullError, translate, translated
 from vecstore.store.files import (
     HEAD_BYTES,
@@ -47,6 +47,7 @@ from vecstore.store.files import (
 from vecstore.store.gate import Gate, WriterLock, seconds
 from vecstore.store.tables import Tables
 from vecstore.store.transactions import Snapshot, Transaction
+from vecstore.store.unsynced import Mark
 
 T = TypeVar("T")
 
@@ -57,20 +58,6 @@ SMALLEST_MAP = 1 << 20
 DEFAULT_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 5.0
 DAMAGE_TRIES = 5
-
-
-def _publish(part: Path, target: Path) -> None:
-    """Give a finished file its name, which must be free."""
-    try:
-        # Unlike a rename, a link never takes the place of a file that came up meanwhile.
-        os.link(part, target)
-    except FileExistsError:
-        raise
-    except OSError:
-        # This file system has no links.
-        if target.exists():
-            raise
-        part.rename(target)
 
 
 class Store:
@@ -126,6 +113,7 @@ class Store:
             with registry.lock:
                 registry.register(self, os.fstat(self._file), self.path)
             check_header(self._file, self.path, self.read_only)
+            self.mark = Mark(self._file, waits=self.durable or self.memory)
             self._nameless = not self.memory and os.fstat(self._file).st_size == 0
             self._sync_name()
             self._open_env()
@@ -139,6 +127,12 @@ class Store:
         if self.memory:
             # The open handles keep the files alive; nothing is left behind, even by a kill.
             remove(self.path)
+
+    def trust(self) -> None:
+        """Take note that a file in doubt was found to be whole."""
+        if not self.read_only:
+            with self.writer(), translated(f"write to {self.name}"):
+                self.mark.trust()
 
     def _open_env(self) -> None:
         size = os.fstat(self._file).st_size
@@ -198,6 +192,7 @@ class Store:
         check_format(value, self.path)
 
     def _create_databases(self) -> None:
+        self.mark.make()
         with self._env.begin(write=True) as txn:
             for name in layout.DATABASES:
                 self.databases[name] = self._env.open_db(name.encode(), txn=txn)
@@ -232,6 +227,8 @@ class Store:
         self._lock_threads(timeout, "close the file")
         try:
             with self.gate.alone(timeout, "close"):
+                if self.mark.made and not self.stranded and is_alone(self._file):
+                    self.mark.take_away(self._env)
                 self._release()
         finally:
             self._writer.leave()
@@ -313,6 +310,8 @@ class Store:
             return self._begin_writing()
 
     def _begin_writing(self) -> Transaction:
+        with translated(f"write to {self.name}"):
+            self.mark.make()
         # Readers that were killed would keep the pages of their snapshots from being used again.
         self._env.reader_check()
         transaction = Transaction(self, self._env.begin(write=True))
@@ -502,36 +501,7 @@ class Store:
         Raises:
             StoreError: The target exists, or cannot be written; nothing is left behind.
         """
-        part = target.with_name(f"{target.name}-part")
-        remove(part)
-        size = self._copy(part, snapshot.txn)
-        try:
-            with translated(f"write {target}"):
-                _publish(part, target)
-        finally:
-            remove(part)
-        try:
-            sync_folder(target.parent)
-        except StoreError:
-            remove(target)
-            raise
-        return size
-
-    def _copy(self, target: Path, txn: Any, mode: int = 0o600) -> int:
-        with translated(f"create {target}"):
-            file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with translated(f"write {target}"):
-                os.fchmod(file, mode)
-                self._env.copyfd(file, compact=True, txn=txn)
-                os.fsync(file)
-                size = os.fstat(file).st_size
-        except BaseException:
-            remove(target)
-            raise
-        finally:
-            os.close(file)
-        return size
+        return copies.publish(self._env, target, snapshot.txn)
 
     def compact(self, timeout: float | None = None) -> int:
         """Rewrite the file without its free pages; return the bytes given back.
@@ -571,7 +541,8 @@ class Store:
         # The gate is held alone, so the snapshot is begun without it.
         txn = self._env.begin(buffers=True)
         try:
-            self._copy(target, txn, stat.S_IMODE(os.fstat(self._file).st_mode))
+            mode = stat.S_IMODE(os.fstat(self._file).st_mode)
+            copies.write(self._env, target, txn, mode)
         finally:
             txn.abort()
         return target
@@ -599,13 +570,15 @@ class Store:
         self.epoch += 1
         old, self._file = self._file, file
         os.close(old)
+        self.mark = Mark(file, waits=self.durable or self.memory)
         with registry.lock:
             registry.forget(self)
             registry.register(self, os.fstat(self._file), self.path)
         self._open_env()
         # Here nobody reads, whose transaction would not know it. Without room the file lacks it.
-        with contextlib.suppress(lmdb.Error):
+        with contextlib.suppress(lmdb.Error, OSError):
             for name in set(layout.OPTIONAL) - self.databases.keys():
+                self.mark.make()
                 self.databases[name] = self._env.open_db(name.encode())
         if self.memory:
             remove(self.path)

@@ -26,7 +26,7 @@ from vecstore.errors import (
     StoreFullError,
     UsageError,
 )
-from vecstore.store import registry
+from vecstore.store import registry, unsynced
 from vecstore.store.faults import translate, translated
 
 MEMORY_ROOM = 1 << 30
@@ -203,6 +203,11 @@ def check_header(file: int, path: Path, read_only: bool) -> None:
     if len(second) < HEAD_BYTES:
         raise CorruptionError(f"{path} is cut short: {size} bytes, less than its header pages")
     needed = page * max((Head.read(head), Head.read(second)), key=lambda at: at.transaction).pages
+    if unsynced.is_in_doubt(file) and (problems := verify(path)):
+        raise CorruptionError(
+            f"{path}: the system went down before what was written with durable=False was on the"
+            f" disk, and the file is damaged: {problems[0]}; restore a backup"
+        )
     # A process killed between a commit and `fill_up` leaves out pages that nothing refers to.
     if size < needed and verify(path):
         raise CorruptionError(

@@ -79,14 +79,20 @@ class Reader:
         if len(keys) == 1:
             value = self.get(database, keys[0])
             return {} if value is None else {keys[0]: bytes(value)}
-        with translated(f"read {self.store.name}"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+        with (
+            translated(f"read {self.store.name}"),
+            self.txn.cursor(db=self.store.databases[database]) as cursor,
+        ):
             return {bytes(key): bytes(value) for key, value in cursor.getmulti(keys)}
 
     def items(
         self, database: str, prefix: bytes, start: bytes | None = None
     ) -> Iterator[tuple[bytes, Any]]:
         """Yield (key, value) under a prefix in key order, from `start` on."""
-        with translated(f"read {self.store.name}"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+        with (
+            translated(f"read {self.store.name}"),
+            self.txn.cursor(db=self.store.databases[database]) as cursor,
+        ):
             found = cursor.set_range(start or prefix) if (start or prefix) else cursor.first()
             while found:
                 key = bytes(cursor.key())
@@ -264,7 +270,10 @@ class Transaction(Reader):
         if len(items) == 1:
             self.put(database, *items[0])
             return
-        with translated(f"write to {self.store.name}"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+        with (
+            translated(f"write to {self.store.name}"),
+            self.txn.cursor(db=self.store.databases[database]) as cursor,
+        ):
             cursor.putmulti(items, append=append)
             self._wrote = self._wrote or bool(items)
 
@@ -282,7 +291,10 @@ class Transaction(Reader):
     def delete_prefix(self, database: str, prefix: bytes) -> int:
         """Delete every key under a prefix and return how many there were."""
         count = 0
-        with translated(f"write to {self.store.name}"), self.txn.cursor(db=self.store.databases[database]) as cursor:
+        with (
+            translated(f"write to {self.store.name}"),
+            self.txn.cursor(db=self.store.databases[database]) as cursor,
+        ):
             found = cursor.set_range(prefix)
             while found and bytes(cursor.key()).startswith(prefix):
                 if database in TABLED:
