@@ -6,7 +6,7 @@ The long form of tests/system/test_torture.py: writers are killed at moments, be
 operating system and in the middle of writes, in files that begin empty or are of the first format;
 then the power is cut, which leaves of what was not synced whatever parts it likes. The first that
 loses something acknowledged, leaves half a transaction, or damages the file, ends it with an error
-that names the seed.
+that names the seed. So does an error of the disk, in each call of each kind of write, that does.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from campaign import Campaign, Kill
 from power import cut_power
+from refusals import WORKS, make_sound, refuse_each
 from steps import KINDS, small_parts, warm
 
 STARTS = ("", "format_1", "format_1_stored")
@@ -94,11 +95,21 @@ def main() -> None:
             swept += sweep(options.seed, durable)
         print("\nat every call, and within every write, of one step of each kind")
         show(swept)
+    refused = faults()
+    told = ", ".join(f"{count:,} of {work}" for work, count in refused.items())
+    print(f"\ncalls refused once, for good and by half: {refused.total():,}, {told}", flush=True)
     for durable in (True, False) if options.cuts else ():
         counts = power(options.seed, durable, options.cuts)
         told = ", ".join(f"{count:,} {what}" for what, count in counts.most_common())
         print(f"power cuts, durable={durable}: {counts.total():,}, {told}", flush=True)
     print(f"\n{time.perf_counter() - begun:.0f} s")
+
+
+def faults() -> Counter[str]:
+    """Refuse each call of each kind of write."""
+    with tempfile.TemporaryDirectory() as folder:
+        sound = make_sound(Path(folder) / "test.vecstore")
+        return Counter({work: refuse_each(sound, Path(folder) / work, work) for work in WORKS})
 
 
 def power(seed: int, durable: bool, count: int) -> Counter[str]:

@@ -13,6 +13,7 @@ import pickle
 import random
 import signal
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from steps import World
 from syscalls import SYNCS, WRITES, Call, watched
 
 import vecstore
+from vecstore.store import unsynced
 
 
 @dataclass(frozen=True)
@@ -300,6 +302,10 @@ def outcome(folder: Path, worlds: list[World]) -> tuple[str, int | str]:
 
     def work(tell: Callable[..., None]) -> None:
         signal.alarm(60)
+        # The system has been started anew.
+        boot = folder / "boot"
+        boot.write_text(str(uuid.uuid4()))
+        unsynced.BOOT = boot
         try:
             db = vecstore.open(folder / "torture.vecstore", timeout=10)
         except vecstore.VecstoreError as error:
@@ -330,7 +336,7 @@ def cut_power(
 
     Raises:
         AssertionError: Something acknowledged was lost, or is half there, though `durable`, or
-            though it was synced and nothing was written since.
+            though it was synced and nothing was written since. Or a damaged file was not refused.
     """
     with tempfile.TemporaryDirectory() as name:
         made = record(Path(name), seed, start, durable=durable, early=early, most=most)
@@ -346,5 +352,6 @@ def cut_power(
         if durable or made.at_rest(moment):
             told = f"seed {seed}, start {start!r}, event {moment}: {what}, {detail} of {promised}"
             assert what == "whole", told
+        assert what in ("whole", "refused"), f"seed {seed}, event {moment}: {what}, {detail}"
         counts[what] += 1
     return counts

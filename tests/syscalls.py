@@ -15,7 +15,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ _NATIVE: dict[str, Any] = {
 }
 WRITES = ("pwrite", "writev", "write")
 SYNCS = ("fdatasync", "fsync")
-_BY_FILE = ("fsync", "ftruncate", "fchmod")
+_BY_FILE = ("fsync", "fdatasync", "ftruncate", "fchmod", "pwrite")
 _BY_NAME = ("link", "rename", "replace", "unlink", "open", "chmod")
 # Kinds of relocation that leave the address of an imported function in a table.
 _IMPORTS = {62: (6, 7), 183: (1025, 1026)}
@@ -65,9 +65,10 @@ class Call:
 
     def write(self, size: int | None = None) -> int:
         """Write a part of the data, which is all that some disks take."""
-        return os.pwrite(self.file, self.data[:size], self.offset)
+        return _pwrite(self.file, self.data[:size], self.offset)
 
 
+_pwrite = os.pwrite
 # Given a call and what carries it out: the result. An OSError is what the system says instead.
 Hook = Callable[[Call, Callable[[], Any]], Any]
 
@@ -185,8 +186,12 @@ def _python(name: str, theirs: Callable[..., Any], hook: Hook) -> Callable[..., 
         first = arguments[0]
         if name in _BY_FILE:
             file = first if isinstance(first, int) else first.fileno()
-            length = arguments[1] if name == "ftruncate" else 0
-            return hook(Call(name, _path(file), file=file, offset=length), carry_out)
+            call = Call(name, _path(file), file=file)
+            if name == "ftruncate":
+                call = replace(call, offset=arguments[1])
+            elif name == "pwrite":
+                call = replace(call, data=bytes(arguments[1]), offset=arguments[2])
+            return hook(call, carry_out)
         if name == "open" and not arguments[1] & os.O_CREAT:
             return carry_out()
         target = os.fspath(arguments[1]) if name in ("link", "rename", "replace") else ""

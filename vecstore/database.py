@@ -62,7 +62,8 @@ def open(
         path: The file; ":memory:" for a database that lives as long as its handle.
         read_only: Never write to the file; it must exist.
         durable: Wait for the disk at each commit. Without, a killed process loses nothing, but a
-            power cut may lose, or damage, what was written since the last `db.sync()`.
+            power cut may damage the file, unless it was closed, or nothing was written since the
+            last `db.sync()`. The next opening finds out by reading all of it.
         timeout: Seconds to wait for locks, where a call does not say otherwise.
         remember_queries: Keep a sample of 256 query vectors of each collection in this process's
             memory, for `optimize` and `audit` to measure with; it is never written anywhere.
@@ -75,17 +76,26 @@ def open(
 
     Raises:
         FormatError: Not a vecstore file, or one of another format version.
-        CorruptionError: The file is cut short; or with `verify`, something in it is not as it must
-            be: the message names the first problems, and how many there are.
+        CorruptionError: The file is cut short, or was damaged by a power cut; or with `verify`,
+            something in it is not as it must be: the message names the first problems, and how
+            many there are.
         LockedError: This process has the file open already, or another one compacts it.
         StoreError: The path cannot be opened.
     """
     oldest = None if max_snapshot_age is None else _positive_seconds(max_snapshot_age)
     store = Store(path, read_only=read_only, durable=durable, timeout=timeout, verify=verify)
     database = Database(store, remember_queries=remember_queries, max_snapshot_age=oldest)
-    if verify:
+    if verify or store.mark.in_doubt:
+        purpose = f"trust {database.path}"
+        if store.mark.in_doubt:
+            purpose = (
+                f"open {database.path}: the system went down before what was written with"
+                " durable=False was on the disk; restore a backup, or salvage what is there, for"
+            )
         try:
-            _require_sound(database.check(), f"trust {database.path}")
+            _require_sound(database.check(), purpose)
+            if store.mark.in_doubt:
+                store.trust()
         except BaseException:
             database.close()
             raise

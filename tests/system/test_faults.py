@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from campaign import Child, Kill, Killer
 from indexed import clusters, small_indexes
-from refusals import CODES, WORKS, Fault, make_sound, refuse_each
+from refusals import CODES, WORKS, Fault, make_sound, refuse_each, refused
 from syscalls import reason_against, watched
 
 import vecstore

@@ -15,28 +15,40 @@ import lmdb
 
 from vecstore.errors import StoreError
 from vecstore.store.faults import translated
-from vecstore.store.files import remove
+from vecstore.store.files import remove, sync_folder
 
 # What one transaction of a copy value by value holds in memory.
 SLICE_BYTES = 64 << 20
 
 
-def publish(part: Path, target: Path) -> None:
-    """Give a finished file its name, which must be free."""
+def publish(env: Any, target: Path, txn: Any) -> int:
+    """Write a copy that gets its name when it is whole; return its bytes.
+
+    Raises:
+        StoreError: The target exists, or cannot be written; nothing is left behind.
+    """
+    part = target.with_name(f"{target.name}-part")
+    remove(part)
+    size = copy(env, part, txn)
     try:
-        # Unlike a rename, a link never takes the place of a file that came up meanwhile.
-        os.link(part, target)
-    except FileExistsError:
+        with translated(f"write {target}"):
+            _name(part, target)
+    finally:
+        remove(part)
+    try:
+        sync_folder(target.parent)
+    except StoreError:
+        remove(target)
         raise
-    except OSError:
-        # This file system has no links.
-        if target.exists():
-            raise
-        part.rename(target)
+    return size
 
 
-def copy(env: Any, txn: Any, target: Path, mode: int = 0o600) -> int:
-    """Write what a transaction sees to a new file, synced; return its bytes."""
+def copy(env: Any, target: Path, txn: Any, mode: int = 0o600) -> int:
+    """Write a compact copy of what a transaction reads, synced, to a file that must not exist.
+
+    Raises:
+        StoreError: As `publish`.
+    """
     with translated(f"create {target}"):
         file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -110,3 +122,17 @@ def _slices(txn: Any, database: Any) -> Iterator[list[tuple[Any, Any]]]:
                 part, size = [], 0
     if part:
         yield part
+
+
+def _name(part: Path, target: Path) -> None:
+    """Give a finished file its name, which must be free."""
+    try:
+        # Unlike a rename, a link never takes the place of a file that came up meanwhile.
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        # This file system has no links.
+        if target.exists():
+            raise
+        part.rename(target)

@@ -25,8 +25,7 @@ from vecstore.errors import (
     StoreFullError,
     UsageError,
 )
-from vecstore.store import registry
-from vecstore.store.copying import copy, publish, rewrite
+from vecstore.store import copying, registry
 from vecstore.store.faults import MAX_READERS, MapFullError, translate, translated
 from vecstore.store.files import (
     EMPTY_PAGES,
@@ -53,6 +52,7 @@ from vecstore.store.files import (
 from vecstore.store.gate import Gate, WriterLock, seconds
 from vecstore.store.tables import Tables
 from vecstore.store.transactions import Snapshot, Transaction
+from vecstore.store.unsynced import Mark
 
 T = TypeVar("T")
 
@@ -118,6 +118,7 @@ class Store:
             with registry.lock:
                 registry.register(self, os.fstat(self._file), self.path)
             check_header(self._file, self.path, self.read_only)
+            self.mark = Mark(self._file, waits=self.durable or self.memory)
             self._nameless = not self.memory and os.fstat(self._file).st_size == 0
             self._sync_name()
             if verify and os.fstat(self._file).st_size:
@@ -135,6 +136,12 @@ class Store:
         if self.memory:
             # The open handles keep the files alive; nothing is left behind, even by a kill.
             remove(self.path)
+
+    def trust(self) -> None:
+        """Take note that a file in doubt was found to be whole."""
+        if not self.read_only:
+            with self.writer(), translated(f"write to {self.name}"):
+                self.mark.trust()
 
     def _open_env(self) -> None:
         size = os.fstat(self._file).st_size
@@ -201,6 +208,7 @@ class Store:
         check_format(value, self.path)
 
     def _create_databases(self) -> None:
+        self.mark.make()
         with self._env.begin(write=True) as txn:
             for name in layout.DATABASES:
                 self.databases[name] = self._env.open_db(name.encode(), txn=txn)
@@ -235,6 +243,8 @@ class Store:
         self._lock_threads(timeout, "close the file")
         try:
             with self.gate.alone(timeout, "close"):
+                if self.mark.made and not self.stranded and is_alone(self._file):
+                    self.mark.take_away(self._env)
                 self._release()
         finally:
             self._writer.leave()
@@ -316,6 +326,8 @@ class Store:
             return self._begin_writing()
 
     def _begin_writing(self) -> Transaction:
+        with translated(f"write to {self.name}"):
+            self.mark.make()
         # Readers that were killed would keep the pages of their snapshots from being used again.
         self._env.reader_check()
         transaction = Transaction(self, self._env.begin(write=True))
@@ -508,20 +520,7 @@ class Store:
         Raises:
             StoreError: The target exists, or cannot be written; nothing is left behind.
         """
-        part = target.with_name(f"{target.name}-part")
-        remove(part)
-        size = copy(self._env, snapshot.txn, part)
-        try:
-            with translated(f"write {target}"):
-                publish(part, target)
-        finally:
-            remove(part)
-        try:
-            sync_folder(target.parent)
-        except StoreError:
-            remove(target)
-            raise
-        return size
+        return copying.publish(self._env, target, snapshot.txn)
 
     def compact(self, timeout: float | None = None, *, anew: bool = False) -> int:
         """Rewrite the file without its free pages; return the bytes given back.
@@ -574,11 +573,11 @@ class Store:
             remove(target)
         mode = stat.S_IMODE(os.fstat(self._file).st_mode)
         if anew:
-            rewrite(self._env, self.databases, target, mode, self.map_size)
+            copying.rewrite(self._env, self.databases, target, mode, self.map_size)
         else:
             # The gate is held alone, so the snapshot is begun without it.
             with self._env.begin(buffers=True) as txn:
-                copy(self._env, txn, target, mode)
+                copying.copy(self._env, target, txn, mode)
         return target
 
     def _swap(self, target: Path) -> None:
@@ -604,13 +603,15 @@ class Store:
         self.epoch += 1
         old, self._file = self._file, file
         os.close(old)
+        self.mark = Mark(file, waits=self.durable or self.memory)
         with registry.lock:
             registry.forget(self)
             registry.register(self, os.fstat(self._file), self.path)
         self._open_env()
         # Here nobody reads, whose transaction would not know it. Without room the file lacks it.
-        with contextlib.suppress(lmdb.Error):
+        with contextlib.suppress(lmdb.Error, OSError):
             for name in set(layout.OPTIONAL) - self.databases.keys():
+                self.mark.make()
                 self.databases[name] = self._env.open_db(name.encode())
         if self.memory:
             remove(self.path)

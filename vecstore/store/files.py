@@ -26,7 +26,7 @@ from vecstore.errors import (
     StoreFullError,
     UsageError,
 )
-from vecstore.store import registry
+from vecstore.store import registry, unsynced
 from vecstore.store.faults import translate, translated
 
 MEMORY_ROOM = 1 << 30
@@ -209,6 +209,11 @@ def check_header(file: int, path: Path, read_only: bool) -> None:
         raise CorruptionError(f"{path}: impossible page size {page}")
     if size < page + HEAD_BYTES:
         raise CorruptionError(f"{path} is cut short: {size} bytes, less than its header pages")
+    if unsynced.is_in_doubt(file) and (problems := verify(file)):
+        raise CorruptionError(
+            f"{path}: the system went down before what was written with durable=False was on the"
+            f" disk, and the file is damaged: {problems[0]}; restore a backup, or salvage it"
+        )
     needed = page * max(heads(file, page), key=lambda at: at.transaction).pages
     # A process killed between a commit and `fill_up` leaves out pages that nothing refers to.
     if size < needed and verify(file):
