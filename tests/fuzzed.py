@@ -94,7 +94,7 @@ def small_values(data: bytes) -> None:
         State.unpack(value).pack()
     elif how == 1:
         # Not what was read of the same bytes before.
-        catalog._parse.__wrapped__(1, value)
+        catalog.parse.__wrapped__(1, value)
     elif how == 2:
         Manifest.unpack(value, "").pack()
     elif how == 3:
