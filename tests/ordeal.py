@@ -133,6 +133,36 @@ def use(path: Path, *, verify: bool, writing: bool) -> Outcome:
     return found
 
 
+def mend(path: Path, *, repairing: bool) -> Outcome:
+    """Salvage a file and, where LMDB's pages are sound, repair it; use what comes of it."""
+    found, target = Outcome(), path.with_name("mended.vecstore")
+    try:
+        vecstore.salvage(path, target, encoder=HashEncoder(8))
+        with vecstore.open(target, verify=True) as db:
+            for name in db.collections():
+                found.contradictions += victims.contradictions(db.collection(name))
+    except vecstore.VecstoreError as error:
+        found.refused = f"{type(error).__name__}: {str(error)[:300]}"
+        # Of what was salvaged nothing may be wrong.
+        found.raw += [f"salvaged: {found.refused}"] if target.exists() else []
+    except Exception as error:
+        found.raw.append(f"salvage: {_raw(error)}")
+    try:
+        if repairing:
+            with vecstore.open(path, timeout=5) as db:
+                db.check(repair=True)
+                sound = db.check() == []
+            if sound:
+                with vecstore.open(path, verify=True) as db:
+                    for name in db.collections():
+                        found.contradictions += victims.contradictions(db.collection(name))
+    except vecstore.VecstoreError as error:
+        found.refused = f"{type(error).__name__}: {str(error)[:300]}"
+    except Exception as error:
+        found.raw.append(f"repair: {_raw(error)}")
+    return found
+
+
 def _collection(db: vecstore.Database, name: str) -> vecstore.Collection:
     points = db.collection(name)
     return db.collection(name, encoder=HashEncoder(8)) if points.spec.encoder else points
@@ -145,10 +175,13 @@ class Ordeal:
         engine: "numpy" or "compiled".
         verify: Whether files are opened with `verify=True`.
         writing: Whether they are written to as well.
+        mending: Whether they are salvaged instead, and repaired if `writing`.
     """
 
-    def __init__(self, engine: str, *, verify: bool, writing: bool = False) -> None:
-        self.engine, self.verify, self.writing = engine, verify, writing
+    def __init__(
+        self, engine: str, *, verify: bool = False, writing: bool = False, mending: bool = False
+    ) -> None:
+        self.engine, self.verify, self.writing, self.mending = engine, verify, writing, mending
         self._contexts = [victims.small(), victims.answered_by(engine)]
 
     def __enter__(self) -> Ordeal:
@@ -197,7 +230,10 @@ class Ordeal:
             with warnings.catch_warnings():
                 # Of numbers that are none; in a file that passed there are none.
                 warnings.simplefilter("error" if self.verify else "ignore")
-                found = use(path, verify=self.verify, writing=self.writing)
+                if self.mending:
+                    found = mend(path, repairing=self.writing)
+                else:
+                    found = use(path, verify=self.verify, writing=self.writing)
             found.peak = max(0, _bytes("VmHWM") - before)
             told = {name: getattr(found, name) for name in Outcome.__slots__}
             with os.fdopen(pipe, "wb") as out:

@@ -259,7 +259,10 @@ BROKEN = {
         change_state(open_rows=0, open_block=layout.NO_BLOCK),
         "block 2 holds 22 rows (6)",
     ),
-    "a living row beyond the open block": (change_bits(set_bit(128 + 30)), "live (6)"),
+    "a living row beyond the open block": (
+        change_bits(set_bit(128 + 30)),
+        "beyond its open block",
+    ),
     "a living row beyond the last block": (
         change_bits(set_bit(5 * 64)),
         "beyond its last block",

@@ -38,9 +38,16 @@ def live(reader: Reader, collection: int, state: State) -> Words:
         key = ("live", collection)
         words = reader.cache.get(key)
         if words is None:
-            words = reader.cache[key] = _read_live(reader, collection, state.blocks)
+            words = reader.cache[key] = _read_held_live(reader, collection, state)
         return words
-    return _read_live(reader, collection, state.blocks)
+    return _read_held_live(reader, collection, state)
+
+
+def _read_held_live(reader: Reader, collection: int, state: State) -> Words:
+    words, block = _read_live(reader, collection, state.blocks), state.open_block
+    if block != NO_BLOCK and int(words[block]) >> state.open_rows:
+        raise CorruptionError(f"live: collection {collection} has rows beyond its open block")
+    return words
 
 
 def _read_live(reader: Reader, collection: int, blocks: int) -> Words:
