@@ -504,7 +504,7 @@ def test_check_prints_problems(run: Run, notes: str) -> None:
 
     assert result.stdout.splitlines()[-1] == f"notes.vecstore: {len(found)} problems"
     assert len(found) == len(result.stdout.splitlines()) - 1 > 0
-    assert set(found[0]) == {"where", "what"}
+    assert set(found[0]) == {"where", "what", "repaired"}
 
 
 def test_backup_is_a_copy(run: Run, notes: str) -> None:

@@ -75,11 +75,12 @@ def read(reader: Reader, number: int, uid: bytes | None = None) -> Entry:
 
 def _read(reader: Reader, number: int) -> Entry | None:
     value = reader.get("meta", layout.spec_key(number))
-    return None if value is None else _parse(number, bytes(value))
+    return None if value is None else parse(number, bytes(value))
 
 
 @functools.lru_cache(maxsize=512)
-def _parse(number: int, value: bytes) -> Entry:
+def parse(number: int, value: bytes) -> Entry:
+    """The collection of a number, by the value of its spec; CorruptionError if that is none."""
     where = f"meta: spec of collection {number}"
     values = layout.unpack_meta(value, where)
     try:

@@ -29,12 +29,15 @@ class Problem:
     """Something on disk that is not as it must be.
 
     Attributes:
-        where: The database, and the collection, record or block.
+        where: The database, and the collection, record or block; or the file, where LMDB's own
+            pages are damaged.
         what: What is wrong there.
+        repaired: Whether `check(repair=True)` mended it.
     """
 
     where: str
     what: str
+    repaired: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -73,11 +76,18 @@ def check(reader: Reader) -> list[Problem]:
         with report.guard(database):
             _check_owners(reader, report, database, numbers)
     for entry in entries:
-        with report.guard(f"meta: collection {entry.spec.name!r}"):
-            attached.verify(reader, report, entry)
-        with report.guard(f"meta: collection {entry.spec.name!r}"):
-            state = catalog.state(reader, entry.number)
-            _CollectionCheck(reader, report, entry, state).run()
+        report.problems += check_collection(reader, entry)
+    return report.problems
+
+
+def check_collection(reader: Reader, entry: Entry) -> list[Problem]:
+    """Return every problem of one collection, in a file whose pages are sound."""
+    report = Report()
+    with report.guard(f"meta: collection {entry.spec.name!r}"):
+        attached.verify(reader, report, entry)
+    with report.guard(f"meta: collection {entry.spec.name!r}"):
+        state = catalog.state(reader, entry.number)
+        _CollectionCheck(reader, report, entry, state).run()
     return report.problems
 
 
@@ -133,7 +143,8 @@ def _check_owners(reader: Reader, report: Report, database: str, numbers: set[in
         # Walking from page to page does not ask the pages above which keys these have.
         lost += reader.get(database, key) is None
     if lost:
-        report.add(database, f"{lost} keys cannot be found: pages above them are damaged (2)")
+        what = f"{lost} keys of {database} cannot be found: pages above them are damaged (2)"
+        report.add("file", what)
     if strangers:
         report.add(database, f"{strangers} keys belong to no collection (2)")
 

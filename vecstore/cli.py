@@ -10,6 +10,7 @@ import errno
 import platform
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -337,23 +338,26 @@ def get(
 
 @main.command()
 @_database
+@click.option("--repair", is_flag=True, help="Make anew what is derived from records and vectors.")
 @_json
 @click.pass_context
-def check(ctx: click.Context, database: str, as_json: bool) -> None:
+def check(ctx: click.Context, database: str, repair: bool, as_json: bool) -> None:
     """Verify every checksum and link.
 
-    The exit status is 1 if there are problems.
+    The exit status is 1 if there are problems, or any that were not repaired.
     """
-    with vecstore.open(database, read_only=True) as db:
-        problems = db.check()
+    with _existing(database) if repair else vecstore.open(database, read_only=True) as db:
+        problems = db.check(repair=True) if repair else db.check()
+    left = sum(not problem.repaired for problem in problems)
     if as_json:
-        found = [{"where": problem.where, "what": problem.what} for problem in problems]
-        click.echo(formats.dumps(found, indent=2))
+        click.echo(formats.dumps(list(map(asdict, problems)), indent=2))
     else:
         for problem in problems:
-            click.echo(one_line(f"{problem.where}: {problem.what}"))
-        click.echo(one_line(f"{database}: {len(problems):,} problems"))
-    ctx.exit(1 if problems else 0)
+            done = "repaired: " if problem.repaired else ""
+            click.echo(one_line(f"{done}{problem.where}: {problem.what}"))
+        repaired = f", {len(problems) - left:,} of them repaired" if repair else ""
+        click.echo(one_line(f"{database}: {len(problems):,} problems{repaired}"))
+    ctx.exit(1 if left else 0)
 
 
 @main.command()

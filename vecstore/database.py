@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from vecstore import attached, catalog, check, declared, encoders, erasure, maintenance, removal
+from vecstore import repair as mending
 from vecstore.ann.index import Kind
 from vecstore.catalog import Entry
 from vecstore.check import Problem
@@ -363,10 +364,30 @@ class Database:
 
     # The whole file
 
-    def check(self) -> list[Problem]:
-        """Read everything, verify checksums and links, and return the problems found."""
-        with self.reading() as reader:
-            return check.check(reader)
+    def check(self, *, repair: bool = False, timeout: float | None = None) -> list[Problem]:
+        """Read everything, verify checksums and links, and return the problems found.
+
+        With `repair`, what is derived from records and vectors is made anew where it is damaged:
+        ids, counters, bitmaps, indexes, columns of fields. A collection is mended whole, in one
+        transaction, or left as it is; each problem says which. Records and vectors that are damaged
+        themselves cannot be mended: `vecstore.salvage` takes the others into a new file.
+
+        Args:
+            repair: Mend what can be.
+            timeout: Seconds to wait for the right to write, each time, where `repair` is given.
+
+        Raises:
+            ReadOnlyError: The file is read-only, and `repair` was given.
+            StoreError: Inside `db.transaction()`, and `repair` was given.
+        """
+        if not repair:
+            with self.reading() as reader:
+                return check.check(reader)
+        if self._current() is not None:
+            raise StoreError("this thread is inside db.transaction(); end it before repairing")
+        if self.read_only:
+            raise ReadOnlyError(f"{self.path} was opened with read_only=True")
+        return mending.repair(self, timeout)
 
     def backup(self, path: str | os.PathLike[str]) -> int:
         """Write a consistent, compact copy to a new file while others go on writing.
