@@ -42,6 +42,7 @@ from vecstore.view import View
 
 if TYPE_CHECKING:
     from vecstore.asynchronous import AsyncCollection, AsyncDatabase
+    from vecstore.salvaging import Salvage, Salvaged, salvage
 
 __version__ = "0.1.0"
 
@@ -77,6 +78,8 @@ __all__ = [
     "Problem",
     "ReadOnlyError",
     "Record",
+    "Salvage",
+    "Salvaged",
     "SnapshotExpiredError",
     "SpecError",
     "StoreError",
@@ -86,13 +89,18 @@ __all__ = [
     "VectorError",
     "View",
     "open",
+    "salvage",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # asyncio takes longer to import than most of this package, and few need it.
+    # Few need these, and asyncio takes longer to import than most of this package.
     if name in ("AsyncCollection", "AsyncDatabase"):
         from vecstore import asynchronous
 
         return getattr(asynchronous, name)
+    if name in ("Salvage", "Salvaged", "salvage"):
+        from vecstore import salvaging
+
+        return getattr(salvaging, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

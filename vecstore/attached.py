@@ -39,10 +39,13 @@ class Attached:
 
 def read(reader: Reader, number: int) -> Attached | None:
     """The adapter that a collection keeps, or None; CorruptionError if it is damaged."""
-    where = f"meta: adapter of collection {number}"
     value = reader.get("meta", layout.adapter_key(number))
-    if value is None:
-        return None
+    return None if value is None else parse(value, number)
+
+
+def parse(value: bytes | memoryview, number: int) -> Attached:
+    """Read the value of an adapter; CorruptionError if it is damaged, or another collection's."""
+    where = f"meta: adapter of collection {number}"
     values, arrays = index_layout.unpack_bundle(value, number, where)
     try:
         base, name = values["base"], values["name"]
@@ -131,7 +134,7 @@ def keep(txn: Transaction, entry: Entry, encoder: Encoder | None) -> None:
     """Store the adapter of a new collection's encoder, if it has one."""
     if isinstance(encoder, AdaptedEncoder) and not encoder.adapter.is_identity:
         base = encoder.base
-        _write(txn, entry.number, Attached(base.fingerprint, base.name, encoder.adapter))
+        write(txn, entry.number, Attached(base.fingerprint, base.name, encoder.adapter))
 
 
 def change(txn: Transaction, entry: Entry, adapter: Adapter | None) -> None:
@@ -158,10 +161,11 @@ def change(txn: Transaction, entry: Entry, adapter: Adapter | None) -> None:
     if kept.adapter.is_identity:
         txn.delete("meta", layout.adapter_key(entry.number))
     else:
-        _write(txn, entry.number, kept)
+        write(txn, entry.number, kept)
 
 
-def _write(txn: Transaction, number: int, kept: Attached) -> None:
+def write(txn: Transaction, number: int, kept: Attached) -> None:
+    """Store what a collection keeps of its encoder."""
     values: dict[str, Any] = {"base": kept.base, "name": kept.name}
     arrays = {"adapter": np.frombuffer(kept.adapter.to_bytes(), np.uint8)}
     if kept.former is not None:

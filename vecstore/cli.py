@@ -361,6 +361,27 @@ def check(ctx: click.Context, database: str, repair: bool, as_json: bool) -> Non
 
 
 @main.command()
+@click.argument("broken", type=click.Path(dir_okay=False))
+@click.argument("new", type=click.Path())
+@_encoder
+@_json
+@click.pass_context
+def salvage(ctx: click.Context, broken: str, new: str, encoder: str | None, as_json: bool) -> None:
+    """Read what can be read of a damaged file into a new one.
+
+    BROKEN is only read. The exit status is 1 if records are lost.
+    """
+    with terminal.console(stderr=True).status("Reading"):
+        report = vecstore.salvage(broken, new, encoder=encoder)
+    if as_json:
+        click.echo(formats.dumps(report.to_dict(), indent=2))
+    else:
+        for line in str(report).splitlines():
+            click.echo(one_line(line))
+    ctx.exit(1 if report.lost else 0)
+
+
+@main.command()
 @_database
 @click.argument("target", type=click.Path())
 def backup(database: str, target: str) -> None:

@@ -25,6 +25,7 @@ from vecstore.errors import (
     AlreadyExistsError,
     CorruptionError,
     NotFoundError,
+    ReadOnlyError,
     SpecError,
     StoreError,
     UsageError,

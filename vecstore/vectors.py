@@ -372,3 +372,20 @@ def _refuse_infinite(array: NDArray[Any], result: Vectors, what: str) -> None:
         f"{what}: row {row} holds {array[row, column]} at position {column}; every value must be"
         " finite and within float32's range (3.4e38)"
     )
+
+
+def are_sound(packed: Packed, spec: CollectionSpec) -> NDArray[np.bool_]:
+    """Which stored vectors can be such, by their numbers and norms, bool (n,)."""
+    if spec.metric == "hamming":
+        spare = packed.numbers.view(np.uint8)[:, spec.dim // 8 :]
+        bits: NDArray[np.bool_] = (packed.norms == count_bits(packed.numbers)) & ~spare.any(axis=1)
+        return bits
+    with np.errstate(all="ignore"):
+        sizes, norms = lengths(widen(packed)), packed.norms
+        finite = np.isfinite(packed.numbers).all(axis=1) & np.isfinite(norms) & np.isfinite(sizes)
+        if spec.metric == "cosine":
+            right = (abs(sizes - 1) <= unit_slack(packed)) & (norms > 0)
+        else:
+            right = (abs(norms - sizes) <= 1e-9 * sizes) & (sizes <= LONGEST)
+    sound: NDArray[np.bool_] = finite & right
+    return sound

@@ -11,7 +11,7 @@ The only package that imports lmdb. Three rules of LMDB are enforced here and no
 
 from vecstore.store.environment import CLOSE_TIMEOUT, DEFAULT_TIMEOUT, START_MAP, Store
 from vecstore.store.faults import translated
-from vecstore.store.files import path_name
+from vecstore.store.files import path_name, remove
 from vecstore.store.gate import Gate
 from vecstore.store.transactions import Reader, Snapshot, Transaction
 
@@ -25,5 +25,6 @@ __all__ = [
     "Store",
     "Transaction",
     "path_name",
+    "remove",
     "translated",
 ]

@@ -113,7 +113,7 @@ def open_file(path: Path, read_only: bool, timeout: float) -> tuple[int, bool]:
     deadline = time.monotonic() + timeout
     while True:
         created = False
-        _check_path(path, read_only)
+        check_path(path, read_only)
         try:
             if read_only:
                 file = os.open(path, os.O_RDONLY)
@@ -138,7 +138,12 @@ def open_file(path: Path, read_only: bool, timeout: float) -> tuple[int, bool]:
         time.sleep(0.01)
 
 
-def _check_path(path: Path, read_only: bool) -> None:
+def check_path(path: Path, read_only: bool) -> None:
+    """Refuse what is no regular file, or one that this process has open.
+
+    Raises:
+        StoreError, LockedError: What is in the way.
+    """
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
