@@ -188,9 +188,12 @@ class Places:
         self.data = file.read_bytes()
         heads = [struct.unpack_from("<QQ", self.data, page * PAGE + 136) for page in (0, 1)]
         newest = heads.index(max(heads, key=lambda head: head[1]))
-        (main,) = struct.unpack_from("<Q", self.data, newest * PAGE + 88 + 40)
+        at = newest * PAGE + 40
+        self.free, self.main = (
+            struct.unpack_from("<Q", self.data, at + tree + 40)[0] for tree in (0, 48)
+        )
         self.newest, self.branches, self.trees = newest, [], {}
-        for key, (value, _) in self.entries(main).items():
+        for key, (value, _) in self.entries(self.main).items():
             (self.trees[key.decode()],) = struct.unpack_from("<Q", value, 40)
         blocks = self.entries(self.trees["tiers"])
         names = {key: value for key, (value, _) in self.entries(self.trees["meta"]).items()}
@@ -244,7 +247,8 @@ class Places:
     def left(self, now, pages):
         """The records that need none of some pages."""
         pages = set(pages)
-        if pages & self.meta:
+        # With the roots of names and free pages a commit is lost, and the one before is read.
+        if pages & self.meta or {self.main, self.free} <= pages:
             return set()
         return {value for value in now if not self.needed[value[:2]] & pages}
 
