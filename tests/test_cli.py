@@ -494,10 +494,7 @@ def test_check_finds_nothing_in_a_sound_file(run: Run, notes: str) -> None:
 
 
 def test_check_prints_problems(run: Run, notes: str) -> None:
-    data = bytearray(Path(notes).read_bytes())
-    place = data.index(b"Bread is baked")
-    data[place : place + 5] = b"Wheat"
-    Path(notes).write_bytes(data)
+    damage(notes)
 
     result = run("check", notes, status=1)
     found = json.loads(run("check", notes, "--json", status=1).stdout)
@@ -514,12 +511,63 @@ def test_a_file_from_others_is_checked_first_if_asked(
     verb, *rest = command
     assert run(verb, notes, *rest, "--verify").output == run(verb, notes, *rest).output
 
-    data = bytearray(Path(notes).read_bytes())
-    place = data.index(b"Bread is baked")
-    data[place : place + 5] = b"Wheat"
-    Path(notes).write_bytes(data)
+    damage(notes)
 
     assert "cannot trust" in run(verb, notes, *rest, "--verify", status=1).stderr
+
+
+def test_check_repairs_what_can_be_made_anew(run: Run, notes: str) -> None:
+    with vecstore.open(notes) as db:
+        db.writing(lambda txn: txn.delete("live", b"\0\0\0\1\0\0\0\0"))
+    before = run("check", notes, status=1).stdout.splitlines()
+    repaired = run("check", notes, "--repair").stdout.splitlines()
+
+    assert repaired[:-1] == [f"repaired: {line}" for line in before[:-1]]
+    count = len(before) - 1
+    assert repaired[-1] == f"notes.vecstore: {count} problems, {count} of them repaired"
+    assert run("check", notes, "--repair", "--json").stdout == "[]\n"
+    assert stored(notes) == NOTES
+
+
+def test_check_does_not_repair_records(run: Run, notes: str) -> None:
+    damage(notes)
+    found = json.loads(run("check", notes, "--repair", "--json", status=1).stdout)
+
+    assert found
+    assert not any(problem["repaired"] for problem in found)
+    last = run("check", notes, "--repair", status=1).stdout.splitlines()[-1]
+    assert last.endswith("0 of them repaired; vecstore salvage reads what is left into a new file")
+
+
+def test_repair_makes_no_file(run: Run) -> None:
+    assert "does not exist" in run("check", "none.vecstore", "--repair", status=1).stderr
+    assert not Path("none.vecstore").exists()
+
+
+def damage(path: str) -> None:
+    data = bytearray(Path(path).read_bytes())
+    place = data.index(b"Bread is baked")
+    data[place : place + 5] = b"Wheat"
+    Path(path).write_bytes(data)
+
+
+def test_salvage_reads_what_is_left(run: Run, notes: str) -> None:
+    damage(notes)
+    result = run("salvage", notes, "new.vecstore", status=1)
+
+    left = len(NOTES) - 1
+    assert result.stdout.splitlines()[-1] == f"new.vecstore: {left} records, 1 lost"
+    assert f"'default': {left} records, 1 cannot be read" in result.stdout
+    assert [one for one in NOTES if one in stored("new.vecstore")] == stored("new.vecstore")
+    assert run("check", "new.vecstore").exit_code == 0
+
+
+def test_salvage_prints_json(run: Run, notes: str) -> None:
+    found = json.loads(run("salvage", notes, "new.vecstore", "--json").stdout)
+
+    assert found["collections"][0]["records"] == len(NOTES)
+    assert found["leftovers"] is None
+    assert "exists already" in run("salvage", notes, "new.vecstore", status=1).stderr
 
 
 def test_backup_is_a_copy(run: Run, notes: str) -> None:

@@ -43,6 +43,7 @@ from vecstore.view import View
 
 if TYPE_CHECKING:
     from vecstore.asynchronous import AsyncCollection, AsyncDatabase
+    from vecstore.salvaging import Salvage, Salvaged, salvage
 
 __version__ = "0.1.0"
 
@@ -94,9 +95,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # asyncio takes longer to import than most of this package, and few need it.
+    # Few need these, and asyncio takes longer to import than most of this package.
     if name in ("AsyncCollection", "AsyncDatabase"):
         from vecstore import asynchronous
 
         return getattr(asynchronous, name)
+    if name in ("Salvage", "Salvaged", "salvage"):
+        from vecstore import salvaging
+
+        return getattr(salvaging, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

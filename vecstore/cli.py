@@ -365,8 +365,9 @@ def check(ctx: click.Context, database: str, repair: bool, as_json: bool) -> Non
         for problem in problems:
             done = "repaired: " if problem.repaired else ""
             click.echo(one_line(f"{done}{problem.where}: {problem.what}"))
-        repaired = f", {len(problems) - left:,} of them repaired" if repair else ""
-        click.echo(one_line(f"{database}: {len(problems):,} problems{repaired}"))
+        repaired = f", {len(problems) - left:,} of them repaired" if repair and problems else ""
+        advice = "; vecstore salvage reads what is left into a new file" if repair and left else ""
+        click.echo(one_line(f"{database}: {len(problems):,} problems{repaired}{advice}"))
     ctx.exit(1 if left else 0)
 
 

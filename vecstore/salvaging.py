@@ -127,10 +127,10 @@ class Salvage:
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.pages:,} pages, {self.passed:,} passed over"]
-        if self.headers < 2:
-            lines.append(
-                f"{self.headers} of 2 header pages can be read: the last commit may be missing"
-            )
+        if self.headers == 1:
+            lines.append("one of the two header pages is damaged: the last commit may be missing")
+        if self.headers == 0:
+            lines.append("both header pages are damaged: nothing tells new pages from old ones")
         for one in self.collections:
             counts = [f"{one.records:,} records"]
             counts += [f"{one.embedded:,} of them embedded anew"] * bool(one.embedded)

@@ -5,6 +5,7 @@ Most tests only read (`Wreck`): to write a new file each time would take minutes
 
 import itertools
 import json
+import os
 import random
 import shutil
 import struct
@@ -31,7 +32,9 @@ from vecstore.encoders.adapters import Adapter, Affine
 from vecstore.vectors import unpack
 from vecstore.wreck import Found, Wreck
 
-PAGE, DIM = 4096, 8
+PAGE, DIM, COUNT = 4096, 8, 260
+# How many times as much damage is done: HYPOTHESIS_PROFILE=long is for campaigns.
+TIMES = 40 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 1
 DATA = Path(__file__).parents[1] / "data"
 END = datetime(2199, 1, 1, tzinfo=UTC)
 COLLECTIONS = {
@@ -57,12 +60,12 @@ def sound(tmp_path_factory):
         for name, declared in COLLECTIONS.items():
             points = db.collection(name, dim=DIM, **declared)
             points.add(
-                vectors=vectors(rng, name, 300),
-                ids=[i if i % 2 else f"id {i}" for i in range(300)],
+                vectors=vectors(rng, name, COUNT),
+                ids=[i if i % 2 else f"id {i}" for i in range(COUNT)],
                 # Some lie on pages of their own.
-                texts=[f"{name} {i} " * (900 if i % 50 == 0 else 9) for i in range(300)],
-                metadata=[{"n": i, "even": i % 2 == 0} for i in range(300)],
-                expires_at=[END if i % 3 == 0 else None for i in range(300)],
+                texts=[f"{name} {i} " * (900 if i % 50 == 0 else 9) for i in range(COUNT)],
+                metadata=[{"n": i, "even": i % 2 == 0} for i in range(COUNT)],
+                expires_at=[END if i % 3 == 0 else None for i in range(COUNT)],
             )
             ever |= described(db)
             points.upsert(vectors=vectors(rng, name, 40), ids=range(1, 80, 2))
@@ -168,6 +171,11 @@ class Damaged:
         return bytes(data)
 
 
+def some(rng, values, count):
+    """So many of some values; in a campaign more, or all."""
+    return rng.sample(values, min(len(values), count * TIMES))
+
+
 @pytest.fixture
 def damaged(sound, tmp_path):
     return Damaged(sound, tmp_path)
@@ -180,9 +188,12 @@ class Places:
         self.data = file.read_bytes()
         heads = [struct.unpack_from("<QQ", self.data, page * PAGE + 136) for page in (0, 1)]
         newest = heads.index(max(heads, key=lambda head: head[1]))
-        (main,) = struct.unpack_from("<Q", self.data, newest * PAGE + 88 + 40)
+        at = newest * PAGE + 40
+        self.free, self.main = (
+            struct.unpack_from("<Q", self.data, at + tree + 40)[0] for tree in (0, 48)
+        )
         self.newest, self.branches, self.trees = newest, [], {}
-        for key, (value, _) in self.entries(main).items():
+        for key, (value, _) in self.entries(self.main).items():
             (self.trees[key.decode()],) = struct.unpack_from("<Q", value, 40)
         blocks = self.entries(self.trees["tiers"])
         names = {key: value for key, (value, _) in self.entries(self.trees["meta"]).items()}
@@ -236,7 +247,8 @@ class Places:
     def left(self, now, pages):
         """The records that need none of some pages."""
         pages = set(pages)
-        if pages & self.meta:
+        # With the roots of names and free pages a commit is lost, and the one before is read.
+        if pages & self.meta or {self.main, self.free} <= pages:
             return set()
         return {value for value in now if not self.needed[value[:2]] & pages}
 
@@ -259,7 +271,7 @@ def test_the_file_has_what_is_to_be_damaged(damaged, places):
 @pytest.mark.parametrize("fill", ["zeros", "noise"])
 def test_losing_a_page_loses_what_was_on_it_and_nothing_else(damaged, places, fill):
     rng = random.Random(fill)
-    for page in rng.sample(range(damaged.pages), 50):
+    for page in some(rng, range(damaged.pages), 35):
         filled = bytes(PAGE) if fill == "zeros" else rng.randbytes(PAGE)
         found, uncertain = damaged.read(damaged.without(page, fill=filled))
 
@@ -269,7 +281,7 @@ def test_losing_a_page_loses_what_was_on_it_and_nothing_else(damaged, places, fi
 
 def test_losing_several_pages_loses_what_was_on_them(damaged, places):
     rng = random.Random(1)
-    for _ in range(25):
+    for _ in range(25 * TIMES):
         pages = rng.sample(range(2, damaged.pages), rng.randrange(2, 12))
         damaged.assert_true(damaged.without(*pages), places.left(damaged.now, pages))
 
@@ -331,7 +343,7 @@ def test_of_several_versions_one_that_was_written_is_taken(damaged):
 
 def test_files_cut_anywhere_give_what_is_before(damaged, places):
     rng = random.Random(2)
-    cuts = [*range(PAGE, len(damaged.data), 5 * PAGE), *rng.sample(range(len(damaged.data)), 30)]
+    cuts = [*range(PAGE, len(damaged.data), 9 * PAGE), *some(rng, range(len(damaged.data)), 20)]
     for cut in cuts:
         gone = range(cut // PAGE, damaged.pages)
         expected = places.left(damaged.now, gone) if cut >= 2 * PAGE else set()
@@ -344,7 +356,7 @@ def test_files_cut_anywhere_give_what_is_before(damaged, places):
 @pytest.mark.parametrize("seed", range(2))
 def test_flipped_bits_make_nothing_wrong(damaged, places, seed):
     rng = random.Random(seed)
-    for _ in range(25):
+    for _ in range(25 * TIMES):
         at = rng.randrange(2 * PAGE, len(damaged.data))
         expected = places.left(damaged.now, {at // PAGE})
         damaged.assert_true(damaged.flipped(at, rng.randrange(8)), expected)
@@ -352,7 +364,7 @@ def test_flipped_bits_make_nothing_wrong(damaged, places, seed):
 
 def test_flipped_bits_in_the_heads_of_pages_make_nothing_wrong(damaged, places):
     rng = random.Random(7)
-    for page in rng.sample(range(damaged.pages), 60):
+    for page in some(rng, range(damaged.pages), 40):
         expected = places.left(damaged.now, {page})
         data = damaged.flipped(page * PAGE + rng.randrange(24), rng.randrange(8))
         damaged.assert_true(data, expected if page > 1 else damaged.now)
@@ -360,7 +372,7 @@ def test_flipped_bits_in_the_heads_of_pages_make_nothing_wrong(damaged, places):
 
 def test_flipped_bits_in_branches_lose_nothing(damaged, places):
     rng = random.Random(8)
-    for _ in range(30):
+    for _ in range(25 * TIMES):
         page = rng.choice(places.branches)
         lower, upper = struct.unpack_from("<HH", damaged.data, page * PAGE + 12)
         used = [*range(12, lower), *range(upper, PAGE)]
@@ -373,7 +385,7 @@ def test_flipped_bits_in_branches_lose_nothing(damaged, places):
 def test_flipped_bits_in_header_pages_give_a_commit(damaged):
     rng = random.Random(9)
     for page in (0, 1):
-        for at in rng.sample(range(152), 25):
+        for at in some(rng, range(152), 20):
             data = damaged.flipped(page * PAGE + at, rng.randrange(8))
             damaged.assert_true(data, damaged.now)
 
@@ -394,7 +406,7 @@ def test_pages_that_lead_in_circles_end(damaged, places):
 
 def test_swapped_pages_make_nothing_wrong(damaged, places):
     rng = random.Random(4)
-    for _ in range(25):
+    for _ in range(25 * TIMES):
         one, two = rng.sample(range(2, damaged.pages), 2)
         pages = [damaged.data[page * PAGE : (page + 1) * PAGE] for page in (one, two)]
         data = bytearray(damaged.without(one, fill=pages[1]))
@@ -499,6 +511,19 @@ def test_vectors_that_are_lost_are_made_anew_of_their_texts(damaged, places, tar
     assert report.lost == 0
     with vecstore.open(target) as new:
         assert described(new) == damaged.now
+
+
+def test_where_it_is_interrupted_nothing_is_left_behind(damaged, places, tmp_path, target):
+    class Interrupted(HashEncoder):
+        def encode(self, texts, *, kind="document"):
+            raise KeyboardInterrupt
+
+    # The vectors of one collection need an encoder, and others are left out before.
+    damaged.path.write_bytes(damaged.without(*places.blocks["auto"], *places.blocks["stories"]))
+    with pytest.raises(KeyboardInterrupt):
+        vecstore.salvage(damaged.path, target, encoder=Interrupted(DIM))
+
+    assert [path.name for path in tmp_path.iterdir()] == [damaged.path.name]
 
 
 def test_the_encoder_of_another_collection_makes_no_vectors(damaged, places, target):

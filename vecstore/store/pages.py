@@ -156,9 +156,9 @@ class Pages:
 
     Attributes:
         size: Bytes of a page.
-        count: Whole pages in the file, as far as the header knows them.
+        count: Whole pages in the file.
         headers: The header pages that could be read, the newest commit first.
-        trees: The databases by their names, of the newest commit whose names can be read.
+        trees: The databases by their names, of the newest commit of which something can be read.
         free: A byte for each page, 1 if no tree uses it; None where that cannot be read.
         seen: As many, 1 if it was met on the way to the databases.
     """
@@ -175,6 +175,7 @@ class Pages:
             self.count = self._bytes // self.size
             self.trees: dict[str, Tree] = {}
             self._spare: list[slice] = []
+            self._last = self.count
             self.free: bytearray | None = None
             self.seen = bytearray(self.count)
             self._read_trees()
@@ -371,18 +372,16 @@ class Pages:
         return best
 
     def _read_trees(self) -> None:
-        """Find the databases, by the newest header from which they can be."""
+        """Find the databases, by the newest header that leads to them, or knows what is free."""
         for header in self.headers:
             self.free, self.seen = None, bytearray(self.count)
             self.free = self._read_free(header)
-            walk = Walk(self, header.main, self.seen)
-            for key, value, sub in walk:
+            for key, value, sub in Walk(self, header.main, self.seen):
                 if sub and isinstance(value, bytes) and len(value) == _TREE.size:
                     self.trees[key.decode("utf-8", "replace")] = Tree.parse(value)
-            if self.trees:
-                # What lies beyond was never part of a commit.
-                self.count = min(self.count, header.last + 1)
-                self.headers = [header, *(one for one in self.headers if one is not header)]
+            # Without the first, pages that are not free are the databases.
+            if self.trees or self.free is not None:
+                self._last = header.last
                 return
         self.free, self.seen = None, bytearray(self.count)
 
@@ -406,7 +405,9 @@ class Pages:
 
     def loose(self, seen: bytearray) -> Iterator[tuple[int, bytes]]:
         """Pages that were not met and are not free, as far as that is known; they get met."""
-        for number in range(2, self.count):
+        # What lies beyond the last page was never part of a commit, if that is true.
+        end = self.count if 1 in seen[self._last + 1 :] else min(self.count, self._last + 1)
+        for number in range(2, end):
             if seen[number] or (self.free is not None and self.free[number]):
                 continue
             page = self.page(number)
