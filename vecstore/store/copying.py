@@ -7,7 +7,6 @@ deleted there. Written value by value a copy has nothing but what is there.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,28 +99,29 @@ def _rewrite(env: Any, databases: dict[str, Any], target: Path, map_size: int) -
                 " rewrite it on a machine like the one that made it"
             )
         with env.begin(buffers=True) as txn:
-            for name, database in databases.items():
-                placed = made.open_db(name.encode())
-                for part in _slices(txn, database):
-                    with made.begin(write=True) as writing:
-                        writing.cursor(db=placed).putmulti(part, append=True)
+            _put_all(txn, databases, made)
         made.sync(True)
     finally:
         made.close()
 
 
-def _slices(txn: Any, database: Any) -> Iterator[list[tuple[Any, Any]]]:
-    """The entries of a database in order, some at a time."""
-    part, size = list[tuple[Any, Any]](), 0
-    with txn.cursor(db=database) as cursor:
-        for key, value in cursor:
-            part.append((key, value))
-            size += len(value)
-            if size >= SLICE_BYTES:
-                yield part
-                part, size = [], 0
-    if part:
-        yield part
+def _put_all(txn: Any, databases: dict[str, Any], made: Any) -> None:
+    """Put the entries of all databases into a new file, in order, and commit now and then."""
+    writing, size = made.begin(write=True), 0
+    try:
+        for name, database in databases.items():
+            placed = made.open_db(name.encode(), txn=writing)
+            with txn.cursor(db=database) as cursor:
+                for key, value in cursor:
+                    writing.put(key, value, db=placed, append=True)
+                    size += len(value)
+                    if size >= SLICE_BYTES:
+                        writing.commit()
+                        writing, size = made.begin(write=True), 0
+        writing.commit()
+    except BaseException:
+        writing.abort()
+        raise
 
 
 def _name(part: Path, target: Path) -> None:
