@@ -51,6 +51,7 @@ WORKS: dict[str, Callable[[Database], object]] = {
     "reindex": lambda db: points(db).reindex("hash"),
     "backup": lambda db: db.backup(Path(db.path).with_name("backup")),
     "compact": compact,
+    "secure": lambda db: db.compact(secure=True),
     "sync": lambda db: db.sync(),
 }
 

@@ -339,6 +339,13 @@ def _compact(rng: np.random.Generator, number: int, world: World) -> Parts:
     return [], lambda db: db.compact()
 
 
+def _delete_securely(rng: np.random.Generator, number: int, world: World) -> Parts:
+    name = str(rng.choice(list(world)))
+    ids = _some(rng, world[name], 0.3) or ["none"]
+    work = lambda db: db.collection(name).delete(ids, secure=True)  # noqa: E731
+    return [[Change(name, "delete", ids)]], work
+
+
 def _sync(rng: np.random.Generator, number: int, world: World) -> Parts:
     return [], lambda db: db.sync()
 
@@ -365,6 +372,7 @@ _KINDS: dict[str, tuple[float, Callable[[np.random.Generator, int, World], Parts
     "drop and make": (0.5, _remake),
     "backup": (1, _backup),
     "compact": (2, _compact),
+    "secure delete": (1, _delete_securely),
     "sync": (0.5, _sync),
     "upgrade": (1, _upgrade),
 }
