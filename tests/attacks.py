@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -18,7 +19,7 @@ import numpy as np
 
 from vecstore import index_layout, layout, record_layout
 from vecstore.encoders.adapters import adapter
-from vecstore.layout import HEADER
+from vecstore.layout import HEADER, State
 
 PAGE = 4096
 Key = tuple[str, bytes]
@@ -388,8 +389,8 @@ def meta_lies(value: bytes, rng: random.Random, count: int) -> Iterator[tuple[st
 
 def state_lies(value: bytes, rng: random.Random, count: int) -> Iterator[tuple[str, bytes]]:
     """Counters."""
-    names = ["records", "next", "generation", "blocks", "open", "open rows", "backlog", "passages"]
-    form = struct.Struct("<QQQIIIIQ")
+    names = [field.name for field in dataclasses.fields(State)]
+    form = struct.Struct("<QQQIIIIQQQ")
     numbers = list(form.unpack(value[4:].ljust(form.size, b"\0")))
     for _ in range(count):
         lying, said = list(numbers), []
@@ -397,9 +398,10 @@ def state_lies(value: bytes, rng: random.Random, count: int) -> Iterator[tuple[s
             place = rng.randrange(len(names))
             lying[place] = rng.choice(near(numbers[place])) % (1 << (32 if 3 <= place < 7 else 64))
             said.append(f"{names[place]} = {lying[place]}")
-        data = form.pack(*lying)
-        data = data if lying[7] or rng.random() < 0.2 else data[:40]
-        yield ", ".join(said), layout.pack_checked(data)
+        # Where the last ones are zero, they are not there.
+        size = 64 if any(lying[8:]) else 48 if lying[7] else 40
+        size = size if rng.random() < 0.9 else rng.choice([40, 48, 56, 64])
+        yield ", ".join(said), layout.pack_checked(form.pack(*lying)[:size])
 
 
 def record_lies(

@@ -21,6 +21,8 @@ from vecstore.encoders.adapters.adapter import Affine
 from vecstore.fields import upkeep
 
 DIM, COUNT = 8, 260
+# When some records expire.
+LATE = datetime(2999, 1, 1, tzinfo=UTC)
 
 
 def metadata(number: int) -> dict[str, Any]:
@@ -52,6 +54,7 @@ def filled(db: Database, name: str, **declared: Any) -> Collection:
             ids=[number if number % 2 else f"id {number}" for number in numbers],
             texts=[f"text {number} " * (number % 4) or None for number in numbers],
             metadata=[metadata(number) for number in numbers],
+            expires_at=[LATE if number % 5 == 0 else None for number in numbers],
         )
     points.delete([*range(65, 129, 2), *(f"id {number}" for number in range(64, 128, 2)), 201])
     return points
@@ -169,6 +172,7 @@ FILTERS: list[dict[str, Any]] = [
     {"word": {"$contains": "ord 5"}},
     {"at": {"$gt": datetime(2024, 1, 20, tzinfo=UTC)}},
     {"deep.er.raw": {"$nin": [b"\0", b"\1"]}},
+    {"$expires_at": {"$exists": True}, "third": {"$lt": 2}},
 ]
 Work = Callable[[Collection], Any]
 
@@ -273,6 +277,8 @@ WRITES: dict[str, Work] = {
     "delete where": lambda c: c.delete(where={"third": 2}),
     "optimize": lambda c: c.optimize() and None,
     "recalibrate": lambda c: c.audit(k=3, sample=10, recalibrate=True) and None,
+    "expire": lambda c: c.update(11, expires_at=datetime(2020, 1, 1, tzinfo=UTC)),
+    "delete securely": lambda c: c.delete([9], secure=True) and None,
     "flat": lambda c: c.reindex("flat") and None,
     "hash": lambda c: c.reindex("hash") and None,
 }

@@ -17,7 +17,7 @@ from attacks import PAGE
 from ordeal import Ordeal
 
 import vecstore
-from vecstore import CorruptionError, FormatError, LockedError, layout
+from vecstore import CorruptionError, FormatError, LockedError, StoreError, layout
 from vecstore.store import Store, files
 
 Spoil = Callable[[bytearray], None]
@@ -137,6 +137,31 @@ def test_pages_are_verified_by_the_handle_and_not_by_the_name(copy: Path, tmp_pa
         assert files.verify(handle) == []
     finally:
         os.close(handle)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_lock_file_that_is_another_file_is_never_written(
+    copy: Path, tmp_path: Path, link: Callable[[Path, Path], None], read_only: bool
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    link(precious, copy.with_name(f"{copy.name}-lock"))
+
+    with pytest.raises(StoreError, match="-lock is a link"):
+        vecstore.open(copy, read_only=read_only)
+    assert precious.read_text() == "precious"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 10, b"\xff" * 80_000])
+def test_a_lock_file_of_anything_does_no_harm(copy: Path, content: bytes) -> None:
+    lock = copy.with_name(f"{copy.name}-lock")
+    lock.write_bytes(content)
+    if content:
+        os.truncate(lock, 1 << 40)
+
+    with vecstore.open(copy, verify=True) as db:
+        assert db.collection("points").count() > 0
 
 
 def test_databases_nested_beyond_measure_are_damage(tmp_path: Path) -> None:

@@ -32,9 +32,9 @@ from vecstore.store.files import (
     Head,
     check_format,
     check_header,
+    check_lock_file,
     check_name,
     check_pages,
-    check_room_for_lock,
     damage,
     heads,
     is_alone,
@@ -147,7 +147,7 @@ class Store:
         size = os.fstat(self._file).st_size
         start = self._start_map or (START_MEMORY_MAP if self.memory else START_MAP)
         map_size = max(start, 8 * size)
-        check_room_for_lock(self.path)
+        check_lock_file(self.path)
         while True:
             try:
                 self._env = lmdb.open(

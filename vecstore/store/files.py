@@ -88,14 +88,20 @@ def real_path(path: str | os.PathLike[str]) -> Path:
         raise StoreError(f"cannot open {os.fspath(path)!r}: {error}") from error
 
 
-def check_room_for_lock(path: Path) -> None:
-    """Refuse a disk without room for the lock file: LMDB writes it through a map, and would crash.
+def check_lock_file(path: Path) -> None:
+    """Refuse a lock file that is not to be written: LMDB makes it its own, whatever it is.
 
     Raises:
-        StoreFullError: The lock file does not exist yet, and the disk is full.
+        StoreError: It leads to another file, which may be anybody's.
+        StoreFullError: It does not exist yet, and the disk is full: LMDB writes it through a map,
+            and would crash.
     """
+    lock = path.with_name(path.name + "-lock")
     with contextlib.suppress(OSError):
-        if path.with_name(path.name + "-lock").stat().st_blocks:
+        found = lock.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise StoreError(f"{lock} is a link, or no file: whoever opens {path} writes to it")
+        if found.st_blocks:
             return
     with translated(f"open {path}"):
         disk = os.statvfs(path.parent)
