@@ -153,10 +153,10 @@ def salvage(
 ) -> Salvage:
     """Read all records of a damaged file that can be read into a new one.
 
-    The file is only read, and not by LMDB, which trusts its pages. Nobody should write to it
-    meanwhile. Each record is taken if its checksum is right, its vectors if that of their block is;
-    bit for bit, in the former order. A record whose vector is damaged is embedded anew if it has a
-    text and the collection's encoder is at hand; else it is written to `<target>-leftovers.jsonl`.
+    The file is only read, and not by LMDB, which trusts its pages. Each record is taken if its
+    checksum is right, its vectors if that of their block is; bit for bit, in the former order. A
+    record whose vector is damaged is embedded anew if it has a text and the collection's encoder
+    is at hand; else it is written to `<target>-leftovers.jsonl`.
 
     Args:
         source: The damaged file.
@@ -169,6 +169,7 @@ def salvage(
     Raises:
         AlreadyExistsError: There is a file at `target`.
         FormatError: The source is no vecstore file, or nothing of it is left.
+        LockedError: Somebody has the source open.
         StoreError: A file cannot be read or written.
     """
     broken, new = Path(path_name(source)), Path(path_name(target))

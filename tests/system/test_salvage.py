@@ -630,6 +630,24 @@ def test_a_file_that_this_process_has_open_is_refused(damaged, target):
     assert not target.exists()
 
 
+def test_a_file_that_others_have_open_is_refused(damaged, target, run_python):
+    source = damaged.file_copy()
+    run_python(
+        """
+        import subprocess, sys
+        import vecstore
+        program = "import sys, vecstore; vecstore.salvage(*sys.argv[1:])"
+        command = [sys.executable, "-c", program, *sys.argv[1:]]
+        with vecstore.open(sys.argv[1], read_only=True):
+            done = subprocess.run(command, capture_output=True, text=True)
+        assert "LockedError" in done.stderr, done.stderr
+        """,
+        source,
+        target,
+    )
+    assert not target.exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"short", b"\0" * 20_000, b"SQLite format 3\0" * 999])
 def test_what_is_no_file_of_ours_is_refused(tmp_path, target, content):
     source = tmp_path / "other"

@@ -7,6 +7,7 @@ damaged is passed over and counted.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from vecstore.errors import FormatError
+from vecstore.errors import FormatError, LockedError
 from vecstore.store.faults import translated
 from vecstore.store.files import check_path
 
@@ -151,8 +152,25 @@ class Nodes:
     items: list[tuple[bytes, Value, bool]]
 
 
+def _lock(file: int, path: Path) -> None:
+    """Keep others from a file while it is read, where the file system has locks.
+
+    Raises:
+        LockedError: Somebody has it open.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockedError(
+            f"another process has {path} open; close it there: pages that change while they are"
+            " read are of no use"
+        ) from None
+    except OSError:
+        pass
+
+
 class Pages:
-    """The pages of a file that is only read.
+    """The pages of a file that is only read, and that nobody else has open.
 
     Attributes:
         size: Bytes of a page.
@@ -168,6 +186,7 @@ class Pages:
         with translated(f"open {path}"):
             self._file = os.open(path, os.O_RDONLY)
         try:
+            _lock(self._file, path)
             self._bytes = os.fstat(self._file).st_size
             self.size, self.headers = self._read_headers()
             if not self.size:
