@@ -90,7 +90,7 @@ class Salvage:
         target: The new one.
         pages: Pages of the file.
         passed: Pages that could not be read, with what was below them.
-        headers: Header pages that could be read, of two; with one the last commit may be missing.
+        headers: Header pages that are of use, of two; with one the last commit may be missing.
         scanned: Whether records were looked for on pages that nothing leads to.
         collections: What became of each collection.
         leftovers: A file with the records that were read and are not in the new one, or None.
@@ -128,9 +128,9 @@ class Salvage:
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.pages:,} pages, {self.passed:,} passed over"]
         if self.headers == 1:
-            lines.append("one of the two header pages is damaged: the last commit may be missing")
+            lines.append("one of the two header pages is of no use: the last commit may be missing")
         if self.headers == 0:
-            lines.append("both header pages are damaged: nothing tells new pages from old ones")
+            lines.append("neither header page is of use: nothing tells new pages from old ones")
         for one in self.collections:
             counts = [f"{one.records:,} records"]
             counts += [f"{one.embedded:,} of them embedded anew"] * bool(one.embedded)

@@ -383,6 +383,26 @@ def test_flipped_bits_in_branches_lose_nothing(damaged, places):
         assert (certain, uncertain) == (damaged.now, set())
 
 
+def test_a_commit_whose_roots_are_lost_gives_way_to_the_one_before(damaged, places):
+    damaged.path.write_bytes(damaged.without(places.main, places.free))
+    with Wreck(damaged.path) as wreck:
+        assert (wreck.headers, wreck.scanned) == (1, False)
+    # The last commit changed no record.
+    assert damaged.read(damaged.without(places.main, places.free)) == (damaged.now, set())
+
+
+def test_either_header_page_is_enough(tmp_path):
+    path = tmp_path / "one.vecstore"
+    with vecstore.open(path) as db:
+        db.collection("c", dim=2).add(vectors=[[1, 2]], ids=["a"])
+    data = path.read_bytes()
+    for page in (0, 1):
+        path.write_bytes(data[: page * PAGE] + bytes(PAGE) + data[(page + 1) * PAGE :])
+        with Wreck(path) as wreck:
+            assert wreck.headers == 1
+            assert [entry.entry.spec.name for entry in wreck.kept.values()] == ["c"]
+
+
 def test_flipped_bits_in_header_pages_give_a_commit(damaged):
     rng = random.Random(9)
     for page in (0, 1):
@@ -528,6 +548,7 @@ def test_what_is_left_of_a_file_comes_out(damaged, places, target):
     report = salvaged(damaged.path, target)
 
     assert not report.whole
+    assert report.headers == 2
     assert report.records == len(expected)
     assert report.lost == len(damaged.now) - len(expected)
     with vecstore.open(target) as new:

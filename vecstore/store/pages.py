@@ -175,7 +175,7 @@ class Pages:
     Attributes:
         size: Bytes of a page.
         count: Whole pages in the file.
-        headers: The header pages that could be read, the newest commit first.
+        headers: The header pages that are of use, the newest commit first.
         trees: The databases by their names, of the newest commit of which something can be read.
         free: A byte for each page, 1 if no tree uses it; None where that cannot be read.
         seen: As many, 1 if it was met on the way to the databases.
@@ -392,16 +392,18 @@ class Pages:
 
     def _read_trees(self) -> None:
         """Find the databases, by the newest header that leads to them, or knows what is free."""
-        for header in self.headers:
+        while self.headers:
+            header = self.headers[0]
             self.free, self.seen = None, bytearray(self.count)
             self.free = self._read_free(header)
             for key, value, sub in Walk(self, header.main, self.seen):
                 if sub and isinstance(value, bytes) and len(value) == _TREE.size:
                     self.trees[key.decode("utf-8", "replace")] = Tree.parse(value)
-            # Without the first, pages that are not free are the databases.
-            if self.trees or self.free is not None:
+            # Without the first, pages that are not free are the databases, if there were any.
+            if self.trees or (self.free is not None and header.main.root != _NOWHERE):
                 self._last = header.last
                 return
+            self.headers = self.headers[1:]
         self.free, self.seen = None, bytearray(self.count)
 
     def _read_free(self, header: Header) -> bytearray | None:
