@@ -24,11 +24,13 @@ from vecstore import (
     encoders,
     formats,
     ingest,
+    layout,
     maintenance,
     records,
 )
 from vecstore.batches import Batch
 from vecstore.catalog import Entry
+from vecstore.check import Report
 from vecstore.database import Database, EncoderLike
 from vecstore.digests import Known
 from vecstore.encoders import Encoder
@@ -36,13 +38,11 @@ from vecstore.errors import (
     AlreadyExistsError,
     CorruptionError,
     SpecError,
-    StoreError,
-    UsageError,
     VecstoreError,
 )
 from vecstore.layout import Packed
 from vecstore.spec import MAX_NAME_BYTES, Id, encode_utf8
-from vecstore.store import Transaction, path_name, remove
+from vecstore.store import Transaction, path_name, remove, translated
 from vecstore.wreck import Found, Kept, Wreck
 
 # Records and vectors written at a time, and characters of their texts.
@@ -90,7 +90,7 @@ class Salvage:
         target: The new one.
         pages: Pages of the file.
         passed: Pages that could not be read, with what was below them.
-        headers: Header pages that could be read, of two; with one the last commit may be missing.
+        headers: Header pages that are of use, of two; with one the last commit may be missing.
         scanned: Whether records were looked for on pages that nothing leads to.
         collections: What became of each collection.
         leftovers: A file with the records that were read and are not in the new one, or None.
@@ -128,9 +128,9 @@ class Salvage:
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.pages:,} pages, {self.passed:,} passed over"]
         if self.headers == 1:
-            lines.append("one of the two header pages is damaged: the last commit may be missing")
+            lines.append("one of the two header pages is of no use: the last commit may be missing")
         if self.headers == 0:
-            lines.append("both header pages are damaged: nothing tells new pages from old ones")
+            lines.append("neither header page is of use: nothing tells new pages from old ones")
         for one in self.collections:
             counts = [f"{one.records:,} records"]
             counts += [f"{one.embedded:,} of them embedded anew"] * bool(one.embedded)
@@ -153,10 +153,10 @@ def salvage(
 ) -> Salvage:
     """Read all records of a damaged file that can be read into a new one.
 
-    The file is only read, and not by LMDB, which trusts its pages. Nobody should write to it
-    meanwhile. Each record is taken if its checksum is right, its vectors if that of their block is;
-    bit for bit, in the former order. A record whose vector is damaged is embedded anew if it has a
-    text and the collection's encoder is at hand; else it is written to `<target>-leftovers.jsonl`.
+    The file is only read, and not by LMDB, which trusts its pages. Each record is taken if its
+    checksum is right, its vectors if that of their block is; bit for bit, in the former order. A
+    record whose vector is damaged is embedded anew if it has a text and the collection's encoder
+    is at hand; else it is written to `<target>-leftovers.jsonl`.
 
     Args:
         source: The damaged file.
@@ -169,6 +169,7 @@ def salvage(
     Raises:
         AlreadyExistsError: There is a file at `target`.
         FormatError: The source is no vecstore file, or nothing of it is left.
+        LockedError: Somebody has the source open.
         StoreError: A file cannot be read or written.
     """
     broken, new = Path(path_name(source)), Path(path_name(target))
@@ -202,15 +203,14 @@ class Leftovers:
 
     def add(self, found: Found, name: str | None, why: str) -> None:
         """Write one."""
-        if self._file is None:
-            try:
-                self._file = self._path.open("x", encoding="utf-8")
-            except OSError as error:
-                raise StoreError(f"cannot write {self._path}: {error}") from error
         metadata, end = records.split(found.metadata)
         line = {"id": found.id, "text": found.text, "metadata": metadata}
         ends = {} if end is None else {formats.EXPIRES: end}
-        self._file.write(formats.dumps({**line, **ends, "collection": name, "why": why}) + "\n")
+        with translated(f"write {self._path}"):
+            if self._file is None:
+                self._file = self._path.open("x", encoding="utf-8")
+            shown = formats.dumps({**line, **ends, "collection": name, "why": why})
+            self._file.write(shown + "\n")
 
     def keep(self) -> str | None:
         """Let the file stay, and return its path, if there is one."""
@@ -222,7 +222,8 @@ class Leftovers:
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with translated(f"write {self._path}"):
+                self._file.close()
             if not self._kept:
                 self._path.unlink(missing_ok=True)
 
@@ -243,14 +244,14 @@ class _Salvaging:
 
     def run(self) -> None:
         """Make all collections, and fill them."""
-        if not self._wreck.known and not self._wreck.kept:
-            raise CorruptionError(f"{self._report.source}: nothing of a vecstore file can be read")
         made = {number: self._make(number) for number in self._numbers()}
         for number, found in itertools.groupby(self._wreck.records(), _number_of):
             if number in made:
                 self._fill(*made[number], found)
             else:
                 self._leave(found)
+        if not self._wreck.known and not self._report.collections:
+            raise CorruptionError(f"{self._report.source}: nothing of a vecstore file can be read")
         for number, (entry, salvaged) in made.items():
             self._finish(entry, self._wreck.kept[number], salvaged)
 
@@ -274,6 +275,11 @@ class _Salvaging:
             entry = catalog.create(txn, replace(spec, name=name))
             if kept.attached is not None:
                 attached.write(txn, entry.number, kept.attached)
+                problems = Report()
+                attached.verify(txn, problems, entry)
+                if problems.problems:
+                    # Another collection's, or one that was there before.
+                    txn.delete("meta", layout.adapter_key(entry.number))
             return entry
 
         salvaged = Salvaged(name)
@@ -346,22 +352,26 @@ class _Salvaging:
         self, entry: Entry, salvaged: Salvaged, part: list[Found], encoder: Encoder | None
     ) -> None:
         """Make the vectors of records anew, or leave these out."""
+        able = []
         for one in part:
             if one.text is None or encoder is None:
-                why = "the vector is lost, and there is no "
-                why += "text" if one.text is None else "encoder for the text"
-                self._leave_out(salvaged, one, why)
-                continue
-            chunking = None if one.passages is None else one.passages.chunking
-            places, texts = np.zeros(1, np.intp), [one.text, *list[str | None]()]
-            batch = Batch([one.id], texts, [one.metadata], None, places, [chunking], [None])
-            try:
-                ready = ingest.encode(entry.spec, batch, lambda: encoder, _nothing_known)
-            except (VecstoreError, UsageError) as error:
-                self._leave_out(salvaged, one, f"the vector is lost, and cannot be made: {error}")
-                continue
-            self._write(entry, salvaged, [one], ready)
-            salvaged.embedded += 1
+                missing = "text" if one.text is None else "encoder for the text"
+                self._leave_out(salvaged, one, f"the vector is lost, and there is no {missing}")
+            else:
+                able.append(one)
+        if not able or encoder is None:
+            return
+        try:
+            ready = ingest.encode(entry.spec, _bare(able), lambda: encoder, _nothing_known)
+        except VecstoreError as error:
+            for one in able if len(able) > 1 else ():
+                self._embed(entry, salvaged, [one], encoder)
+            if len(able) == 1:
+                why = f"the vector is lost, and cannot be made anew: {error}"
+                self._leave_out(salvaged, able[0], why)
+            return
+        self._write(entry, salvaged, able, ready)
+        salvaged.embedded += len(able)
 
     def _finish(self, entry: Entry, kept: Kept, salvaged: Salvaged) -> None:
         """Make the index that was wanted, and count."""
@@ -371,6 +381,9 @@ class _Salvaging:
             maintenance.reindex(self._db, entry.number, entry.uid, kind)
         with self._db.reading() as reader:
             salvaged.records = catalog.state(reader, entry.number).records
+        # Of records of one id the last one stays.
+        salvaged.uncertain = min(salvaged.uncertain, salvaged.records)
+        salvaged.embedded = min(salvaged.embedded, salvaged.records)
         # A passage that is damaged is counted here too, unless the counters tell.
         missing = kept.damaged + salvaged.unreadable
         if kept.state is not None:
@@ -411,6 +424,19 @@ def _batch(part: list[Found], packed: Packed) -> Batch:
         np.repeat(np.arange(len(part)), [len(one.rows) for one in part]),
         [None if one is None else one.chunking for one in held],
         [None if one is None else list(one.spans) for one in held],
+    )
+
+
+def _bare(part: list[Found]) -> Batch:
+    """Records without vectors, to be cut as they were."""
+    return Batch(
+        [one.id for one in part],
+        [one.text for one in part],
+        [one.metadata for one in part],
+        None,
+        np.arange(len(part)),
+        [None if one.passages is None else one.passages.chunking for one in part],
+        [None] * len(part),
     )
 
 

@@ -142,7 +142,7 @@ class Wreck:
 
     @property
     def headers(self) -> int:
-        """How many of the two header pages can be read."""
+        """How many of the two header pages are of use."""
         return len(self._pages.headers)
 
     # The first look

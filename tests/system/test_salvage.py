@@ -22,6 +22,7 @@ from vecstore import (
     FormatError,
     LockedError,
     StoreError,
+    VecstoreError,
     catalog,
     layout,
     record_layout,
@@ -382,6 +383,26 @@ def test_flipped_bits_in_branches_lose_nothing(damaged, places):
         assert (certain, uncertain) == (damaged.now, set())
 
 
+def test_a_commit_whose_roots_are_lost_gives_way_to_the_one_before(damaged, places):
+    damaged.path.write_bytes(damaged.without(places.main, places.free))
+    with Wreck(damaged.path) as wreck:
+        assert (wreck.headers, wreck.scanned) == (1, False)
+    # The last commit changed no record.
+    assert damaged.read(damaged.without(places.main, places.free)) == (damaged.now, set())
+
+
+def test_either_header_page_is_enough(tmp_path):
+    path = tmp_path / "one.vecstore"
+    with vecstore.open(path) as db:
+        db.collection("c", dim=2).add(vectors=[[1, 2]], ids=["a"])
+    data = path.read_bytes()
+    for page in (0, 1):
+        path.write_bytes(data[: page * PAGE] + bytes(PAGE) + data[(page + 1) * PAGE :])
+        with Wreck(path) as wreck:
+            assert wreck.headers == 1
+            assert [entry.entry.spec.name for entry in wreck.kept.values()] == ["c"]
+
+
 def test_flipped_bits_in_header_pages_give_a_commit(damaged):
     rng = random.Random(9)
     for page in (0, 1):
@@ -402,6 +423,55 @@ def test_pages_that_lead_in_circles_end(damaged, places):
 
             assert certain == damaged.now
             assert not uncertain
+
+
+ODD = (0, 1, 2, 3, 8, 12, 16, 255, 4095, 4096, 65535, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
+
+
+def distorted(data, rng):
+    """A file with numbers that lie, in many places."""
+    data, pages = bytearray(data), len(data) // PAGE
+    for _ in range(rng.choice((1, 3, 30, 300))):
+        at, kind = rng.randrange(pages) * PAGE, rng.randrange(5)
+        if kind == 0:
+            size, form = rng.choice(((2, "<H"), (4, "<I"), (8, "<Q")))
+            value = rng.choice((*ODD, rng.randrange(pages))) % 2 ** (8 * size)
+            struct.pack_into(form, data, at + size * rng.randrange(PAGE // size), value)
+        elif kind == 1:
+            head = rng.choice((1, 2, 4, 8, 34)), rng.choice((16, 18, 200, 4000)), rng.choice(ODD)
+            struct.pack_into("<HHH", data, at + 10, *head[:2], head[2] % 65536)
+        elif kind == 2:
+            other = rng.randrange(pages) * PAGE
+            data[at : at + PAGE] = data[other : other + PAGE]
+        elif kind == 3:
+            other = rng.randrange(pages) * PAGE
+            data[at + 8 : at + PAGE] = data[other + 8 : other + PAGE]
+        else:
+            at += rng.randrange(PAGE - 300)
+            data[at : at + 300] = rng.randbytes(300)
+    return bytes(data)
+
+
+def test_numbers_that_lie_make_nothing_wrong(damaged):
+    rng = random.Random(11)
+    for _ in range(25 * TIMES):
+        certain, uncertain = damaged.read(distorted(damaged.data, rng))
+        assert certain | uncertain <= damaged.ever
+
+
+def test_a_file_of_lies_comes_out_sound_or_not_at_all(damaged, target):
+    rng = random.Random(12)
+    for _ in range(2 * TIMES):
+        damaged.path.write_bytes(distorted(damaged.data, rng))
+        try:
+            vecstore.salvage(damaged.path, target)
+        except VecstoreError:
+            continue
+        with vecstore.open(target) as new:
+            assert new.check() == []
+            assert described(new) <= damaged.ever
+        for path in target.parent.glob(f"{target.name}*"):
+            path.unlink()
 
 
 def test_swapped_pages_make_nothing_wrong(damaged, places):
@@ -478,6 +548,7 @@ def test_what_is_left_of_a_file_comes_out(damaged, places, target):
     report = salvaged(damaged.path, target)
 
     assert not report.whole
+    assert report.headers == 2
     assert report.records == len(expected)
     assert report.lost == len(damaged.now) - len(expected)
     with vecstore.open(target) as new:
@@ -496,7 +567,7 @@ def test_without_header_pages_a_file_comes_out(damaged, target):
     report = salvaged(damaged.path, target)
 
     assert report.headers == 0
-    assert all(one.uncertain >= one.records for one in report.collections)
+    assert all(one.uncertain == one.records > 0 for one in report.collections)
     with vecstore.open(target) as new:
         assert new.check() == []
         assert {value[:2] for value in described(new)} >= {value[:2] for value in damaged.now}
@@ -577,6 +648,24 @@ def test_a_file_that_this_process_has_open_is_refused(damaged, target):
     source = damaged.file_copy()
     with vecstore.open(source), pytest.raises(LockedError):
         vecstore.salvage(source, target)
+    assert not target.exists()
+
+
+def test_a_file_that_others_have_open_is_refused(damaged, target, run_python):
+    source = damaged.file_copy()
+    run_python(
+        """
+        import subprocess, sys
+        import vecstore
+        program = "import sys, vecstore; vecstore.salvage(*sys.argv[1:])"
+        command = [sys.executable, "-c", program, *sys.argv[1:]]
+        with vecstore.open(sys.argv[1], read_only=True):
+            done = subprocess.run(command, capture_output=True, text=True)
+        assert "LockedError" in done.stderr, done.stderr
+        """,
+        source,
+        target,
+    )
     assert not target.exists()
 
 

@@ -74,7 +74,7 @@ def translate(error: BaseException, action: str) -> StoreError:
     if isinstance(error, lmdb.VersionMismatchError | lmdb.InvalidError):
         return FormatError(f"{message}; it is not a file of vecstore's engine (LMDB 0.9)")
     if isinstance(error, _DAMAGE):
-        return CorruptionError(f"{message}; restore a backup")
+        return CorruptionError(f"{message}; restore a backup, or salvage it")
     return StoreError(message)
 
 

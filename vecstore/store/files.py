@@ -224,7 +224,8 @@ def check_header(file: int, path: Path, read_only: bool) -> None:
     # A process killed between a commit and `fill_up` leaves out pages that nothing refers to.
     if size < needed and verify(file):
         raise CorruptionError(
-            f"{path} is cut short: {size} bytes, its last page ends at {needed}; restore a backup"
+            f"{path} is cut short: {size} bytes, its last page ends at {needed};"
+            " restore a backup, or salvage it"
         )
 
 

@@ -7,6 +7,7 @@ damaged is passed over and counted.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from vecstore.errors import FormatError
+from vecstore.errors import FormatError, LockedError
 from vecstore.store.faults import translated
 from vecstore.store.files import check_path
 
@@ -151,13 +152,30 @@ class Nodes:
     items: list[tuple[bytes, Value, bool]]
 
 
+def _lock(file: int, path: Path) -> None:
+    """Keep others from a file while it is read, where the file system has locks.
+
+    Raises:
+        LockedError: Somebody has it open.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockedError(
+            f"another process has {path} open; close it there: pages that change while they are"
+            " read are of no use"
+        ) from None
+    except OSError:
+        pass
+
+
 class Pages:
-    """The pages of a file that is only read.
+    """The pages of a file that is only read, and that nobody else has open.
 
     Attributes:
         size: Bytes of a page.
         count: Whole pages in the file.
-        headers: The header pages that could be read, the newest commit first.
+        headers: The header pages that are of use, the newest commit first.
         trees: The databases by their names, of the newest commit of which something can be read.
         free: A byte for each page, 1 if no tree uses it; None where that cannot be read.
         seen: As many, 1 if it was met on the way to the databases.
@@ -168,6 +186,7 @@ class Pages:
         with translated(f"open {path}"):
             self._file = os.open(path, os.O_RDONLY)
         try:
+            _lock(self._file, path)
             self._bytes = os.fstat(self._file).st_size
             self.size, self.headers = self._read_headers()
             if not self.size:
@@ -373,16 +392,18 @@ class Pages:
 
     def _read_trees(self) -> None:
         """Find the databases, by the newest header that leads to them, or knows what is free."""
-        for header in self.headers:
+        while self.headers:
+            header = self.headers[0]
             self.free, self.seen = None, bytearray(self.count)
             self.free = self._read_free(header)
             for key, value, sub in Walk(self, header.main, self.seen):
                 if sub and isinstance(value, bytes) and len(value) == _TREE.size:
                     self.trees[key.decode("utf-8", "replace")] = Tree.parse(value)
-            # Without the first, pages that are not free are the databases.
-            if self.trees or self.free is not None:
+            # Without the first, pages that are not free are the databases, if there were any.
+            if self.trees or (self.free is not None and header.main.root != _NOWHERE):
                 self._last = header.last
                 return
+            self.headers = self.headers[1:]
         self.free, self.seen = None, bytearray(self.count)
 
     def _read_free(self, header: Header) -> bytearray | None:
