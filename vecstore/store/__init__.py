@@ -9,11 +9,12 @@ The only package that imports lmdb. Three rules of LMDB are enforced here and no
 * An environment does not survive a fork: in the child every handle raises ClosedError.
 """
 
-from vecstore.store.environment import CLOSE_TIMEOUT, DEFAULT_TIMEOUT, START_MAP, Store
+from vecstore.store.environment import CLOSE_TIMEOUT, DEFAULT_TIMEOUT, START_MAP
 from vecstore.store.faults import translated
 from vecstore.store.files import path_name, remove
 from vecstore.store.gate import Gate
 from vecstore.store.transactions import Reader, Snapshot, Transaction
+from vecstore.store.whole import Store
 
 __all__ = [
     "CLOSE_TIMEOUT",

@@ -15,10 +15,10 @@ from lmdb import _envid
 from vecstore.errors import LockedError
 
 if TYPE_CHECKING:
-    from vecstore.store.environment import Store
+    from vecstore.store.environment import Environment
 
 # By the identity of the file, since several paths may lead to one.
-_registry: dict[tuple[int, int], weakref.ref[Store]] = {}
+_registry: dict[tuple[int, int], weakref.ref[Environment]] = {}
 lock = threading.RLock()
 
 
@@ -32,20 +32,20 @@ def check_unregistered(info: os.stat_result, path: Path) -> None:
         )
 
 
-def register(store: Store, info: os.stat_result, path: Path) -> None:
+def register(store: Environment, info: os.stat_result, path: Path) -> None:
     """Note that a store has a file open; `lock` is held."""
     check_unregistered(info, path)
     _registry[info.st_dev, info.st_ino] = weakref.ref(store)
 
 
-def forget(store: Store) -> None:
+def forget(store: Environment) -> None:
     """Forget a store that has closed its file; `lock` is held."""
     for key, found in list(_registry.items()):
         if found() in (store, None):
             del _registry[key]
 
 
-def stores() -> list[Store]:
+def stores() -> list[Environment]:
     """Every store that is open."""
     with lock:
         return [store for found in _registry.values() if (store := found()) is not None]

@@ -19,7 +19,7 @@ from vecstore.errors import ClosedError, CorruptionError, StoreError
 from vecstore.store.faults import translate, translated
 
 if TYPE_CHECKING:
-    from vecstore.store.environment import Store
+    from vecstore.store.environment import Environment
 
 _PAGE = struct.Struct("<QHHI")
 _OVERFLOW = 0x04
@@ -34,7 +34,7 @@ class Reader:
     _txn: Any = None
     _now: int | None = None
 
-    def __init__(self, store: Store, txn: Any, *, copies: bool) -> None:
+    def __init__(self, store: Environment, txn: Any, *, copies: bool) -> None:
         self.store = store
         self._txn = txn
         # Values of a snapshot are views into the map; a writer's pages move, so it gets copies.
@@ -126,7 +126,7 @@ class Reader:
 class Snapshot(Reader):
     """A read transaction: it sees the file as it was when the snapshot began."""
 
-    def __init__(self, store: Store, txn: Any, ticket: int) -> None:
+    def __init__(self, store: Environment, txn: Any, ticket: int) -> None:
         self.store, self._txn, self.copies, self._ticket = store, txn, False, ticket
         self.version, self._tables, self.cache = store.tables.of((store.epoch, txn.id()))
 
@@ -234,7 +234,7 @@ class Snapshot(Reader):
 class Transaction(Reader):
     """A write transaction, or a child of one. It sees its own writes."""
 
-    def __init__(self, store: Store, txn: Any, parent: Transaction | None = None) -> None:
+    def __init__(self, store: Environment, txn: Any, parent: Transaction | None = None) -> None:
         super().__init__(store, txn, copies=True)
         self.parent = parent
         self._now = None if parent is None else parent.now

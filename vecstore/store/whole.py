@@ -1,0 +1,150 @@
+"""What is done with a whole file? It is measured, copied and compacted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+import lmdb
+
+from vecstore import layout
+from vecstore.errors import LockedError
+from vecstore.store import copying, registry
+from vecstore.store.environment import Environment
+from vecstore.store.faults import translated
+from vecstore.store.files import is_alone, lock_shared, memory_path, remove
+from vecstore.store.gate import seconds
+from vecstore.store.transactions import Snapshot
+from vecstore.store.unsynced import Mark
+
+
+class Store(Environment):
+    """One open file. Threads share it; a process opens a file once."""
+
+    def usage(self) -> dict[str, int]:
+        """Bytes of the map, of pages used and of free ones; commits since the oldest reader's."""
+        with self.snapshot() as snapshot:
+            taken = snapshot.pages()
+        with translated("list readers"):
+            # A line for each process and thread that reads or has read; the first is a heading.
+            readers = [line.split() for line in str(self._env.readers()).splitlines()[1:]]
+        newest = self.newest()
+        behind = [newest.transaction - int(one[2]) for one in readers if one[2] != "-"]
+        return {
+            "map_bytes": self.map_size,
+            "used_bytes": newest.pages * self.page,
+            "free_bytes": max(0, newest.pages - taken) * self.page,
+            "behind": max(0, *behind, 0),
+        }
+
+    def copy(self, target: Path, snapshot: Snapshot) -> int:
+        """Write a compact copy of a snapshot to a new file, synced; return its bytes.
+
+        The copy gets its name when it is whole. One that was killed leaves `<target>-part`, which
+        the next one with that target takes away.
+
+        Raises:
+            StoreError: The target exists, or cannot be written; nothing is left behind.
+        """
+        return copying.publish(self._env, target, snapshot.txn)
+
+    def compact(self, timeout: float | None = None, *, anew: bool = False) -> int:
+        """Rewrite the file without its free pages; return the bytes given back.
+
+        With `anew` value by value, without what pages have between their entries.
+
+        Raises:
+            LockedError: Another process has the file open, or snapshots did not end.
+        """
+        timeout = seconds(timeout, self.timeout)
+        with self.writer(timeout), self.gate.alone(timeout, "compact"):
+            before = os.fstat(self._file).st_size
+            try:
+                self._take_alone()
+                target = self._copy_for_compact(anew=anew)
+                try:
+                    self._swap(target)
+                except BaseException:
+                    remove(target)
+                    if self._env is None:
+                        self._release()
+                    raise
+            finally:
+                self._share()
+            return before - os.fstat(self._file).st_size
+
+    def check_alone(self) -> None:
+        """Raise LockedError if another process has the file open; the lock is shared again then."""
+        self.check_open()
+        try:
+            self._take_alone()
+        finally:
+            self._share()
+
+    def _take_alone(self) -> None:
+        if not self.memory and not is_alone(self._file):
+            raise LockedError(f"another process has {self.path} open; this needs the file alone")
+
+    def _share(self) -> None:
+        if not self.memory and self._file >= 0:
+            lock_shared(self._file)
+
+    def _copy_for_compact(self, *, anew: bool) -> Path:
+        if self.memory:
+            target = memory_path()
+            target.unlink()
+        else:
+            target = self.path.with_name(f"{self.path.name}-compact")
+            # One that was killed may have left its copy; this one has the file alone.
+            remove(target)
+        mode = stat.S_IMODE(os.fstat(self._file).st_mode)
+        if anew:
+            copying.rewrite(self._env, self.databases, target, mode, self.map_size)
+        else:
+            # The gate is held alone, so the snapshot is begun without it.
+            with self._env.begin(buffers=True) as txn:
+                copying.copy(self._env, target, txn, mode)
+        return target
+
+    def _swap(self, target: Path) -> None:
+        """Put `target` in the place of the data file and open it.
+
+        Its lock is taken alone before others can find it: whoever opened it beside the old
+        environment would read the wrong one of its two headers, and take it for an empty file.
+        """
+        with translated(f"replace {self.path}"):
+            file = os.open(target, os.O_RDWR)
+        try:
+            if self.memory:
+                self.path = target
+            else:
+                with translated(f"replace {self.path}"):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    target.replace(self.path)
+        except BaseException:
+            os.close(file)
+            raise
+        self._env.close()
+        self._env = None
+        self.epoch += 1
+        old, self._file = self._file, file
+        os.close(old)
+        self.mark = Mark(file, waits=self.durable or self.memory)
+        with registry.lock:
+            registry.forget(self)
+            registry.register(self, os.fstat(self._file), self.path)
+        self._open_env()
+        # Here nobody reads, whose transaction would not know it. Without room the file lacks it.
+        with contextlib.suppress(lmdb.Error, OSError):
+            for name in set(layout.OPTIONAL) - self.databases.keys():
+                self.mark.make()
+                self.databases[name] = self._env.open_db(name.encode())
+        if self.memory:
+            remove(self.path)
+        else:
+            # Last: should it fail, the file is in place and open all the same.
+            self._nameless = True
+            self._sync_name()
