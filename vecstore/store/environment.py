@@ -61,7 +61,7 @@ CLOSE_TIMEOUT = 5.0
 
 
 class Environment:
-    """One open file. Threads share it; a process opens a file once."""
+    """The LMDB environment of a file, with all that guards it."""
 
     def __init__(
         self,
