@@ -58,24 +58,41 @@ class Recorder:
         if not call.path.startswith(self.folder) or call.path.endswith("-lock"):
             return carry_out()
         names = tuple(Path(name).name for name in (call.path, call.target) if name)
-        new = call.name == "open" and not Path(call.path).exists()
-        # LMDB opens it by itself, so it is met first when it is written.
         durable = call.name in WRITES and call.durable
+        ends = {"unlink": call.path, "rename": call.target, "replace": call.target}
+        gone = _number(ends.get(call.name, ""))
         result = carry_out()
-        if call.name == "open" and new:
-            self._files[Path(call.path).stat().st_ino] = self._made
-            self.events.append(Event("create", self._made, names=names))
-            self._made += 1
+        # The system may give its number to another file.
+        self._files.pop(gone, None)
+        if call.name == "open":
+            self._met(_number(call.path), names)
         elif call.path == self.folder:
             self.events.append(Event("sync names"))
         elif call.file >= 0:
-            file = self._files[os.fstat(call.file).st_ino]
+            # Some files are made by LMDB itself, and are met when they are written.
+            file = self._met(os.fstat(call.file).st_ino, names)
             kind = "write" if call.name in WRITES else "sync" if call.name in SYNCS else call.name
             data = call.data[:result] if kind == "write" else b""
             self.events.append(Event(kind, file, call.offset, data, names, durable))
         elif call.name in ("link", "rename", "replace", "unlink"):
             self.events.append(Event(call.name, names=names))
         return result
+
+    def _met(self, number: int, names: tuple[str, ...]) -> int:
+        if number not in self._files:
+            self._files[number] = self._made
+            self.events.append(Event("create", self._made, names=names))
+            self._made += 1
+        return self._files[number]
+
+
+def _number(path: str) -> int:
+    """The system's number of a file that has no other name; 0 if there is none."""
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        return 0
+    return status.st_ino if path and status.st_nlink == 1 else 0
 
 
 @dataclass
