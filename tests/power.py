@@ -268,10 +268,13 @@ class Recording:
         return written < self._last(self._is_sync, moment) and self.events[moment].name != "write"
 
     def _is_sync(self, at: int) -> bool:
-        """Whether all of the file was on the disk after an event; a compacted one has its name."""
+        """Whether all of the file was on the disk after an event, and its name."""
         event = self.events[at]
-        if event.name == "sync names":
-            return self.events[at - 1].name == "replace"
+        # A compacted file is there once its folder is synced.
+        names = ("replace", "sync names")
+        last = self._last(lambda before: self.events[before].name in names, at)
+        if self.events[last].name == "replace":
+            return event.name == "sync names"
         return event.name == "sync" and event.names == ("torture.vecstore",)
 
     @staticmethod
