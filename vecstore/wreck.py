@@ -108,7 +108,7 @@ class Wreck:
             self.kept: dict[int, Kept] = {}
             self.passed = 0
             self.scanned = False
-            self.certain = self._pages.free is not None
+            self.certain = True
             self.known = False
             self._blocks: dict[tuple[int, int], list[Far]] = {}
             # The first key of a record on each page that no tree leads to.
@@ -168,6 +168,7 @@ class Wreck:
             whole = whole and walk.whole
         if not whole:
             self.scanned = True
+            self.certain = self._pages.free is not None and not self._pages.contradicted
             self._pages.take_spare(seen)
             self._scan(seen)
         for key, value, _ in self._chosen(self._note_damaged):

@@ -391,6 +391,25 @@ def test_a_commit_whose_roots_are_lost_gives_way_to_the_one_before(damaged, plac
     assert damaged.read(damaged.without(places.main, places.free)) == (damaged.now, set())
 
 
+def test_a_list_of_free_pages_that_names_others_costs_nothing(damaged, places):
+    """It has no checksum; but no page that is free is led to."""
+    (lower,) = struct.unpack_from("<H", damaged.data, places.free * PAGE + 12)
+    used = sorted(set.union(*places.needed.values()))
+    for place in struct.unpack_from(
+        f"<{(lower - 16) // 2}H", damaged.data, places.free * PAGE + 16
+    ):
+        at = places.free * PAGE + place + 16
+        (count,) = struct.unpack_from("<Q", damaged.data, at)
+        for number in range(1, count + 1):
+            data = bytearray(damaged.data)
+            # The lists descend.
+            listed = [2**64 - 1, *struct.unpack_from(f"<{count}Q", data, at + 8), 0]
+            between = [page for page in used if listed[number - 1] > page > listed[number + 1]]
+            if between:
+                struct.pack_into("<Q", data, at + 8 * number, between[0])
+                damaged.assert_true(bytes(data), damaged.now)
+
+
 def test_either_header_page_is_enough(tmp_path):
     path = tmp_path / "one.vecstore"
     with vecstore.open(path) as db:
