@@ -643,6 +643,28 @@ def test_an_adapter_is_kept(tmp_path, target):
         assert notes.search("one", 2).to_dicts() == wanted
 
 
+def test_an_adapter_that_is_not_the_collections_is_left_out(tmp_path, target):
+    source = tmp_path / "adapted.vecstore"
+    adapter = Adapter(dim=DIM, queries=Affine(np.eye(DIM)[::-1]), name="turned")
+    bare = HashEncoder(DIM)
+    with vecstore.open(source) as db:
+        notes = db.collection("notes", encoder=AdaptedEncoder(bare, adapter))
+        notes.add(["one text"], ids=[1])
+        db.writing(
+            lambda txn: catalog.change_encoder(
+                txn, catalog.find(txn, "notes"), bare.name, bare.fingerprint
+            )
+        )
+        assert db.check() != []
+    vecstore.salvage(source, target)
+
+    with vecstore.open(target) as db:
+        assert db.check() == []
+        notes = db.collection("notes", encoder=bare)
+        assert notes.adapter is None
+        assert notes.count() == 1
+
+
 def test_the_records_of_a_lost_collection_are_left_over(damaged, places, target):
     damaged.path.write_bytes(damaged.without(*places.meta))
     report = salvaged(damaged.path, target)
