@@ -410,6 +410,20 @@ def test_a_list_of_free_pages_that_names_others_costs_nothing(damaged, places):
                 damaged.assert_true(bytes(data), damaged.now)
 
 
+def test_what_leads_to_a_wrong_vector_costs_nothing(damaged, places):
+    """A block says whose it is and how long; what leads to it is not believed."""
+    root = places.trees["tiers"] * PAGE
+    (lower,) = struct.unpack_from("<H", damaged.data, root + 12)
+    nodes = struct.unpack_from(f"<{(lower - 16) // 2}H", damaged.data, root + 16)
+    blocks = [root + at for at in nodes if damaged.data[root + at + 12] == 0]
+    for at, other in itertools.pairwise(blocks):
+        data = bytearray(damaged.data)
+        struct.pack_into("<H", data, at, 40)
+        assert damaged.read(bytes(data)) == (damaged.now, set())
+        data[at + 17 : at + 25] = data[other + 17 : other + 25]
+        assert damaged.read(bytes(data)) == (damaged.now, set())
+
+
 def test_either_header_page_is_enough(tmp_path):
     path = tmp_path / "one.vecstore"
     with vecstore.open(path) as db:

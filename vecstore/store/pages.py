@@ -26,6 +26,8 @@ from vecstore.store.files import check_path
 PAGE_SIZES = (4096, 8192, 16384, 32768)
 # LMDB's own limit.
 DEEPEST = 32
+# As much as so many times the file is read of values that share their pages with others.
+READ_AGAIN = 4
 # So many pages are looked at to guess their size where both header pages are lost.
 SAMPLE = 2000
 
@@ -128,11 +130,12 @@ class Walk:
                 continue
             self._seen[number] = 1
             for key, value, sub in sorted(nodes.items, key=lambda item: self._order(item[0])):
-                if not isinstance(value, Far) or self._pages.take(value, self._seen):
+                taken = self._pages.take(value, self._seen) if isinstance(value, Far) else True
+                # Of two that name one page one is wrong: what is read there tells which.
+                self.passed += not taken
+                if taken is not None:
                     self.found += 1
                     yield key, value, sub
-                else:
-                    self.passed += 1
 
     def _ascend(self, edges: list[bytes | None]) -> bool:
         known = [self._order(edge) for edge in edges if edge is not None]
@@ -195,6 +198,7 @@ class Pages:
             self.count = self._bytes // self.size
             self.trees: dict[str, Tree] = {}
             self._spare: list[slice] = []
+            self._again = READ_AGAIN * self._bytes
             self._last = self.count
             self.free: bytearray | None = None
             self.contradicted = False
@@ -255,6 +259,11 @@ class Pages:
         data = self._read(value.page * self.size + _HEAD.size, value.size)
         return data if len(data) == value.size else None
 
+    def widest(self, value: Far) -> Far:
+        """All that the pages of a value can hold, where it says itself how long it is."""
+        page = self.page(value.page)
+        return value if page is None else self.far(value.page, page) or value
+
     def far(self, number: int, page: bytes) -> Far | None:
         """All that the pages can hold that begin with this one, if a value begins there."""
         _, _, flags, pages = _BIG_HEAD.unpack_from(page)
@@ -274,13 +283,19 @@ class Pages:
         fits = needed <= pages <= self.count - value.page
         return pages if number == value.page and flags == _BIG and fits else 0
 
-    def take(self, value: Far, seen: bytearray) -> bool:
-        """Note the pages of a value; False if they are none, or were met before."""
+    def take(self, value: Far, seen: bytearray) -> bool | None:
+        """Note the pages of a value; False if some were met before, None if they are none.
+
+        None too once too much was met before: an attacker's values may all be the same large one.
+        """
         count = self._pages_of(value)
+        if not count:
+            return None
         used = -(-(_BIG_HEAD.size + value.size) // self.size)
         part = slice(value.page, value.page + used)
-        if not count or 1 in seen[part]:
-            return False
+        if 1 in seen[part]:
+            self._again -= value.size
+            return False if self._again >= 0 else None
         # If they are free the list of these is wrong: what names a value is no old page.
         self._is_free(part)
         seen[part] = b"\1" * used
