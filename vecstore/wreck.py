@@ -31,15 +31,14 @@ from vecstore.layout import BLOCK_ROWS, FULL_TIER, Block, Form, Packed, State
 from vecstore.metadata import plain_metadata
 from vecstore.record_layout import Part, Passages
 from vecstore.spec import CollectionSpec, Id, check_id, encode_utf8
-from vecstore.store.pages import Far, Pages, Value, Walk
+from vecstore.store.pages import READ_AGAIN, Far, Pages, Value, Walk
 from vecstore.values import EXPIRES
 from vecstore.vectors import are_sound
 
 # Bytes of blocks, and pages of records, that are kept at hand.
 BLOCKS_KEPT, PAGES_KEPT = 64 << 20, 256
-# So many values of one block may be found, and of the values that pages name to which no tree leads
-# as much is read as so many times the file: those of an attacker may all be the same large one.
-VALUES_OF_BLOCK, READ_AGAIN = 16, 4
+# So many values of one block may be found.
+VALUES_OF_BLOCK = 16
 _PART = tuple(Part.__dataclass_fields__)
 _SPEC, _STATE, _ADAPTER = (
     make(0)[:-4] for make in (layout.spec_key, layout.state_key, layout.adapter_key)
@@ -108,7 +107,7 @@ class Wreck:
             self.kept: dict[int, Kept] = {}
             self.passed = 0
             self.scanned = False
-            self.certain = self._pages.free is not None
+            self.certain = True
             self.known = False
             self._blocks: dict[tuple[int, int], list[Far]] = {}
             # The first key of a record on each page that no tree leads to.
@@ -168,6 +167,7 @@ class Wreck:
             whole = whole and walk.whole
         if not whole:
             self.scanned = True
+            self.certain = self._pages.free is not None and not self._pages.contradicted
             self._pages.take_spare(seen)
             self._scan(seen)
         for key, value, _ in self._chosen(self._note_damaged):
@@ -220,7 +220,7 @@ class Wreck:
     def _note_block(self, key: bytes, value: Value, certain: bool) -> None:
         if len(key) == 9 and key[4] == FULL_TIER and isinstance(value, Far):
             place = int.from_bytes(key[:4], "big"), int.from_bytes(key[5:], "big")
-            self._blocks.setdefault(place, []).append(value)
+            self._blocks.setdefault(place, []).append(self._pages.widest(value))
 
     def _note_part(self, key: bytes, value: bytes) -> None:
         kept = self.kept.setdefault(int.from_bytes(key[:4], "big"), Kept())
@@ -451,8 +451,9 @@ class Wreck:
         return found
 
     def _sound(self, place: tuple[int, int], form: Form) -> Iterable[Block]:
+        longest = layout.HEADER.size + form.block_bytes(BLOCK_ROWS)
         for value in self._blocks.get(place, ()):
-            data = self._pages.load(value)
+            data = self._pages.load(Far(value.page, min(value.size, longest)))
             try:
                 layout.verify_bulk(data or b"", "block")
                 held = layout.check_block(data or b"", *place, form)

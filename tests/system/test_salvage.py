@@ -391,6 +391,39 @@ def test_a_commit_whose_roots_are_lost_gives_way_to_the_one_before(damaged, plac
     assert damaged.read(damaged.without(places.main, places.free)) == (damaged.now, set())
 
 
+def test_a_list_of_free_pages_that_names_others_costs_nothing(damaged, places):
+    """It has no checksum; but no page that is free is led to."""
+    (lower,) = struct.unpack_from("<H", damaged.data, places.free * PAGE + 12)
+    used = sorted(set.union(*places.needed.values()))
+    for place in struct.unpack_from(
+        f"<{(lower - 16) // 2}H", damaged.data, places.free * PAGE + 16
+    ):
+        at = places.free * PAGE + place + 16
+        (count,) = struct.unpack_from("<Q", damaged.data, at)
+        for number in range(1, count + 1):
+            data = bytearray(damaged.data)
+            # The lists descend.
+            listed = [2**64 - 1, *struct.unpack_from(f"<{count}Q", data, at + 8), 0]
+            between = [page for page in used if listed[number - 1] > page > listed[number + 1]]
+            if between:
+                struct.pack_into("<Q", data, at + 8 * number, between[0])
+                damaged.assert_true(bytes(data), damaged.now)
+
+
+def test_what_leads_to_a_wrong_vector_costs_nothing(damaged, places):
+    """A block says whose it is and how long; what leads to it is not believed."""
+    root = places.trees["tiers"] * PAGE
+    (lower,) = struct.unpack_from("<H", damaged.data, root + 12)
+    nodes = struct.unpack_from(f"<{(lower - 16) // 2}H", damaged.data, root + 16)
+    blocks = [root + at for at in nodes if damaged.data[root + at + 12] == 0]
+    for at, other in itertools.pairwise(blocks):
+        data = bytearray(damaged.data)
+        struct.pack_into("<H", data, at, 40)
+        assert damaged.read(bytes(data)) == (damaged.now, set())
+        data[at + 17 : at + 25] = data[other + 17 : other + 25]
+        assert damaged.read(bytes(data)) == (damaged.now, set())
+
+
 def test_either_header_page_is_enough(tmp_path):
     path = tmp_path / "one.vecstore"
     with vecstore.open(path) as db:
@@ -622,6 +655,28 @@ def test_an_adapter_is_kept(tmp_path, target):
         notes = db.collection("notes", encoder=HashEncoder(DIM))
         assert notes.adapter.to_bytes() == adapter.to_bytes()
         assert notes.search("one", 2).to_dicts() == wanted
+
+
+def test_an_adapter_that_is_not_the_collections_is_left_out(tmp_path, target):
+    source = tmp_path / "adapted.vecstore"
+    adapter = Adapter(dim=DIM, queries=Affine(np.eye(DIM)[::-1]), name="turned")
+    bare = HashEncoder(DIM)
+    with vecstore.open(source) as db:
+        notes = db.collection("notes", encoder=AdaptedEncoder(bare, adapter))
+        notes.add(["one text"], ids=[1])
+        db.writing(
+            lambda txn: catalog.change_encoder(
+                txn, catalog.find(txn, "notes"), bare.name, bare.fingerprint
+            )
+        )
+        assert db.check() != []
+    vecstore.salvage(source, target)
+
+    with vecstore.open(target) as db:
+        assert db.check() == []
+        notes = db.collection("notes", encoder=bare)
+        assert notes.adapter is None
+        assert notes.count() == 1
 
 
 def test_the_records_of_a_lost_collection_are_left_over(damaged, places, target):

@@ -26,6 +26,8 @@ from vecstore.store.files import check_path
 PAGE_SIZES = (4096, 8192, 16384, 32768)
 # LMDB's own limit.
 DEEPEST = 32
+# As much as so many times the file is read of values that share their pages with others.
+READ_AGAIN = 4
 # So many pages are looked at to guess their size where both header pages are lost.
 SAMPLE = 2000
 
@@ -128,11 +130,12 @@ class Walk:
                 continue
             self._seen[number] = 1
             for key, value, sub in sorted(nodes.items, key=lambda item: self._order(item[0])):
-                if not isinstance(value, Far) or self._pages.take(value, self._seen):
+                taken = self._pages.take(value, self._seen) if isinstance(value, Far) else True
+                # Of two that name one page one is wrong: what is read there tells which.
+                self.passed += not taken
+                if taken is not None:
                     self.found += 1
                     yield key, value, sub
-                else:
-                    self.passed += 1
 
     def _ascend(self, edges: list[bytes | None]) -> bool:
         known = [self._order(edge) for edge in edges if edge is not None]
@@ -178,6 +181,7 @@ class Pages:
         headers: The header pages that are of use, the newest commit first.
         trees: The databases by their names, of the newest commit of which something can be read.
         free: A byte for each page, 1 if no tree uses it; None where that cannot be read.
+        contradicted: Whether something led to a free page: then neither can be relied upon.
         seen: As many, 1 if it was met on the way to the databases.
     """
 
@@ -194,8 +198,10 @@ class Pages:
             self.count = self._bytes // self.size
             self.trees: dict[str, Tree] = {}
             self._spare: list[slice] = []
+            self._again = READ_AGAIN * self._bytes
             self._last = self.count
             self.free: bytearray | None = None
+            self.contradicted = False
             self.seen = bytearray(self.count)
             self._read_trees()
         except BaseException:
@@ -253,6 +259,11 @@ class Pages:
         data = self._read(value.page * self.size + _HEAD.size, value.size)
         return data if len(data) == value.size else None
 
+    def widest(self, value: Far) -> Far:
+        """All that the pages of a value can hold, where it says itself how long it is."""
+        page = self.page(value.page)
+        return value if page is None else self.far(value.page, page) or value
+
     def far(self, number: int, page: bytes) -> Far | None:
         """All that the pages can hold that begin with this one, if a value begins there."""
         _, _, flags, pages = _BIG_HEAD.unpack_from(page)
@@ -272,13 +283,21 @@ class Pages:
         fits = needed <= pages <= self.count - value.page
         return pages if number == value.page and flags == _BIG and fits else 0
 
-    def take(self, value: Far, seen: bytearray) -> bool:
-        """Note the pages of a value; False if they are none, or were met before."""
+    def take(self, value: Far, seen: bytearray) -> bool | None:
+        """Note the pages of a value; False if some were met before, None if they are none.
+
+        None too once too much was met before: an attacker's values may all be the same large one.
+        """
         count = self._pages_of(value)
+        if not count:
+            return None
         used = -(-(_BIG_HEAD.size + value.size) // self.size)
         part = slice(value.page, value.page + used)
-        if not count or 1 in seen[part] or (self.free is not None and 1 in self.free[part]):
-            return False
+        if 1 in seen[part]:
+            self._again -= value.size
+            return False if self._again >= 0 else None
+        # If they are free the list of these is wrong: what names a value is no old page.
+        self._is_free(part)
         seen[part] = b"\1" * used
         if count > used:
             self._spare.append(slice(part.stop, value.page + count))
@@ -295,11 +314,17 @@ class Pages:
 
     # Pages of trees
 
+    def _is_free(self, part: slice) -> bool:
+        """Whether a page is free that something leads to; one of both is wrong then."""
+        found = self.free is not None and 1 in self.free[part]
+        self.contradicted = self.contradicted or found
+        return found
+
     def nodes(self, number: int, seen: bytearray) -> Nodes | None:
         """What is on a page of a tree; None if it is damaged, free, or was met before."""
         if not 2 <= number < self.count or seen[number]:
             return None
-        if self.free is not None and self.free[number]:
+        if self._is_free(slice(number, number + 1)):
             return None
         page = self.page(number)
         return None if page is None else self.parse(page)
@@ -394,7 +419,7 @@ class Pages:
         """Find the databases, by the newest header that leads to them, or knows what is free."""
         while self.headers:
             header = self.headers[0]
-            self.free, self.seen = None, bytearray(self.count)
+            self.free, self.seen, self.contradicted = None, bytearray(self.count), False
             self.free = self._read_free(header)
             for key, value, sub in Walk(self, header.main, self.seen):
                 if sub and isinstance(value, bytes) and len(value) == _TREE.size:
@@ -404,7 +429,7 @@ class Pages:
                 self._last = header.last
                 return
             self.headers = self.headers[1:]
-        self.free, self.seen = None, bytearray(self.count)
+        self.free, self.seen, self.contradicted = None, bytearray(self.count), False
 
     def _read_free(self, header: Header) -> bytearray | None:
         """Which pages no tree uses, if all of that can be read."""
@@ -414,35 +439,40 @@ class Pages:
         for _, value, _ in walk:
             data = self.load(value)
             numbers = np.frombuffer(data or b"", "<u8", len(data or b"") // 8)
-            if not len(numbers) or numbers[0] != len(numbers) - 1:
+            listed = numbers[1:]
+            if not len(numbers) or numbers[0] != len(listed) or (listed < 2).any():
                 return None
-            inside = numbers[1:][numbers[1:] < self.count]
-            if (inside < 2).any():
+            inside = listed[listed < self.count].astype(np.intp)
+            # LMDB's lists descend, and no page is in two.
+            if (listed[1:] >= listed[:-1]).any() or (listed > header.last).any():
                 return None
-            marked[inside.astype(np.intp)] = 1
+            if marked[inside].any():
+                return None
+            marked[inside] = 1
         return free if walk.whole else None
 
     # Pages that no tree leads to
 
     def loose(self, seen: bytearray) -> Iterator[tuple[int, bytes]]:
         """Pages that were not met and are not free, as far as that is known; they get met."""
+        known = None if self.contradicted else self.free
         # What lies beyond the last page was never part of a commit, if that is true.
         end = self.count if 1 in seen[self._last + 1 :] else min(self.count, self._last + 1)
         for number in range(2, end):
-            if seen[number] or (self.free is not None and self.free[number]):
+            if seen[number] or (known is not None and known[number]):
                 continue
             page = self.page(number)
             if page is None:
                 continue
             seen[number] = 1
             far = self.far(number, page)
-            if far is not None and self.free is not None:
-                self._pass_over(far, seen)
+            if far is not None and known is not None:
+                self._pass_over(far, seen, known)
             yield number, page
 
-    def _pass_over(self, value: Far, seen: bytearray) -> None:
+    def _pass_over(self, value: Far, seen: bytearray, free: bytearray) -> None:
         """Note the pages behind the first of a value, unless one of them is something else."""
         part = slice(value.page + 1, value.page + self._pages_of(value))
-        taken = 1 in seen[part] or (self.free is not None and 1 in self.free[part])
+        taken = 1 in seen[part] or 1 in free[part]
         if part.stop > part.start and not taken:
             seen[part] = b"\1" * (part.stop - part.start)
