@@ -17,6 +17,7 @@ import os
 import statistics
 import tempfile
 import time
+from array import array
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -70,7 +71,8 @@ class _Soak:
     def __init__(self, path: Path, seed: int, size: int) -> None:
         self.path, self.world = path, _World(seed, size)
         self.rng = self.world.rng
-        self.times: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        # When each call of a kind began, and how long it took; in few bytes, for memory is judged.
+        self.times: dict[str, array[float]] = defaultdict(lambda: array("d"))
         self.wrong: list[str] = []
         self.calls = 0
         self.recalls: list[float] = []
@@ -95,7 +97,7 @@ class _Soak:
         begun = time.perf_counter()
         result = call()
         now = time.perf_counter()
-        self.times[name].append((time.monotonic() - self.begun, now - begun))
+        self.times[name].extend((time.monotonic() - self.begun, now - begun))
         self.calls += 1
         return result
 
@@ -343,7 +345,10 @@ class _Soak:
         self.db.close()
 
     def median(self, name: str, start: float, stop: float) -> float:
-        found = [took for at, took in self.times[name] if start <= at <= stop]
+        both = self.times[name]
+        found = [
+            took for at, took in zip(both[::2], both[1::2], strict=True) if start <= at <= stop
+        ]
         return statistics.median(found) if found else float("nan")
 
 
