@@ -27,7 +27,7 @@ from vecstore.attached import Attached
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError, FormatError, UsageError
 from vecstore.index_layout import PLAN
-from vecstore.layout import BLOCK_ROWS, FULL_TIER, Block, Form, Packed, State
+from vecstore.layout import BLOCK_ROWS, Block, Form, Packed, State
 from vecstore.metadata import plain_metadata
 from vecstore.record_layout import Part, Passages
 from vecstore.spec import CollectionSpec, Id, check_id, encode_utf8
@@ -218,9 +218,29 @@ class Wreck:
             kept.kind = kind
 
     def _note_block(self, key: bytes, value: Value, certain: bool) -> None:
-        if len(key) == 9 and key[4] == FULL_TIER and isinstance(value, Far):
-            place = int.from_bytes(key[:4], "big"), int.from_bytes(key[5:], "big")
-            self._blocks.setdefault(place, []).append(self._pages.widest(value))
+        if isinstance(value, Far):
+            self._add_block(self._block_at(self._pages.widest(value)))
+
+    def _block_at(self, far: Far) -> tuple[tuple[int, int], Far] | None:
+        """Whose block it is that begins there, as it says itself, and its value; None for others.
+
+        Keys have no checksum.
+        """
+        head = self._pages.load(Far(far.page, layout.HEADER.size))
+        if head is None:
+            return None
+        magic, kind, *_, first, length, _, number = layout.HEADER.unpack(head)
+        value = Far(far.page, layout.HEADER.size + length)
+        ours = (magic, kind) == (layout.HEADER_MAGIC, layout.FULL_BLOCK)
+        if not ours or first % BLOCK_ROWS or value.size > far.size:
+            return None
+        return (number, first // BLOCK_ROWS), value
+
+    def _add_block(self, found: tuple[tuple[int, int], Far] | None) -> None:
+        if found is not None:
+            values = self._blocks.setdefault(found[0], [])
+            if len(values) < VALUES_OF_BLOCK:
+                values.append(found[1])
 
     def _note_part(self, key: bytes, value: bytes) -> None:
         kept = self.kept.setdefault(int.from_bytes(key[:4], "big"), Kept())
@@ -244,21 +264,13 @@ class Wreck:
         self._loose.sort()
 
     def _note_loose_block(self, far: Far, seen: bytearray) -> None:
-        head = self._pages.load(Far(far.page, layout.HEADER.size))
-        if head is None:
+        found = self._block_at(far)
+        if found is None or not self._is_whole(found[1]):
             return
-        magic, kind, *_, first, length, _, number = layout.HEADER.unpack(head)
-        if (magic, kind) != (layout.HEADER_MAGIC, layout.FULL_BLOCK) or first % BLOCK_ROWS:
-            return
-        value = Far(far.page, layout.HEADER.size + length)
-        if value.size > far.size or not self._is_whole(value):
-            return
-        values = self._blocks.setdefault((number, first // BLOCK_ROWS), [])
-        if len(values) < VALUES_OF_BLOCK:
-            values.append(value)
+        self._add_block(found)
         # What is in a sound value is no page of anything else.
-        pages = -(-(value.size + 16) // self._pages.size)
-        seen[value.page : value.page + pages] = b"\1" * pages
+        pages = -(-(found[1].size + 16) // self._pages.size)
+        seen[far.page : far.page + pages] = b"\1" * pages
 
     def _is_whole(self, value: Far) -> bool:
         data = self._pages.load(value)

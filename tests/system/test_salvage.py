@@ -422,6 +422,8 @@ def test_what_leads_to_a_wrong_vector_costs_nothing(damaged, places):
         assert damaged.read(bytes(data)) == (damaged.now, set())
         data[at + 17 : at + 25] = data[other + 17 : other + 25]
         assert damaged.read(bytes(data)) == (damaged.now, set())
+        for place in range(8, 17):
+            assert damaged.read(damaged.flipped(at + place, 0)) == (damaged.now, set())
 
 
 def test_either_header_page_is_enough(tmp_path):
