@@ -43,6 +43,7 @@ _PART = tuple(Part.__dataclass_fields__)
 _SPEC, _STATE, _ADAPTER = (
     make(0)[:-4] for make in (layout.spec_key, layout.state_key, layout.adapter_key)
 )
+_NAME = layout.name_key("")
 
 
 @dataclass(slots=True)
@@ -109,6 +110,8 @@ class Wreck:
             self.scanned = False
             self.certain = True
             self.known = False
+            self._specs: list[Entry] = []
+            self._named: dict[str, int] = {}
             self._blocks: dict[tuple[int, int], list[Far]] = {}
             # The first key of a record on each page that no tree leads to.
             self._loose: list[tuple[bytes, int]] = []
@@ -170,18 +173,27 @@ class Wreck:
             self.certain = self._pages.free is not None and not self._pages.contradicted
             self._pages.take_spare(seen)
             self._scan(seen)
+        self._place_specs()
         for key, value, _ in self._chosen(self._note_damaged):
             if record_layout.is_passage(value):
                 self._note_part(key, value)
         for kept in self.kept.values():
             kept.orders = np.array(kept.parts[:: len(_PART)], np.uint64)
 
+    def _place_specs(self) -> None:
+        """Give each collection its spec: that to which a name leads, for keys have no checksum."""
+        owners = [self._named.get(entry.spec.name, entry.number) for entry in self._specs]
+        placed = list(zip(owners, self._specs, strict=True))
+        for owner, entry in sorted(placed, key=lambda pair: pair[0] != pair[1].number):
+            kept = self.kept.setdefault(owner, Kept())
+            kept.entry = kept.entry or entry
+
     def _of(self, key: bytes) -> Kept:
         """What is known of the collection whose number ends a key of `meta`."""
         return self.kept.setdefault(int.from_bytes(key[-4:], "big"), Kept())
 
     def _note_meta(self, key: bytes, value: Value, certain: bool) -> None:
-        ours = key == layout.KEY_FORMAT or key.startswith((_SPEC, _STATE, _ADAPTER))
+        ours = key == layout.KEY_FORMAT or key.startswith((_NAME, _SPEC, _STATE, _ADAPTER))
         data = self._pages.load(value) if ours else None
         if data is None:
             return
@@ -189,8 +201,11 @@ class Wreck:
             if key == layout.KEY_FORMAT:
                 self._check_format(layout.unpack_meta(data, "meta: format"))
             elif len(key) == len(_SPEC) + 4 and key.startswith(_SPEC):
-                entry = catalog.parse(int.from_bytes(key[-4:], "big"), data)
-                self._of(key).entry = self._of(key).entry or entry
+                self._specs.append(catalog.parse(int.from_bytes(key[-4:], "big"), data))
+            elif key.startswith(_NAME):
+                name = key.removeprefix(_NAME).decode("utf-8", "replace")
+                number = layout.unpack_meta(data, "meta: a name").get("number")
+                self._named.setdefault(name, number if isinstance(number, int) else 0)
             elif len(key) == len(_STATE) + 4 and key.startswith(_STATE) and certain:
                 self._of(key).state = State.unpack(data)
             elif len(key) == len(_ADAPTER) + 4 and key.startswith(_ADAPTER):

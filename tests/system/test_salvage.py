@@ -426,6 +426,18 @@ def test_what_leads_to_a_wrong_vector_costs_nothing(damaged, places):
             assert damaged.read(damaged.flipped(at + place, 0)) == (damaged.now, set())
 
 
+def test_a_spec_under_a_wrong_key_is_still_its_collections(damaged):
+    for number in (1, 2, 4, 5):
+        data, key = bytearray(damaged.data), b"spec/" + number.to_bytes(4, "big")
+        # Old pages have it, too.
+        at = -1
+        while (at := data.find(key, at + 1)) >= 0:
+            data[at + 8] ^= 2
+        certain, uncertain = damaged.read(bytes(data))
+
+        assert (certain, uncertain) == (damaged.now, set())
+
+
 def test_either_header_page_is_enough(tmp_path):
     path = tmp_path / "one.vecstore"
     with vecstore.open(path) as db:
