@@ -1,11 +1,13 @@
 """What the file says of an index, and how long that is remembered."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from indexed import DIM, clusters, filled, small_indexes
 
 import vecstore
-from vecstore import Database, catalog, index_layout, layout, maintenance
+from vecstore import CorruptionError, Database, catalog, index_layout, layout, maintenance
 from vecstore.ann import index
 from vecstore.ann.index import Index
 from vecstore.index_layout import NO_LIST
@@ -183,3 +185,18 @@ def test_plans_that_say_nothing_sensible_are_damage(memory) -> None:
         with memory.reading() as reader, pytest.raises(vecstore.CorruptionError, match="plan"):
             index.load(reader, entry, catalog.state(reader, entry.number))
     memory.writing(lambda txn: txn.put("index", key, value))
+
+
+def test_budgets_that_could_not_be_read_again_are_not_written(memory) -> None:
+    filled(memory, index="ivf")
+    before = load(memory).budgets
+
+    def work(txn) -> None:
+        entry = catalog.find(txn, "points")
+        found = index.load(txn, entry, catalog.state(txn, entry.number))
+        spoiled = replace(found, budgets={**found.budgets, "gap": float("inf")})
+        index.save_plan(txn, entry.number, spoiled)
+
+    with pytest.raises(CorruptionError, match="no index can be made"):
+        memory.writing(work)
+    assert load(memory).budgets == before

@@ -251,8 +251,13 @@ def save_plan(txn: Transaction, number: int, index: Index) -> None:
         "arrived": index.arrived,
         "budgets": index.budgets,
     }
-    # What could not be read again is an error now, while nothing is lost.
-    _check_plan(values)
+    try:
+        # What could not be read again is an error now, while nothing is lost.
+        _check_plan(values)
+    except ValueError as error:
+        raise CorruptionError(
+            f"tiers: of the vectors of collection {number} no index can be made: {error}"
+        ) from error
     txn.put("index", index_layout.index_key(number, PLAN), layout.pack_meta(values))
 
 
