@@ -576,9 +576,18 @@ def test_a_time_that_is_not_one_is_refused():
 # Small values
 
 
-@given(st.integers(0, 63), st.integers(0, 2**63), st.integers(0, 2**63), st.integers(1, 2**26 - 1))
-def test_counters_come_back(rows, order, generation, blocks):
+@given(
+    st.integers(0, 63),
+    st.integers(0, layout.MAX_ORDERS),
+    st.integers(0, 2**63),
+    st.integers(1, 2**26 - 1),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+)
+def test_counters_come_back(rows, order, generation, blocks, expires, earliest):
     state = State(rows, order, generation, blocks, blocks - 1 if rows else NO_BLOCK, rows)
+    if expires and rows:
+        state.expiring, state.earliest = rows, earliest
 
     assert State.unpack(memoryview(state.pack())) == state
 
@@ -589,6 +598,8 @@ def test_counters_come_back(rows, order, generation, blocks):
         State(records=1),
         State(records=65, blocks=1),
         State(blocks=2**26),
+        State(next_order=layout.MAX_ORDERS + 1),
+        State(records=1, blocks=1, expiring=2),
         State(blocks=1, open_block=1, open_rows=1),
         State(blocks=1, open_block=0, open_rows=0),
         State(blocks=1, open_block=0, open_rows=64),

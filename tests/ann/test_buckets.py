@@ -342,12 +342,8 @@ def test_few_rows_have_no_buckets(memory: Any, monkeypatch: Any) -> None:
     collection.delete(range(300))
     truth.rows = {key: bits for key, bits in truth.rows.items() if key >= 300}
     assert truth.check(collection, vectors[0], 5).plan.method == "buckets"
-    assert collection.optimize() | {"seconds": 0} == {
-        "trained": False,
-        "calibrated": False,
-        "lists": 0,
-        "seconds": 0,
-    }
+    told = collection.optimize()
+    assert (told["trained"], told["calibrated"], told["lists"]) == (False, False, 0)
     assert truth.check(collection, vectors[0], 5).plan.method == "scan"
     assert collection.stats()["index"] == "hash"
 
