@@ -39,7 +39,9 @@ def test_every_call_is_there_and_answers_as_the_other(path: Path) -> None:
             assert await found.facets("n") == one.facets("n")
             await found.update(3, metadata={"n": 100})
             assert await found.delete([1, 2]) == 2
-            assert await db.collections() == ["c"]
+            assert (await db.rename("c", "d")).name == "d"
+            assert await db.collections() == ["d"]
+            await db.rename("d", "c")
             assert (await db.stats())["collections"]["c"]["records"] == 598
             assert await db.check() == []
             assert found.name == "c"
@@ -138,7 +140,7 @@ def test_a_write_that_is_cancelled_happens_whole_or_not_at_all(path: Path) -> No
     ("sync", "threaded"), [(Collection, AsyncCollection), (Database, AsyncDatabase)]
 )
 def test_arguments_are_those_of_the_call(sync: Any, threaded: Any) -> None:
-    own = {"open", "run", "scan", "collection"}
+    own = {"open", "run", "scan", "collection", "rename"}
     names = [name for name, _ in inspect.getmembers(threaded, inspect.iscoroutinefunction)]
     names = [name for name in names if not name.startswith("_") and name not in own]
     assert len(names) >= 8

@@ -1,5 +1,9 @@
 """Is nothing left in the file of what was deleted securely? The bytes of the file say."""
 
+import contextlib
+import fcntl
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import vecstore
 from vecstore import Chunking, Collection, Database, LockedError, ReadOnlyError, StoreError
 from vecstore.encoders import HashEncoder
 from vecstore.hits import Deleted
+from vecstore.store import files
 
 COUNT, DIM = 700, 32
 VECTORS = np.random.default_rng(5).normal(size=(COUNT, DIM)).astype(np.float32)
@@ -194,10 +199,76 @@ def test_who_is_not_alone_deletes_nothing_securely(path: Path, run_python: Any) 
         assert words_of(0)[2] in found
 
 
-def test_a_snapshot_keeps_secure_deletion_waiting(db: Database) -> None:
+def test_a_snapshot_keeps_secure_deletion_from_beginning(db: Database) -> None:
     found = filled(db, "flat")
     with db.snapshot(), pytest.raises(LockedError):
         found.delete(words_of(0)[2], secure=True, timeout=0.1)
+    assert words_of(0)[2] in found
+
+
+@pytest.mark.parametrize("call", ["delete", "close"])
+def test_whoever_asks_for_the_file_alone_keeps_others_from_compacting_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A lock that is asked for in vain is lost for a moment; nobody may compact just then."""
+    db = vecstore.open(path, durable=False)
+    found = filled(db, "flat")
+    real, seen = fcntl.flock, []
+    # Another handle of the file stands for another process.
+    other = os.open(path, os.O_RDWR)
+    real(other, fcntl.LOCK_SH)
+
+    def flock(file: int, operation: int) -> None:
+        try:
+            real(file, operation)
+        except BlockingIOError:
+            with pytest.raises(LockedError):
+                files.take_writer_byte(other, 0.0, path)
+            seen.append(operation)
+            raise
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if call == "delete":
+        with pytest.raises(LockedError, match="another process"):
+            found.delete(words_of(0)[2], secure=True)
+        with pytest.raises(BlockingIOError):
+            # The lock is there again.
+            real(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert words_of(0)[2] in found
+    db.close()
+    assert seen
+    os.close(other)
+
+
+def test_processes_that_delete_and_compact_lose_nothing(path: Path, run_python: Any) -> None:
+    with vecstore.open(path, durable=False) as db:
+        found = db.collection("c", dim=2)
+        found.add(vectors=[[1, 0]], ids=["first"])
+        program = """
+            import sys, time, vecstore
+            end = time.monotonic() + 2
+            with vecstore.open(sys.argv[1], durable=False) as db:
+                found = db.collection("c")
+                while time.monotonic() < end:
+                    try:
+                        db.compact(timeout=1)
+                    except vecstore.LockedError:
+                        pass
+                    assert "first" in found
+        """
+        with ThreadPoolExecutor(1) as pool:
+            running, number = pool.submit(run_python, program, path), 0
+            while not running.done():
+                with contextlib.suppress(LockedError):
+                    found.delete("nobody", secure=True, timeout=1)
+                with contextlib.suppress(LockedError):
+                    found.add(vectors=[[0, 1]], ids=[number], timeout=1)
+                    number += 1
+            running.result()
+        wanted = {"first", *range(number)}
+    with vecstore.open(path) as db:
+        assert {record.id for record in db.collection("c").scan()} == wanted
+        assert db.check() == []
 
 
 def test_secure_deletion_is_refused_inside_a_transaction_and_in_views(db: Database) -> None:

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,13 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = START
+        # What happens when somebody looks at it the next time.
+        self.then: Callable[[], object] | None = None
 
     def __call__(self) -> int:
+        if self.then is not None:
+            work, self.then = self.then, None
+            work()
         return instant(self.now) * 1000
 
     def forward(self, seconds: float) -> None:
@@ -106,6 +111,17 @@ def test_a_view_is_of_one_moment(db: Database, clock: Clock) -> None:
         assert sorted(view.collection("c").search(QUERY).ids) == [0, 1]
         assert view.collection("c").count() == 2
         assert found.count() == 1
+
+
+def test_searches_of_other_moments_do_not_meet(db: Database, clock: Clock) -> None:
+    """A search of an older view, between the beginning of a search and its end."""
+    found = filled(db, [after(10), None])
+    with db.snapshot() as view:
+        clock.forward(20)
+        seen = []
+        clock.then = lambda: seen.append(sorted(view.collection("c").search(QUERY).ids))
+        assert found.search(QUERY).ids == [1]
+        assert seen == [[0, 1]]
 
 
 def test_a_clock_that_goes_back_brings_back_what_was_not_purged(db: Database, clock: Clock) -> None:
@@ -345,6 +361,15 @@ def test_an_instant_beyond_all_years_is_refused(db: Database) -> None:
     west = timezone(timedelta(hours=-5))
     with pytest.raises(UsageError, match="years 1 to 9999"):
         filled(db, [datetime.max.replace(tzinfo=west)])
+
+
+def test_a_time_zone_that_fails_is_refused(db: Database) -> None:
+    class Broken(tzinfo):
+        def utcoffset(self, when: datetime | None) -> timedelta:
+            raise KeyError("where?")
+
+    with pytest.raises(UsageError, match="expires_at"):
+        filled(db, [datetime(2030, 1, 1, tzinfo=Broken())])
 
 
 def test_the_key_in_metadata_is_refused(db: Database) -> None:

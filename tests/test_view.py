@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import vecstore
-from vecstore import ClosedError, Database, SnapshotExpiredError, UsageError
+from vecstore import ClosedError, Database, SnapshotExpiredError, StoreError, UsageError
 
 
 def until(met: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -94,6 +94,29 @@ def test_views_that_nobody_has_end_at_once_and_leave_no_thread(aging: Database) 
     gc.collect()
     until(lambda: threading.active_count() <= before)
     assert aging.stats()["views"] == {"open": 0, "oldest": 0.0}
+
+
+def test_views_that_nobody_has_leave_no_thread_that_waits_for_their_age(path: Path) -> None:
+    with vecstore.open(path, max_snapshot_age=1000) as db:
+        before = threading.active_count()
+        for _ in range(20):
+            db.snapshot()
+        gc.collect()
+        until(lambda: threading.active_count() <= before)
+
+
+def test_a_view_that_no_thread_can_watch_is_not_made(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with vecstore.open(path, max_snapshot_age=1) as db:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Timer, "start", refuse)
+            with pytest.raises(StoreError, match="no thread"):
+                db.snapshot()
+        db.compact(timeout=0.5)
 
 
 def test_closing_the_database_does_not_wait_for_ages(path: Path) -> None:

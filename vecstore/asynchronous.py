@@ -119,7 +119,8 @@ def _page(records: Iterator[Record]) -> list[Record]:
 class AsyncDatabase:
     """A database whose methods are awaited; use it with `async with`.
 
-    A call that is cancelled goes on in its thread: a write that had begun happens.
+    A call that is cancelled goes on in its thread: a write that had begun happens, and closing waits
+    for it, five seconds at most.
 
     Attributes:
         database: The database itself.
@@ -164,6 +165,11 @@ class AsyncDatabase:
             await db.run(move)
         """
         return await asyncio.to_thread(work, self.database)
+
+    async def rename(self, old: str, new: str, *, timeout: float | None = None) -> AsyncCollection:
+        """As `Database.rename`."""
+        rename = functools.partial(self.database.rename, old, new, timeout=timeout)
+        return AsyncCollection(await asyncio.to_thread(rename))
 
     close = _of_database(Database.close)
     sync = _of_database(Database.sync)

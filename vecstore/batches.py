@@ -262,8 +262,9 @@ def _note_expiry(metadata: list[Metadata | None], given: Any, *, keeping: bool =
             )
         try:
             moment_ = None if end is None else moment(instant(end))
-        except (OverflowError, ValueError):
-            what = f"expires_at[{i}] = {show(end)} lies outside the years 1 to 9999 in UTC"
+        except Exception:
+            # A time zone is anybody's code.
+            what = f"expires_at[{i}] = {show(end)} is no instant of the years 1 to 9999 in UTC"
             raise UsageError(what) from None
         metadata[i] = {**(metadata[i] or {}), EXPIRES: moment_}
 

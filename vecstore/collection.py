@@ -210,8 +210,9 @@ class Collection(Contents):
             shorter.
 
         Raises:
-            LockedError: Another process has the file open, and `secure` was given; if this is
-                found before anything was deleted, nothing is.
+            LockedError: Another process has the file open, or a snapshot of this one does not
+                end, and `secure` was given; if this is found before anything was deleted,
+                nothing is.
             StoreError: Inside `db.transaction()`, and `secure` was given.
         """
         if ids is None and where is None:
@@ -220,7 +221,7 @@ class Collection(Contents):
         parsed = filters.parse(where)
         if secure:
             self._outside("rewrites the file")
-            self._source.check_alone()
+            self._source.check_alone(timeout)
         before = self._source.file_size() if secure else 0
         count = self._write(lambda txn, entry: removal.delete(txn, entry, listed, parsed), timeout)
         if not secure:
@@ -510,7 +511,7 @@ class Collection(Contents):
         lists, the lists are trained anew if the collection has changed much since, and how far
         searches have to go is measured anew, also with the queries that were asked lately in this
         process. Others may read and write meanwhile. If most of the file is free then, and nobody
-        else uses it, it is compacted.
+        else uses it, it is compacted, for which all others wait.
 
         Args:
             progress: Show a progress bar on stderr; by default if that is a terminal.

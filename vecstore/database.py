@@ -328,7 +328,7 @@ class Database:
         if parent is None:
             written, self._local.written = self._written(), set()
             for number, uid in written:
-                self.wrote(number, uid)
+                self.wrote(number, uid, timeout)
 
     def _written(self) -> set[tuple[int, bytes]]:
         """Collections that this thread's transaction wrote to."""
@@ -336,15 +336,15 @@ class Database:
         self._local.written = written
         return written
 
-    def wrote(self, number: int, uid: bytes) -> None:
+    def wrote(self, number: int, uid: bytes, timeout: float | None) -> None:
         """Keep the index of a collection up to date after a write; at the end of a transaction."""
         if self._current() is not None:
             self._written().add((number, uid))
             return
         # The write itself is done: what is left can be done after the next one, or never.
         with contextlib.suppress(StoreError, NotFoundError, MemoryError):
-            removal.after_write(self, number, uid)
-            maintenance.after_write(self, number, uid)
+            removal.after_write(self, number, uid, timeout)
+            maintenance.after_write(self, number, uid, timeout)
 
     @contextlib.contextmanager
     def _within(self, txn: Transaction) -> Iterator[None]:
@@ -489,9 +489,9 @@ class Database:
         """Bytes of the file."""
         return self._store.file_size()
 
-    def check_alone(self) -> None:
-        """Raise LockedError if another process has the file open."""
-        self._store.check_alone()
+    def check_alone(self, timeout: float | None) -> None:
+        """Raise LockedError if another process has the file open, or somebody here reads it."""
+        self._store.check_alone(timeout)
 
     def _repack(self, entry: Entry, timeout: float | None) -> bool:
         def work(txn: Transaction) -> bool:

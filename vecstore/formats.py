@@ -68,6 +68,8 @@ class Fields:
         keys = {"id": self.id, "text": self.text, "vector": "vector", "expires_at": EXPIRES}
         record = {name: from_json(values.pop(key, None)) for name, key in keys.items()}
         record = {name: value for name, value in record.items() if value is not None}
+        if isinstance(record.get("expires_at"), str):
+            record["expires_at"] = datetime.fromisoformat(record["expires_at"])
         if not isinstance(record.get("id"), str | int | None):
             raise ValueError(f"an id is a text or an integer, got {record['id']!r:.40}")
         if not record.keys() & {"text", "vector"}:

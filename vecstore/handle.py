@@ -67,7 +67,7 @@ class Source(Protocol):
     def encoder(self, reader: Reader, entry: Entry) -> Encoder:
         """The encoder given for a collection, or else the bundled one, with its adapter."""
 
-    def wrote(self, number: int, uid: bytes) -> None:
+    def wrote(self, number: int, uid: bytes, timeout: float | None) -> None:
         """Take note that a collection was written to, to keep its index up to date."""
 
     def recent(self, uid: bytes) -> Recent | None:
@@ -76,8 +76,8 @@ class Source(Protocol):
     def file_size(self) -> int:
         """Bytes of the file."""
 
-    def check_alone(self) -> None:
-        """Raise LockedError if another process has the file open."""
+    def check_alone(self, timeout: float | None) -> None:
+        """Raise LockedError if another process has the file open, or somebody here reads it."""
 
     def compact(self, *, secure: bool = False, timeout: float | None = None) -> int:
         """Rewrite the file; return the bytes given back."""
@@ -277,7 +277,7 @@ class Handle:
 
         result, due = self._source.writing(work, timeout)
         if due:
-            self._source.wrote(self._number, self._uid)
+            self._source.wrote(self._number, self._uid, timeout)
         return result
 
     def _store(

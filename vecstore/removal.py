@@ -116,7 +116,7 @@ def may_be_due(reader: Reader, state: State) -> bool:
     return state.expiring > 0 and state.earliest <= reader.now
 
 
-def after_write(source: Source, number: int, uid: bytes) -> None:
+def after_write(source: Source, number: int, uid: bytes, timeout: float | None = None) -> None:
     """Purge what has expired, if it is enough to be worth it."""
     with source.reading() as reader:
         state = catalog.state(reader, number)
@@ -125,7 +125,7 @@ def after_write(source: Source, number: int, uid: bytes) -> None:
         # Without any the counters wait for one that was deleted.
         due = count >= min(WORTH, SHARE * state.rows) if count else may_be_due(reader, state)
     if due:
-        purge(source, number, uid)
+        purge(source, number, uid, timeout)
 
 
 def purge(source: Source, number: int, uid: bytes, timeout: float | None = None) -> int:

@@ -178,7 +178,11 @@ def _remembered(reader: Reader, entry: Entry, request: Request, lap: Lap | None)
         known.pop(key, None)
         made = None
     if made is None:
-        made = keep(known, key, _prepare(reader, entry, request, lap), PREPARATIONS)
+        fresh = _prepare(reader, entry, request, lap)
+        made = keep(known, key, fresh, PREPARATIONS)
+        if not _holds(made.expired, reader):
+            # Another thread kept its own, of another moment.
+            made = fresh
     return made
 
 

@@ -14,7 +14,7 @@ from vecstore import catalog
 from vecstore.catalog import Entry
 from vecstore.collection import Collection
 from vecstore.encoders import Encoder
-from vecstore.errors import ClosedError, ReadOnlyError, SnapshotExpiredError
+from vecstore.errors import ClosedError, ReadOnlyError, SnapshotExpiredError, StoreError
 from vecstore.recent import Recent
 from vecstore.store import Reader, Snapshot, Transaction
 
@@ -52,7 +52,13 @@ class View:
         if max_age is not None:
             self._timer = threading.Timer(max_age, _end_late, (weakref.ref(self),))
             self._timer.daemon = True
-            self._timer.start()
+            # Also where nobody closes the view: no thread waits for one that is gone.
+            weakref.finalize(self, self._timer.cancel).atexit = False
+            try:
+                self._timer.start()
+            except RuntimeError as error:
+                snapshot.close()
+                raise StoreError(f"no thread to watch the age of a snapshot: {error}") from error
 
     @property
     def age(self) -> float:
@@ -125,7 +131,7 @@ class View:
         """Bytes of the file, as it is now."""
         return self._snapshot.store.file_size()
 
-    def check_alone(self) -> None:
+    def check_alone(self, timeout: float | None) -> None:
         """Nothing is ever rewritten here."""
 
     def compact(self, *, secure: bool = False, timeout: float | None = None) -> int:
@@ -136,7 +142,7 @@ class View:
         """There is nothing to give back."""
         return 0
 
-    def wrote(self, number: int, uid: bytes) -> None:
+    def wrote(self, number: int, uid: bytes, timeout: float | None) -> None:
         """Nothing is ever written here."""
 
     def encoder(self, reader: Reader, entry: Entry) -> Encoder:

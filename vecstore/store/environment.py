@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -239,11 +240,28 @@ class Environment:
         self._lock_threads(timeout, "close the file")
         try:
             with self.gate.alone(timeout, "close"):
-                if self.mark.made and not self.stranded and is_alone(self._file):
-                    self.mark.take_away(self._env)
+                if self.mark.made and not self.stranded:
+                    self._take_mark_away(timeout)
                 self._release()
         finally:
             self._writer.leave()
+
+    def _take_mark_away(self, timeout: float) -> None:
+        """Have everything on the disk if nobody else has the file open."""
+        # Who asks that without the right to write may lose the lock while another one compacts.
+        with contextlib.suppress(LockedError):
+            take_writer_byte(self._file, timeout, self.path)
+            try:
+                if is_alone(self._file):
+                    self.mark.take_away(self._env)
+            finally:
+                self._share()
+                leave_writer_byte(self._file)
+
+    def _share(self) -> None:
+        """Lock the file against compaction, after a try to have it alone."""
+        if not self.memory and self._file >= 0:
+            fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def _release(self) -> None:
         self._closed = True

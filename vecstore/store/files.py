@@ -140,9 +140,13 @@ def open_file(path: Path, read_only: bool, timeout: float) -> tuple[int, bool]:
         except OSError as error:
             raise translate(error, f"open {path}") from error
         if lock_shared(file):
-            if not read_only and _is_unfinished(file) and is_alone(file):
-                # Whoever was making it was cut off, and nobody is at it any more.
-                os.ftruncate(file, 0)
+            if not read_only and _is_unfinished(file):
+                if is_alone(file):
+                    # Whoever was making it was cut off, and nobody is at it any more.
+                    os.ftruncate(file, 0)
+                elif time.monotonic() > deadline:
+                    os.close(file)
+                    raise LockedError(f"{path} is being made by another process; try again later")
             else:
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(file), path.stat()):

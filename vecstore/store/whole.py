@@ -15,7 +15,7 @@ from vecstore.errors import LockedError
 from vecstore.store import copying, registry
 from vecstore.store.environment import Environment
 from vecstore.store.faults import translated
-from vecstore.store.files import is_alone, lock_shared, memory_path, remove
+from vecstore.store.files import is_alone, memory_path, remove
 from vecstore.store.gate import seconds
 from vecstore.store.transactions import Snapshot
 from vecstore.store.unsynced import Mark
@@ -69,28 +69,27 @@ class Store(Environment):
                     self._swap(target)
                 except BaseException:
                     remove(target)
-                    if self._env is None:
-                        self._release()
                     raise
             finally:
                 self._share()
             return before - os.fstat(self._file).st_size
 
-    def check_alone(self) -> None:
-        """Raise LockedError if another process has the file open; the lock is shared again then."""
-        self.check_open()
-        try:
-            self._take_alone()
-        finally:
-            self._share()
+    def check_alone(self, timeout: float | None = None) -> None:
+        """Raise LockedError if another process has the file open, or snapshots here do not end.
+
+        The right to write is needed: a try for the file alone may lose the shared lock, and who
+        compacts meanwhile would take it that nobody else is there.
+        """
+        timeout = seconds(timeout, self.timeout)
+        with self.writer(timeout), self.gate.alone(timeout, "rewrite the file"):
+            try:
+                self._take_alone()
+            finally:
+                self._share()
 
     def _take_alone(self) -> None:
         if not self.memory and not is_alone(self._file):
             raise LockedError(f"another process has {self.path} open; this needs the file alone")
-
-    def _share(self) -> None:
-        if not self.memory and self._file >= 0:
-            lock_shared(self._file)
 
     def _copy_for_compact(self, *, anew: bool) -> Path:
         if self.memory:
@@ -129,6 +128,15 @@ class Store(Environment):
             raise
         self._env.close()
         self._env = None
+        try:
+            self._take_over(target, file)
+        except BaseException:
+            # A handle of half a file would fail at every call.
+            self._release()
+            raise
+
+    def _take_over(self, target: Path, file: int) -> None:
+        """Go on with the file that has the name now."""
         self.epoch += 1
         old, self._file = self._file, file
         os.close(old)
