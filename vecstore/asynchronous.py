@@ -119,8 +119,8 @@ def _page(records: Iterator[Record]) -> list[Record]:
 class AsyncDatabase:
     """A database whose methods are awaited; use it with `async with`.
 
-    A call that is cancelled goes on in its thread: a write that had begun happens, and closing waits
-    for it, five seconds at most.
+    A call that is cancelled goes on in its thread: a write that had begun happens, and closing
+    waits for it, five seconds at most.
 
     Attributes:
         database: The database itself.
