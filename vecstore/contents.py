@@ -38,9 +38,7 @@ class Contents(Handle):
 
     def __contains__(self, value: object) -> bool:
         with self._source.reading() as reader:
-            entry = self._entry(reader)
-            found = records.get(reader, entry.number, check_id(value))
-            return found is not None and not found.is_expired(reader.now)
+            return records.living(reader, self._entry(reader).number, check_id(value)) is not None
 
     # A str is also an iterable of str; it is one id, and the first overload takes it.
     @overload
@@ -66,8 +64,7 @@ class Contents(Handle):
         listed = [check_id(value) for value in arguments.listed(ids)]
         with self._source.reading() as reader:
             entry = self._entry(reader)
-            read = (records.get(reader, entry.number, value) for value in listed)
-            found = [item and (None if item.is_expired(reader.now) else item) for item in read]
+            found = [records.living(reader, entry.number, value) for value in listed]
             there = iter(shown(reader, entry, [item for item in found if item], wanted))
             result = [None if item is None else next(there) for item in found]
         return result[0] if is_id(ids) else result

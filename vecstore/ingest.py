@@ -291,7 +291,7 @@ def check_new(reader: Reader, entry: Entry, ids: list[Id]) -> list[bytes]:
     keys = layout.id_keys(entry.number, ids)
     found = reader.get_many("ids", keys)
     there = [value for value, key in zip(ids, keys, strict=True) if key in found]
-    taken = [value for value in there if _is_living(reader, entry, value)]
+    taken = [value for value in there if records.living(reader, entry.number, value)]
     if taken:
         shown = ", ".join(map(repr, taken[:3])) + (", ..." if len(taken) > 3 else "")
         raise AlreadyExistsError(
@@ -299,11 +299,6 @@ def check_new(reader: Reader, entry: Entry, ids: list[Id]) -> list[bytes]:
             " upsert to replace them"
         )
     return keys
-
-
-def _is_living(reader: Reader, entry: Entry, value: Id) -> bool:
-    found = records.get(reader, entry.number, value)
-    return found is not None and not found.is_expired(reader.now)
 
 
 def add(txn: Transaction, entry: Entry, batch: Batch) -> None:

@@ -193,6 +193,12 @@ def get(reader: Reader, collection: int, value: Id) -> Stored | None:
     return found
 
 
+def living(reader: Reader, collection: int, value: Id) -> Stored | None:
+    """The record with this id; None also if it has expired."""
+    found = get(reader, collection, value)
+    return None if found is None or found.is_expired(reader.now) else found
+
+
 def walk(
     reader: Reader, collection: int, after: int = -1, within: Sequence[bytes] = ()
 ) -> Generator[Stored, None, None]:

@@ -105,7 +105,7 @@ def drop_passages(
 def forget_expired(txn: Transaction, entry: Entry, ids: list[Id]) -> None:
     """Delete those records of some ids that have expired: their ids are free."""
     state = catalog.state(txn, entry.number)
-    if state.expiring and state.earliest <= txn.now:
+    if may_be_due(txn, state):
         found = (records.get(txn, entry.number, value) for value in dict.fromkeys(ids))
         gone = [item for item in found if item is not None and item.is_expired(txn.now)]
         remove(txn, entry, state, gone)

@@ -28,16 +28,17 @@ class Store(Environment):
         """Bytes of the map, of pages used and of free ones; commits since the oldest reader's."""
         with self.snapshot() as snapshot:
             taken = snapshot.pages()
-        with translated("list readers"):
-            # A line for each process and thread that reads or has read; the first is a heading.
-            readers = [line.split() for line in str(self._env.readers()).splitlines()[1:]]
-        newest = self.newest()
+            # Within it: nobody closes the environment, or replaces the file, meanwhile.
+            with translated("list readers"):
+                # A line for each process and thread that reads or has read, below a heading.
+                readers = [line.split() for line in str(self._env.readers()).splitlines()[1:]]
+            newest = self.newest()
         behind = [newest.transaction - int(one[2]) for one in readers if one[2] != "-"]
         return {
             "map_bytes": self.map_size,
             "used_bytes": newest.pages * self.page,
             "free_bytes": max(0, newest.pages - taken) * self.page,
-            "behind": max(0, *behind, 0),
+            "behind": max(behind, default=0),
         }
 
     def copy(self, target: Path, snapshot: Snapshot) -> int:
