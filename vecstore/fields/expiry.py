@@ -12,9 +12,8 @@ import numpy as np
 
 from vecstore import records, rows
 from vecstore.catalog import Entry
-from vecstore.errors import CorruptionError
 from vecstore.field_layout import RANGE_WORDS
-from vecstore.fields import index
+from vecstore.fields import index, segments
 from vecstore.fields.reading import placed
 from vecstore.fields.segments import Segment
 from vecstore.layout import State
@@ -71,12 +70,8 @@ def _look(reader: Reader, entry: Entry, state: State, now: int) -> Expired:
         part = segment.listed.words
         own = segment.rows[: len(unknown[part])]
         unknown[part] &= ~own
-        try:
+        with segments.reading(segment, entry.number):
             words, last, following = _past(segment, now)
-        except (ValueError, IndexError) as error:
-            # Checksums of segments are not verified on each read.
-            where = f"fields: segment {segment.listed.number} of collection {entry.number}"
-            raise CorruptionError(f"{where}: cannot be read: {error}") from error
         gone[part] |= words[: len(own)] & own
         since, until = max(since, last), min(until, following)
     for row, found in placed(reader, entry, state, unknown):

@@ -89,12 +89,8 @@ def groups(reader: Reader, entry: Entry, state: State, path: str, allowed: Words
             left = unknown[segment.listed.words]
             own = segment.rows[: len(left)] & left
             left &= ~own
-            try:
+            with segments.reading(segment, entry.number):
                 left |= found.add(segment, path, own)
-            except (ValueError, IndexError) as error:
-                # Checksums of segments are not verified on each read.
-                where = f"fields: segment {segment.listed.number} of collection {entry.number}"
-                raise CorruptionError(f"{where}: cannot be read: {error}") from error
     get = values_of(path)
     for row, held in placed(reader, entry, state, unknown):
         if isinstance(held, Part):

@@ -7,6 +7,7 @@ are pending: their records have to be read.
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, overload
@@ -270,6 +271,19 @@ class Segment:
 
 
 # Writing
+
+
+@contextlib.contextmanager
+def reading(segment: Segment, collection: int) -> Iterator[None]:
+    """Raise CorruptionError where what is read of a segment makes no sense.
+
+    Checksums of segments are not verified on each read.
+    """
+    try:
+        yield
+    except (ValueError, IndexError) as error:
+        where = f"fields: segment {segment.listed.number} of collection {collection}"
+        raise CorruptionError(f"{where}: cannot be read: {error}") from error
 
 
 def arrays_of(columns: Mapping[str, Column], rows: int) -> dict[str, NDArray[Any]]:
