@@ -8,7 +8,7 @@ from vecstore import CorruptionError, index_layout, layout
 from vecstore.ann import codes
 from vecstore.ann.codes import Codes
 from vecstore.index_layout import NO_LIST, NO_ROW, CodeShape
-from vecstore.layout import BUNDLE, CODE_BLOCK, LIST, PART_ROWS, TILE_ROWS, Header
+from vecstore.layout import BUNDLE, CODE_BLOCK, LIST, LIST_PART_ROWS, TILE_ROWS, Header
 
 PAGES = st.sampled_from([4096, 16384])
 KINDS = st.sampled_from([LIST, CODE_BLOCK])
@@ -127,7 +127,7 @@ def test_more_rows_than_a_block_has_are_damage():
 
 
 def list_part() -> np.ndarray:
-    lists = np.full(PART_ROWS, NO_LIST, np.uint32)
+    lists = np.full(LIST_PART_ROWS, NO_LIST, np.uint32)
     lists[::3] = 7
     return lists
 
@@ -146,7 +146,7 @@ def test_a_part_under_the_wrong_key_is_damage(collection, part):
         index_layout.unpack_list_part(value, collection, part)
 
 
-@given(st.integers(0, 48 + PART_ROWS * 4 - 1))
+@given(st.integers(0, 48 + LIST_PART_ROWS * 4 - 1))
 def test_a_damaged_part_is_found_when_it_is_read(at: int) -> None:
     value = index_layout.pack_list_part(2, 1, list_part(), 4096)
     value[at] ^= 1

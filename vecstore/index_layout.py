@@ -31,6 +31,7 @@ from vecstore.layout import (
     INT8,
     LIST,
     LIST_PART,
+    LIST_PART_ROWS,
     PART_ROWS,
     TILE_ROWS,
     UINT32,
@@ -64,9 +65,14 @@ def index_key(collection: int, name: bytes) -> bytes:
     return collection.to_bytes(4, "big") + name
 
 
+def list_parts(collection: int) -> bytes:
+    """What the keys in `index` of the lists of rows begin with."""
+    return collection.to_bytes(4, "big") + ROWS
+
+
 def list_part_key(collection: int, part: int) -> bytes:
-    """Key in `index` of the lists of 16,384 rows."""
-    return collection.to_bytes(4, "big") + ROWS + part.to_bytes(4, "big")
+    """Key in `index` of the lists of 960 rows."""
+    return list_parts(collection) + part.to_bytes(4, "big")
 
 
 # Lists of codes, and codes of blocks that are in no list
@@ -268,27 +274,31 @@ def unpack_bytes(
 
 
 def pack_list_part(collection: int, part: int, lists: NDArray[np.uint32], page: int) -> bytearray:
-    """Make the value of the lists, uint32 (16,384,), that the rows of a part are in."""
-    header = Header(LIST_PART, UINT32, PART_ROWS, 0, part * PART_ROWS, 0, 0, collection)
+    """Make the value of the lists, uint32 (960,), that the rows of a part are in."""
+    header = Header(LIST_PART, UINT32, LIST_PART_ROWS, 0, part * LIST_PART_ROWS, 0, 0, collection)
     return pack_bulk(header, lists.astype("<u4", copy=False).tobytes(), page)
 
 
 def unpack_list_part(value: bytes | memoryview, collection: int, part: int) -> NDArray[np.uint32]:
     """View the lists of a part's rows; the checksum is verified, they are read to be changed.
 
+    Returns:
+        uint32 (960,); or (16,384,), of a part of the first files.
+
     Raises:
         CorruptionError: Not this part, or damaged.
     """
     where = f"index: lists of part {part} of collection {collection}"
     header = verify_bulk(value, where)
+    rows = PART_ROWS if header.rows == PART_ROWS else LIST_PART_ROWS
     if (header.kind, header.first, header.length, header.collection) != (
         LIST_PART,
-        part * PART_ROWS,
-        PART_ROWS * 4,
+        part * rows,
+        rows * 4,
         collection,
     ):
         raise CorruptionError(f"{where}: the header belongs to another value: {header}")
-    return np.frombuffer(value, "<u4", PART_ROWS, HEADER.size)
+    return np.frombuffer(value, "<u4", rows, HEADER.size)
 
 
 # Buckets of a band of binary vectors

@@ -36,6 +36,8 @@ BLOCK_ROWS = 64
 TILE_ROWS = 32
 PART_ROWS = 16_384
 PART_BYTES = PART_ROWS // 8
+# Their lists take one page of 4,096 bytes: longer values seldom find free pages in a row.
+LIST_PART_ROWS = 960
 MAX_ROWS = 2**32 - BLOCK_ROWS
 # More than can ever be given out; rows of binary vectors are ranked by words with an order inside.
 MAX_ORDERS = 2**50

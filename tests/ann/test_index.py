@@ -11,7 +11,7 @@ from vecstore import CorruptionError, Database, catalog, index_layout, layout, m
 from vecstore.ann import index
 from vecstore.ann.index import Index
 from vecstore.index_layout import NO_LIST
-from vecstore.layout import BLOCK_ROWS, PART_ROWS
+from vecstore.layout import BLOCK_ROWS, LIST_PART, LIST_PART_ROWS, PART_ROWS, UINT32, Header
 
 
 @pytest.fixture(autouse=True)
@@ -131,27 +131,59 @@ def test_columns_of_several_parts_come_back(memory, rng) -> None:
     """More rows than one part of the column holds; parts that never were are of no list."""
     filled(memory)
     entry, _ = numbers_of(memory)
-    blocks = 2 * PART_ROWS // BLOCK_ROWS + 5
+    blocks = 2 * LIST_PART_ROWS // BLOCK_ROWS + 5
     column = rng.integers(0, 30, blocks * BLOCK_ROWS).astype(np.uint32)
     only = np.array([0, 2])
     memory.writing(lambda txn: index.save_lists_of_rows(txn, entry.number, column, only))
     expected = column.copy()
-    expected[PART_ROWS : 2 * PART_ROWS] = NO_LIST
+    expected[LIST_PART_ROWS : 2 * LIST_PART_ROWS] = NO_LIST
 
     with memory.reading() as reader:
         found = index.load(reader, entry, catalog.state(reader, entry.number))
         parts = [
-            read_part(reader, entry.number, part) for part in range(-(-len(column) // PART_ROWS))
+            read_part(reader, entry.number, part)
+            for part in range(-(-len(column) // LIST_PART_ROWS))
         ]
         assert found is not None
     assert np.array_equal(np.concatenate(parts)[: len(column)], expected)
     memory.drop("points")
 
 
+def test_long_parts_of_the_first_files_are_read_and_then_written_anew(memory, rng) -> None:
+    filled(memory)
+    entry, _ = numbers_of(memory)
+    found = load(memory)
+    with memory.reading() as reader:
+        column = index.read_lists_of_rows(reader, entry.number, found)
+    long = np.full(PART_ROWS, NO_LIST, np.uint32)
+    long[: len(column)] = column
+    header = Header(LIST_PART, UINT32, PART_ROWS, 0, 0, 0, 0, entry.number)
+    prefix = index_layout.list_parts(entry.number)
+
+    def as_before(txn) -> None:
+        txn.delete_prefix("index", prefix)
+        key = index_layout.list_part_key(entry.number, 0)
+        txn.put("index", key, layout.pack_bulk(header, long.tobytes(), txn.page))
+
+    memory.writing(as_before)
+    points = memory.collection("points")
+    assert memory.check() == []
+    with memory.reading() as reader:
+        assert np.array_equal(index.read_lists_of_rows(reader, entry.number, found), column)
+
+    points.delete([0])
+    points.add(vectors=clusters(700, 4))
+    points.optimize(progress=False)
+    assert memory.check() == []
+    with memory.reading() as reader:
+        sizes = [layout.unpack_header(part, "").rows for _, part in reader.items("index", prefix)]
+    assert set(sizes) == {LIST_PART_ROWS}
+
+
 def read_part(reader, number: int, part: int) -> np.ndarray:
     value = reader.get("index", index_layout.list_part_key(number, part))
     if value is None:
-        return np.full(PART_ROWS, NO_LIST, np.uint32)
+        return np.full(LIST_PART_ROWS, NO_LIST, np.uint32)
     return index_layout.unpack_list_part(value, number, part).copy()
 
 

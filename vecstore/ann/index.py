@@ -30,11 +30,11 @@ from vecstore.layout import (
     CODE_BLOCK,
     CODE_TIER,
     LIST,
-    PART_ROWS,
+    LIST_PART_ROWS,
     Packed,
     State,
 )
-from vecstore.rows import PART_WORDS, Rows, RowWriter, Words
+from vecstore.rows import Rows, RowWriter, Words
 from vecstore.store import Reader, Snapshot, Transaction
 from vecstore.vectors import Vectors, widen
 
@@ -289,11 +289,12 @@ def read_lists_of_rows(reader: Reader, number: int, found: Index) -> NDArray[np.
     """
     where = f"index: lists of the rows of collection {number}"
     column = np.full(len(found.listed) * BLOCK_ROWS, NO_LIST, np.uint32)
-    for part in range(-(-len(column) // PART_ROWS)):
-        value = reader.get("index", index_layout.list_part_key(number, part))
-        if value is not None:
-            place = column[part * PART_ROWS : (part + 1) * PART_ROWS]
-            place[:] = index_layout.unpack_list_part(value, number, part)[: len(place)]
+    prefix = index_layout.list_parts(number)
+    for key, value in reader.items("index", prefix):
+        part = int.from_bytes(key[len(prefix) :], "big")
+        lists = index_layout.unpack_list_part(value, number, part)
+        place = column[part * len(lists) : (part + 1) * len(lists)]
+        place[:] = lists[: len(place)]
     if ((column >= found.model.lists) & (column != NO_LIST)).any():
         raise CorruptionError(f"{where}: there are no more than {found.model.lists} lists")
     if (blocks_listed(column) != found.listed).any():
@@ -310,10 +311,18 @@ def blocks_listed(column: NDArray[np.uint32]) -> NDArray[np.bool_]:
 def save_lists_of_rows(
     txn: Transaction, number: int, column: NDArray[np.uint32], parts: NDArray[np.intp]
 ) -> None:
-    """Write some parts of the column of the rows' lists."""
+    """Write some parts of the column of the rows' lists; all, where they are those of first files.
+
+    A part that names no list need not be there.
+    """
+    prefix = index_layout.list_parts(number)
+    _, first = next(txn.items("index", prefix), (b"", None))
+    if first is not None and layout.unpack_header(first, "index").rows != LIST_PART_ROWS:
+        txn.delete_prefix("index", prefix)
+        parts = np.unique(np.flatnonzero(column != NO_LIST) // LIST_PART_ROWS)
     for part in parts.tolist():
-        lists = np.full(PART_ROWS, NO_LIST, np.uint32)
-        found = column[part * PART_ROWS : (part + 1) * PART_ROWS]
+        lists = np.full(LIST_PART_ROWS, NO_LIST, np.uint32)
+        found = column[part * LIST_PART_ROWS : (part + 1) * LIST_PART_ROWS]
         lists[: len(found)] = found
         key = index_layout.list_part_key(number, part)
         txn.put("index", key, index_layout.pack_list_part(number, part, lists, txn.page))
@@ -415,7 +424,10 @@ class IndexedRows(RowWriter):
         """Give back the numbers of dead blocks at the end, after `finish`."""
         before = self._state.blocks
         super().trim()
-        for part in range(*(-(-blocks // PART_WORDS) for blocks in (self._state.blocks, before))):
+        now, then = (
+            -(-BLOCK_ROWS * blocks // LIST_PART_ROWS) for blocks in (self._state.blocks, before)
+        )
+        for part in range(now, then):
             self._txn.delete("index", index_layout.list_part_key(self._collection, part))
 
     def _code(self, model: Model, rows: Rows, vectors: Vectors) -> None:

@@ -23,7 +23,7 @@ from vecstore.ann.model import Model
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
 from vecstore.index_layout import NO_LIST
-from vecstore.layout import BLOCK_ROWS, CODE_TIER, NO_BLOCK, PART_ROWS, State
+from vecstore.layout import BLOCK_ROWS, CODE_TIER, LIST_PART_ROWS, NO_BLOCK, State
 from vecstore.store import Snapshot, Transaction
 from vecstore.vectors import Vectors
 
@@ -102,7 +102,7 @@ def write(txn: Transaction, entry: Entry, state: State, kind: index.Kind, draft:
     listed = index.blocks_listed(column)
     made = Index(kind, index.edition(), draft.count, 0, dict(draft.budgets), model, listed)
     # A part that names no list need not be there.
-    parts = np.unique(np.flatnonzero(column != NO_LIST) // PART_ROWS)
+    parts = np.unique(np.flatnonzero(column != NO_LIST) // LIST_PART_ROWS)
     index.save_lists_of_rows(txn, number, column, parts)
     index.save_model(txn, number, made)
     index.save_listed(txn, number, listed)
@@ -234,7 +234,7 @@ class _Upkeep:
     def put(self, numbers: NDArray[np.intp], lists: int | NDArray[np.intp]) -> None:
         """Note the lists of rows."""
         self.column[numbers] = lists
-        self.parts.update(np.unique(numbers // PART_ROWS).tolist())
+        self.parts.update(np.unique(numbers // LIST_PART_ROWS).tolist())
 
     def drop_dead(self) -> None:
         """Take rows that died out of their lists."""

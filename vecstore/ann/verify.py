@@ -22,8 +22,8 @@ from vecstore.layout import (
     CODE_BLOCK,
     CODE_TIER,
     LIST,
+    LIST_PART_ROWS,
     NO_BLOCK,
-    PART_ROWS,
     State,
 )
 from vecstore.report import Report
@@ -142,7 +142,7 @@ class _IndexCheck:
 
     def _check_keys(self) -> None:
         """There is a list for each centroid, and nothing that belongs to none (9)."""
-        parts = range(-(-len(self.living) // PART_ROWS))
+        parts = range(-(-len(self.living) // LIST_PART_ROWS))
         known = {index_layout.index_key(self.number, name) for name in (PLAN, MODEL, LISTED)}
         known |= {index_layout.list_part_key(self.number, part) for part in parts}
         lists = {index_layout.list_key(self.number, which) for which in range(self.model.lists)}
