@@ -16,6 +16,7 @@ import vecstore
 from vecstore import Chunking, Database, chunking, maintenance
 from vecstore.encoders import FunctionEncoder, HashEncoder
 from vecstore.fields import upkeep
+from vecstore.store import whole
 
 World = dict[str, Model]
 DATA = Path(__file__).parent / "data"
@@ -37,9 +38,10 @@ WORDS = ["red", "green", "late", "early", "apple", "pear", "train", "ship", "nor
 
 
 def small_parts() -> None:
-    """Let indexes and columns be made of few rows, in this process and its children."""
+    """Let little be enough for indexes, columns and rewriting, in this process and its children."""
     maintenance.AUTO_ROWS, maintenance.AUTO_BYTES, maintenance.BACKLOG = 300, 1, 80
     upkeep.LEAST, upkeep.MERGED = 40, 3
+    whole.SHORT, whole.WRITES = 1 << 16, 4
 
 
 def warm() -> None:

@@ -1,5 +1,6 @@
 """Are the sizes that are told by counts those of the values and pages in the file?"""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from indexed import clusters, filled, small_indexes
 
 import vecstore
 from vecstore import Database, layout
+from vecstore.store import whole
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,82 @@ def test_optimize_leaves_a_file_as_long_as_it_is_that_another_process_has_open(
                 print(db.collection("c").optimize(progress=False)["given_back"])
         """
         assert run_python(program, path).strip() == "0"
+
+
+@pytest.fixture
+def churned(path: Path) -> Iterator[tuple[Database, Callable[[], None]]]:
+    """A file, and what changes many of its small values and then a long one.
+
+    The small ones take pages here and there, and the long one finds few free ones in a row.
+    """
+    rng = np.random.default_rng(1)
+    with vecstore.open(path, durable=False) as db:
+        found, other = db.collection("c", dim=64, index="flat"), db.collection("b", dim=2)
+        found.add(vectors=rng.normal(size=(6000, 64)), ids=range(6000))
+
+        def churn() -> None:
+            for _ in range(10):
+                ids = rng.choice(6000, 20, replace=False).tolist()
+                found.upsert(vectors=rng.normal(size=(20, 64)), ids=ids)
+            length = int(rng.integers(300_000, 900_000))
+            other.upsert(vectors=[[1, 2]], ids=[length % 4], texts=["x" * length])
+
+        yield db, churn
+
+
+def test_a_file_stays_below_twice_what_is_in_it_whatever_is_written(
+    churned: tuple[Database, Callable[[], None]], path: Path
+) -> None:
+    db, churn = churned
+    inodes, largest = {path.stat().st_ino}, 0.0
+    for number in range(100):
+        churn()
+        inodes.add(path.stat().st_ino)
+        told = db.stats()
+        if told["used_bytes"] > whole.SHORT:
+            live = told["used_bytes"] - told["free_bytes"]
+            # The long values, which are half of it, have another length each time.
+            largest = max(largest, told["used_bytes"] / live)
+        if number % 20 == 0:
+            assert db.check() == []
+
+    assert 1.3 < largest < 2.3
+    assert 2 <= len(inodes) < 20
+    assert db.collection("c").count() == 6000
+
+
+def test_a_file_shrinks_behind_the_writes_that_empty_it(path: Path) -> None:
+    with vecstore.open(path, durable=False) as db:
+        found = db.collection("c", dim=1024, index="flat")
+        found.add(vectors=np.random.default_rng(1).normal(size=(4000, 1024)), ids=range(4000))
+        db.collection("other", dim=2).add(vectors=[[1, 2]], texts=["stays"])
+        with db.transaction():
+            found.delete(list(range(3000)))
+        for number in range(3000, 4000):
+            found.delete([number])
+        for number in range(100):
+            db.collection("other").upsert(vectors=[[1, number]], ids=["one"])
+
+        assert path.stat().st_size < 8 << 20
+        assert next(db.collection("other").scan()).text == "stays"
+        assert db.check() == []
+
+
+def test_a_file_that_somebody_reads_grows_and_shrinks_when_he_is_gone(
+    churned: tuple[Database, Callable[[], None]], path: Path
+) -> None:
+    db, churn = churned
+    with db.snapshot() as view:
+        for _ in range(30):
+            churn()
+        assert path.stat().st_size > 40 << 20
+        assert view.collection("c").count() == 6000
+    # There is room enough now for the file not to grow, so it is the number of writes that counts.
+    for number in range(1024):
+        db.collection("b").upsert(vectors=[[1, number]], ids=[0])
+
+    assert path.stat().st_size < 16 << 20
+    assert db.check() == []
 
 
 def test_free_bytes_are_those_of_pages_that_nothing_is_in(db: Database) -> None:

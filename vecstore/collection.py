@@ -510,7 +510,7 @@ class Collection(Contents):
         Records that have expired leave the file, sparse blocks are repacked, all rows get into
         lists, the lists are trained anew if the collection has changed much since, and how far
         searches have to go is measured anew, also with the queries that were asked lately in this
-        process. Others may read and write meanwhile. If most of the file is free then, and nobody
+        process. Others may read and write meanwhile. If much of the file is free then, and nobody
         else uses it, it is compacted, for which all others wait.
 
         Args:

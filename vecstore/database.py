@@ -42,6 +42,9 @@ from vecstore.store import (
 )
 from vecstore.view import View
 
+# Seconds for which a rewriting that nobody asked for waits for others, and makes them wait.
+PATIENCE = 0.1
+
 T = TypeVar("T")
 EncoderLike = Encoder | str | os.PathLike[str] | Callable[[list[str]], Any]
 
@@ -327,6 +330,7 @@ class Database:
             yield self
         if parent is None:
             written, self._local.written = self._written(), set()
+            self._tend()
             for number, uid in written:
                 self.wrote(number, uid, timeout)
 
@@ -471,19 +475,28 @@ class Database:
         return before - self._store.file_size()
 
     def give_back(self) -> int:
-        """Rewrite the file without its free pages, if these are most of it and nobody else uses it.
+        """Rewrite the file without its free pages, if these are many and nobody else uses it.
 
         Returns:
-            The bytes given back; 0 if somebody reads, or has the file open, or `check` found
-            problems.
+            The bytes given back; 0 if somebody reads, or has the file open, or pages are damaged.
         """
-        used = self._store.usage()
-        if 2 * used["free_bytes"] <= used["used_bytes"]:
-            return 0
-        with contextlib.suppress(StoreError):
-            if not self.check():
-                return self._store.compact(0.0)
+        return self._rewrite() if self._store.is_wasteful() else 0
+
+    def _rewrite(self) -> int:
+        """Rewrite the file if it is sound and nobody else uses it; return the bytes given back."""
+        with contextlib.suppress(StoreError, MemoryError):
+            self._store.check_alone(PATIENCE)
+            # Values are copied as they are.
+            if not self._store.damage():
+                return self._store.compact(PATIENCE)
         return 0
+
+    def _tend(self) -> None:
+        """Behind a write, keep the file from growing far beyond what is in it."""
+        # The write itself is done, and somebody may close the file meanwhile.
+        with contextlib.suppress(StoreError):
+            if self._store.is_outgrown():
+                self._rewrite()
 
     def file_size(self) -> int:
         """Bytes of the file."""
@@ -513,7 +526,9 @@ class Database:
         current = self._current()
         if current is not None:
             return self._store.write_child(current, work)
-        return self._store.write(work, timeout)
+        result = self._store.write(work, timeout)
+        self._tend()
+        return result
 
     def encoder(self, reader: Reader, entry: Entry) -> Encoder:
         """The encoder given for a collection, or else the bundled one, with its adapter."""

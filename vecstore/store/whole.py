@@ -20,9 +20,39 @@ from vecstore.store.gate import seconds
 from vecstore.store.transactions import Snapshot
 from vecstore.store.unsynced import Mark
 
+# A file is worth to be rewritten if such a share of its pages is free.
+WASTED = 0.375
+# Writes look whether it is each time that it has grown by so much, and after so many of them; then
+# it stays below 1.25 / (1 - 0.375) = 2 times what is in it. So short a file is left as it is, and
+# one with so many bytes in it, which takes long, is for whoever asks for it.
+GROWN, WRITES = 1.25, 1024
+SHORT, QUICK = 8 << 20, 256 << 20
+
 
 class Store(Environment):
     """One open file. Threads share it; a process opens a file once."""
+
+    # Bytes of the file when a write last looked at it, and writes since then.
+    _seen, _writes = 0, 0
+
+    def is_wasteful(self) -> bool:
+        """Whether so much of the file is free that it is worth to be rewritten."""
+        used = self.usage()
+        return used["free_bytes"] > WASTED * used["used_bytes"]
+
+    def is_outgrown(self) -> bool:
+        """Whether a write should have the file rewritten; it is looked at now and then only."""
+        size, self._writes = self.file_size(), self._writes + 1
+        # It may have been rewritten.
+        self._seen = min(self._seen, size)
+        if size <= GROWN * self._seen and self._writes < WRITES:
+            return False
+        self._seen, self._writes = size, 0
+        if size < SHORT:
+            return False
+        used = self.usage()
+        free, live = used["free_bytes"], used["used_bytes"] - used["free_bytes"]
+        return free > WASTED * used["used_bytes"] and live <= QUICK
 
     def usage(self) -> dict[str, int]:
         """Bytes of the map, of pages used and of free ones; commits since the oldest reader's."""
