@@ -86,6 +86,28 @@ class Memory:
         tiles, fine = self.coded(rows, where)
         return self.put(len(rows), tiles + named.tobytes() + fine)
 
+    def excerpt(self, number: int, mask) -> np.ndarray:
+        """What an excerpt of a list has to be: a header, tiles, names, and places in the list."""
+        rows, shape = np.flatnonzero(self.listed == number), self.model.shape
+        coded = self.coded(rows, np.full(len(rows), number))
+        tiles, fine = (np.frombuffer(part, np.uint8) for part in coded)
+        kept = np.flatnonzero(mask[rows >> 6] >> (rows & 63).astype(np.uint64) & np.uint64(1))
+        whole = codes.unpack(
+            tiles.reshape(-1, shape.tile_bytes), fine.reshape(-1, shape.fine_bytes), rows, shape
+        )
+        columns = np.full((2, -(-len(kept) // 32) * 32), 0, "<u4")
+        columns[:, : len(kept)] = rows[kept], kept
+        packed = codes.pack_tiles(whole.take(kept), shape).tobytes()
+        return value(len(kept), packed + columns.tobytes())
+
+    def put_excerpts(self, mask) -> np.ndarray:
+        """Keep excerpts of every other list; return their table."""
+        table = np.zeros(self.model.lists, np.uint64)
+        for number in range(0, self.model.lists, 2):
+            self.kept.append(self.excerpt(number, mask))
+            table[number] = self.kept[-1].ctypes.data
+        return table
+
     def put_block(self, rows, held=None) -> int:
         """Keep a block; `held` is the number of rows that it says it has."""
         orders = np.zeros(64, "<u8")
@@ -204,9 +226,9 @@ def ask(
         model.directions.values, model.directions.scales, model.signs, model.centroids.values,
         model.centroids.scales, model.bias, model.patterns, tables.get("lists", memory.lists),
         tables.get("blocks", memory.blocks), tables.get("codes", memory.codes), memory.tail, mask,
-        mask & memory.tail_mask, tables.get("weights", np.zeros(0, np.float32)), answer.orders,
-        answer.scores, answer.counts, answer.stats,
-        answer.missing,
+        mask & memory.tail_mask, tables.get("weights", np.zeros(0, np.float32)),
+        tables.get("excerpts", np.zeros(0, np.uint64)), answer.orders, answer.scores, answer.counts,
+        answer.stats, answer.missing,
     )  # fmt: skip
     if search is plain.search:
         answer.done = search(*arrays, first)

@@ -92,6 +92,8 @@ def cases(draw):
         # Some lists are passed over, and not all count alike.
         drawn_weights = rng.choice([0, 0.1, 0.5, 1], lists, p=[0.3, 0.2, 0.2, 0.3])
         how["weights"] = drawn_weights.astype(np.float32)
+    if lists and draw(st.booleans()):
+        how["excerpts"] = memory.put_excerpts(how.get("mask", memory.mask))
     return memory, drawn(rng, 3, dim, metric, far), how
 
 
@@ -100,6 +102,82 @@ def test_kernel_and_twin_find_the_same(search, case):
     memory, queries, how = case
 
     assert_same(ask(search, memory, queries, **how), ask(plain.search, memory, queries, **how))
+
+
+@given(case=cases())
+def test_excerpts_have_what_the_lists_have(search, case):
+    """All that may be found is found, with the same scores."""
+    memory, queries, how = case
+    mask = how.get("mask", memory.mask)
+    everything = {"k": len(memory.vectors), "slack": 50.0, "fine": 50.0, "mask": mask}
+
+    found = ask(search, memory, queries, **everything)
+    others = ask(search, memory, queries, **everything, excerpts=memory.put_excerpts(mask))
+    assert (found.counts == others.counts).all()
+    for number, count in enumerate(found.counts.tolist()):
+        assert (found.orders[number, :count] == others.orders[number, :count]).all()
+        assert (found.scores[number, :count] == others.scores[number, :count]).all()
+
+
+def excerpts_of(memory, mask, rooms):
+    """What the kernel writes, of each list with so many rows; behind it nothing may change."""
+    kernel = compiled.compile_now().kernels["excerpt"]
+    model, made = memory.model, []
+    for room in rooms:
+        tiles = -(-room // 32)
+        made.append(value(0, bytes(tiles * (model.shape.tile_bytes + 256) + 64)))
+    integers = np.zeros(plain.INTEGERS, np.int64)
+    integers[plain.GROUPS], integers[plain.OFFSETS] = model.groups, model.distances
+    targets = np.array([one.ctypes.data for one in made], np.uint64)
+    frame = frames.partly(
+        integers=integers,
+        mask=mask,
+        lists=memory.lists,
+        tail=np.array(rooms, np.int64),
+        excerpts=targets,
+    )
+    assert kernel(frame.address, 0) == len(rooms)
+    assert not any(one[-64:].any() for one in made)
+    return [one[:-64] for one in made]
+
+
+@given(case=cases())
+def test_the_kernel_writes_excerpts_as_numpy_does(search, case):
+    memory, _, how = case
+    mask, lists = how.get("mask", memory.mask), range(memory.model.lists)
+    expected = [memory.excerpt(number, mask) for number in lists]
+    rooms = [int(one[8:12].view("<u4")[0]) for one in expected]
+
+    made = excerpts_of(memory, mask, rooms)
+    assert all((one == other).all() for one, other in zip(made, expected, strict=True))
+
+
+@pytest.mark.parametrize("off", [-5, 5, 40])
+def test_an_excerpt_keeps_within_its_room_whatever_a_list_says(search, off):
+    rng = np.random.default_rng(1)
+    memory = build(drawn(rng, 300, 33, "cosine"), "cosine", lists=3, bits=1, tail=0)
+    rooms = [int((memory.listed == number).sum()) + off for number in range(3)]
+
+    made = excerpts_of(memory, memory.mask, rooms)
+    for number, (one, room) in enumerate(zip(made, rooms, strict=True)):
+        named = one[-256 * -(-room // 32) :].view("<u4")[:room]
+        assert one[8:12].view("<u4")[0] == room
+        assert set(named.tolist()) - {2**32 - 1} <= set(np.flatnonzero(memory.listed == number))
+        assert (named == 2**32 - 1).sum() == max(0, off)
+
+
+def test_rows_that_an_excerpt_does_not_have_are_not_found(search):
+    rng = np.random.default_rng(1)
+    memory = build(drawn(rng, 300, 33, "cosine"), "cosine", lists=3, bits=1, tail=0)
+    made = excerpts_of(memory, memory.mask, [120, 120, 120])
+    table = np.array([one.ctypes.data for one in made], np.uint64)
+    how = {"k": 300, "slack": 50.0, "fine": 50.0, "excerpts": table}
+    queries = drawn(rng, 2, 33, "cosine")
+
+    found, twin = (ask(one, memory, queries, **how) for one in (search, plain.search))
+    assert_same(found, twin)
+    missed = sum(max(0, int((memory.listed == number).sum()) - 120) for number in range(3))
+    assert (found.counts == 300 - missed).all()
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -31,6 +31,7 @@ ARRAYS: dict[str, tuple[Any, int]] = {
     "mask": (np.uint64, 1),
     "tail_mask": (np.uint64, 1),
     "weights": (np.float32, 1),
+    "excerpts": (np.uint64, 1),
     "orders": (np.uint64, 2),
     "scores": (np.float64, 2),
     "counts": (np.int64, 1),
@@ -56,6 +57,13 @@ def words(name: str, array: NDArray[Any]) -> list[int]:
             " C-contiguous" + (" and writeable" if name in OUTPUTS else "")
         )
     return [array.ctypes.data, *array.shape, *[0] * (WORDS - 1 - axes)]
+
+
+def partly(**given: NDArray[Any]) -> Frame:
+    """A frame of some arrays; the others are empty."""
+    return Frame(
+        [given.get(name, np.zeros((0,) * axes, dtype)) for name, (dtype, axes) in ARRAYS.items()]
+    )
 
 
 class Frame:

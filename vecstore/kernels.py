@@ -68,8 +68,8 @@ LONGEST_SQUARED = 1e36 * (1 + 1e-9)
 (
     QUERIES, PARAMETERS, FLOATS, MEAN, DIRECTION_VALUES, DIRECTION_SCALES, SIGNS, CENTROID_VALUES,
     CENTROID_SCALES, BIAS, PATTERNS, LIST_TABLE, BLOCK_TABLE, CODE_TABLE, TAIL, MASK, TAIL_MASK,
-    WEIGHTS, ORDERS, SCORES, COUNTS, STATS, LACKING,
-) = range(23)  # fmt: skip
+    WEIGHTS, EXCERPTS, ORDERS, SCORES, COUNTS, STATS, LACKING,
+) = range(24)  # fmt: skip
 WORDS = 4
 # Sizes that change in a search: of the heap, of the buffer, of what waits and what of it was asked
 # for, and how many were narrowed.
@@ -1005,12 +1005,14 @@ def _prune(optimistic, likely, rows, count, threshold, room):
 
 @_exactly
 def _scan(
-    address, first, base, ahead, integers, query, fine, mask, limit, scores, waiting, found, sizes
+    address, source, first, base, ahead, integers, query, fine, mask, limit, scores, waiting, found,
+    sizes,
 ):  # fmt: skip
     """Scan the codes of a bulk value, and narrow what may be among the best; return how many rows.
 
     Args:
-        address: Where the value is.
+        address: Where the value is, or the excerpt of a list.
+        source: Where the list is that it is an excerpt of; 0 if it is none.
         first: Row of the first code, or -1 if the rows are named behind the tiles.
         base: Score of the list.
         ahead: Address of the value that is scanned next: it is asked for meanwhile.
@@ -1033,6 +1035,11 @@ def _scan(
     tile = address + np.uint64(HEADER)
     named = _u32(tile + np.uint64(tiles) * stride)
     fines = tile + np.uint64(tiles) * (stride + np.uint64(TILE_ROWS * 4 * (first < 0)))
+    # An excerpt has there the places of its rows in the list, where their fine codes are.
+    origins = _u32(fines)
+    if source != 0:
+        size = np.uint64((_held(source) + TILE_ROWS - 1) // TILE_ROWS)
+        fines = source + np.uint64(HEADER) + size * (stride + np.uint64(TILE_ROWS * 4))
     for number in range(tiles):
         if number > 0 and number % TILES_A_STEP == 0:
             _narrow(integers, waiting, fine, found, sizes, False)
@@ -1055,7 +1062,8 @@ def _scan(
                 continue
             at = sizes[LEFT]
             hopes[at], names[at], bases[at] = scores[i], row, base
-            places[at] = fines + np.uint64(place * fine[0])
+            origin = np.int64(origins[place]) if source != 0 else place
+            places[at] = fines + np.uint64(origin * fine[0])
             sizes[LEFT] = at + 1
         tile += stride
     _narrow(integers, waiting, fine, found, sizes, False)
@@ -1264,8 +1272,8 @@ def _check_blocks(blocks, optimistic, likely, rows, count, missing, room):
 
 @_quickly
 def _scan_lists(
-    lists, weights, bases, top, ordering, integers, gap, reach, query, fine, mask, limit, scores,
-    waiting, found, sizes, missing, room,
+    lists, weights, excerpts, bases, top, ordering, integers, gap, reach, query, fine, mask, limit,
+    scores, waiting, found, sizes, missing, room,
 ):  # fmt: skip
     """Scan lists, nearest first, until rank and distance say that the rest is not worth it.
 
@@ -1312,9 +1320,16 @@ def _scan_lists(
         if lists[number] == 0:
             _note(missing, room, np.int64(LIST), number)
             continue
-        ahead = lists[order[at]] if at < left else np.uint64(0)
+        ahead = np.uint64(0)
+        if at < left:
+            ahead = lists[order[at]]
+            if excerpts.size > 0 and excerpts[order[at]] != 0:
+                ahead = excerpts[order[at]]
+        address, source = lists[number], np.uint64(0)
+        if excerpts.size > 0 and excerpts[number] != 0:
+            address, source = excerpts[number], address
         scanned += _scan(
-            lists[number], np.int64(-1), base, ahead, integers, query, fine, mask, limit,
+            address, source, np.int64(-1), base, ahead, integers, query, fine, mask, limit,
             scores, waiting, found, sizes,
         )  # fmt: skip
     return seen, scanned
@@ -1333,7 +1348,8 @@ def _scan_tail(
             _note(missing, room, np.int64(CODES), tail[number])
             continue
         scanned += _scan(
-            address, tail[number] << 6, base, np.uint64(0), integers, query, fine, mask, limit,
+            address, np.uint64(0), tail[number] << 6, base, np.uint64(0), integers, query, fine,
+            mask, limit,
             scores, waiting, found, sizes,
         )  # fmt: skip
     return scanned
@@ -1342,8 +1358,8 @@ def _scan_tail(
 @_quickly
 def _answer(
     wide, mean, integers, floats, directions, direction_scales, signs, centroids, centroid_scales,
-    bias, patterns, lists, blocks, codes, tail, mask, tail_mask, weights, orders, scores, stats,
-    missing, scratch,
+    bias, patterns, lists, blocks, codes, tail, mask, tail_mask, weights, excerpts, orders, scores,
+    stats, missing, scratch,
 ):  # fmt: skip
     """Answer one query; return how many rows were found, or -1 if entries were missing."""
     metric, dim, count, k = integers[METRIC], integers[DIM], integers[LISTS], integers[K]
@@ -1385,8 +1401,8 @@ def _answer(
     routed = _clock()
     if count > 0:
         seen, scanned = _scan_lists(
-            _point(lists), weights, bases, top, ordered, integers, gap, floats[REACH], coarse, fine,
-            _point(mask), limit, tile, waits, kept, sizes, lacking, room,
+            _point(lists), weights, excerpts, bases, top, ordered, integers, gap, floats[REACH],
+            coarse, fine, _point(mask), limit, tile, waits, kept, sizes, lacking, room,
         )  # fmt: skip
     if missing[1] > 0:
         return -1
@@ -1604,7 +1620,7 @@ def search(frame, first):
     lists, blocks = _vector(_u64, frame, LIST_TABLE), _vector(_u64, frame, BLOCK_TABLE)
     codes, tail = _vector(_u64, frame, CODE_TABLE), _vector(_i64, frame, TAIL)
     mask, tail_mask = _vector(_u64, frame, MASK), _vector(_u64, frame, TAIL_MASK)
-    weights = _vector(_f32, frame, WEIGHTS)
+    weights, excerpts = _vector(_f32, frame, WEIGHTS), _vector(_u64, frame, EXCERPTS)
     orders, scores = _matrix(_u64, frame, ORDERS), _matrix(_f64, frame, SCORES)
     counts, stats = _vector(_i64, frame, COUNTS), _matrix(_i64, frame, STATS)
     missing = _vector(_i64, frame, LACKING)
@@ -1630,7 +1646,7 @@ def search(frame, first):
         done = _answer(
             wide, mean, integers, floats, directions, direction_scales, signs, centroids,
             centroid_scales, bias, patterns, lists, blocks, codes, tail, mask, tail_mask, weights,
-            orders[number], scores[number], stats[number], missing, scratch,
+            excerpts, orders[number], scores[number], stats[number], missing, scratch,
         )  # fmt: skip
         if done < 0:
             answered = number
@@ -1639,6 +1655,65 @@ def search(frame, first):
     # numba frees an array after its last use, though its address is still in use.
     memory[0] = 0
     return answered
+
+
+# What a mask lets through of lists, to be scanned in their place
+
+
+@_exactly
+def _copy_row(old, i, new, j, groups, offsets):
+    """Copy the code of row i of a tile to row j of another, which is zero there."""
+    source, target = _u8(old + np.uint64(i & 15)), _u8(new + np.uint64(j & 15))
+    down, up = np.uint8(4 * (i >> 4)), np.uint8(4 * (j >> 4))
+    for group in range(groups):
+        target[16 * group] |= (source[16 * group] >> down & np.uint8(15)) << up
+    column = np.uint64(16 * groups)
+    _f32(new + column)[j] = _f32(old + column)[i]
+    if offsets:
+        column += np.uint64(4 * TILE_ROWS)
+        _f32(new + column)[j] = _f32(old + column)[i]
+
+
+@_exactly
+def _excerpt(source, target, room, integers, mask, limit):
+    """Write an excerpt of a list; where fewer rows are let through than expected, rows of none."""
+    held, stride, count = _held(source), np.uint64(_tile_bytes(integers)), np.int64(0)
+    old, new = source + np.uint64(HEADER), target + np.uint64(HEADER)
+    tiles = np.uint64((room + TILE_ROWS - 1) // TILE_ROWS)
+    named = _u32(old + np.uint64((held + TILE_ROWS - 1) // TILE_ROWS) * stride)
+    names, origins = _u32(new + tiles * stride), _u32(new + tiles * (stride + np.uint64(128)))
+    for place in range(held):
+        row = np.int64(named[place])
+        if row >= limit or not (mask[row >> 6] >> np.uint64(row & 63)) & np.uint64(1):
+            continue
+        # Its names may be damaged.
+        if count == room:
+            break
+        _copy_row(
+            old + np.uint64(place // TILE_ROWS) * stride, place % TILE_ROWS,
+            new + np.uint64(count // TILE_ROWS) * stride, count % TILE_ROWS,
+            integers[GROUPS], integers[OFFSETS],
+        )  # fmt: skip
+        names[count], origins[count] = named[place], place
+        count += 1
+    for place in range(count, room):
+        names[place] = np.uint32(0xFFFFFFFF)
+    _u32(target + np.uint64(8))[0] = room
+
+
+def excerpt(frame, first):
+    """Write excerpts of lists from `first` on; return how many lists there are.
+
+    Of the frame it reads the parameters (GROUPS, OFFSETS), the mask, the table of the lists that
+    are wanted, in the place of the tail how many rows of each the mask lets through, and under
+    EXCERPTS where each goes: zeros, for a header, tiles, and names and places of 32 rows a tile.
+    """
+    integers, mask = _point(_vector(_i64, frame, PARAMETERS)), _vector(_u64, frame, MASK)
+    lists, rooms = _vector(_u64, frame, LIST_TABLE), _vector(_i64, frame, TAIL)
+    targets, limit = _vector(_u64, frame, EXCERPTS), np.int64(mask.size) << 6
+    for number in range(first, lists.size):
+        _excerpt(lists[number], targets[number], rooms[number], integers, _point(mask), limit)
+    return lists.size
 
 
 # Comparing all rows: bytes rule out most of them, and vectors settle the rest

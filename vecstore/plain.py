@@ -84,6 +84,7 @@ def search(
     mask: Words,
     tail_mask: Words,
     weights: Floats,
+    excerpts: Words,
     orders: Words,
     scores: Wide,
     counts: Integers,
@@ -119,6 +120,8 @@ def search(
         tail_mask: uint64 (blocks,), rows that may be found in the tail.
         weights: float32 (lists,), for how many lists each counts in the rank of those behind it, 0
             for one that is passed over; or (0,), where each counts for one.
+        excerpts: uint64 (lists,), addresses of what is scanned in the place of a list, see
+            `kernels.excerpt`, 0 where it is the list itself; or (0,), where it always is.
         orders: uint64 (m, k) out, the records' orders, best first.
         scores: float64 (m, k) out.
         counts: int64 (m,) out, how many were found.
@@ -136,7 +139,7 @@ def search(
         bias,
         patterns,
     )
-    tables = _Tables(lists, blocks, codes, tail, mask, tail_mask, weights, missing)
+    tables = _Tables(lists, blocks, codes, tail, mask, tail_mask, weights, excerpts, missing)
     wide = vectors.as_compared(queries, _METRICS[told.metric])
     for number in range(first, len(wide)):
         # Of a query without a length nothing is left that is a number.
@@ -197,6 +200,7 @@ class _Tables:
     mask: Words
     tail_mask: Words
     weights: Floats
+    excerpts: Words
     missing: Integers
 
     def note(self, kind: int, numbers: Array) -> None:
@@ -514,8 +518,10 @@ def _scan_lists(
         address = int(tables.lists[number])
         if address == 0:
             tables.note(LIST, np.array([number]))
-        else:
-            scanned += _scan(address, None, base, target, told, tables.mask, found)
+            continue
+        excerpt = int(tables.excerpts[number]) if len(tables.excerpts) else 0
+        source = address if excerpt else None
+        scanned += _scan(excerpt or address, source, None, base, target, told, tables.mask, found)
     return seen, scanned
 
 
@@ -528,7 +534,7 @@ def _scan_tail(target: _Target, told: _Told, tables: _Tables, found: _Candidates
         if address == 0:
             tables.note(CODES, np.array([block]))
         else:
-            scanned += _scan(address, block << 6, base, target, told, tables.tail_mask, found)
+            scanned += _scan(address, None, block << 6, base, target, told, tables.tail_mask, found)
     return scanned
 
 
@@ -563,6 +569,7 @@ def _ordered(
 
 def _scan(
     address: int,
+    source: int | None,
     first: int | None,
     base: np.float32,
     target: _Target,
@@ -573,7 +580,8 @@ def _scan(
     """Scan the codes of a bulk value; return how many rows.
 
     Args:
-        address: Where the value is.
+        address: Where the value is, or the excerpt of a list.
+        source: Where the list is that it is an excerpt of.
         first: Row of the first code, or None if the rows are named behind the tiles.
         base: Score of the list.
         target: The query.
@@ -591,6 +599,12 @@ def _scan(
         fines += 4 * count * TILE_ROWS
     else:
         names = np.arange(first, first + count * TILE_ROWS)
+    origins = np.arange(count * TILE_ROWS)
+    if source is not None:
+        # An excerpt has there the places of its rows in the list, where their fine codes are.
+        origins = _view(fines, "<u4", (count * TILE_ROWS,))
+        tiles_there = -(-int(_view(source + ROWS_AT, "<u4", (1,))[0]) // TILE_ROWS)
+        fines = source + HEADER + tiles_there * (stride + 4 * TILE_ROWS)
     width = 4 * (1 + told.offsets) + FINE_DIMS // 2 * -(-told.dim // FINE_DIMS)
     for at in range(0, count, TILES_A_STEP):
         if at:
@@ -602,7 +616,7 @@ def _scan(
         rows = names[places].astype(np.int64)
         wanted = _wanted(rows, mask)
         places, rows = places[wanted], rows[wanted]
-        addresses = np.uint64(fines) + places.astype(np.uint64) * np.uint64(width)
+        addresses = np.uint64(fines) + origins[places].astype(np.uint64) * np.uint64(width)
         found.wait(hopes[places - at * TILE_ROWS], addresses, rows, base)
     found.narrow()
     return count * TILE_ROWS

@@ -18,6 +18,7 @@ from vecstore import catalog, fields, plain, planner, record_layout, records, ro
 from vecstore.ann import bits, buckets, chosen, engine, flat, index, lookup
 from vecstore.ann.bits import BitComparison
 from vecstore.ann.chosen import RowComparison
+from vecstore.ann.excerpts import FilteredJob
 from vecstore.ann.flat import Comparison
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError
@@ -214,8 +215,10 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
     )
     job: Job | None = None
     wanted = min(request.offset + request.k, mask.count)
-    if view is not None and budget is not None:
-        job = engine.Job(entry, state, view, mask.words, wanted, budget, crowding)
+    if view is not None and budget is not None and crowding is not None:
+        job = FilteredJob(entry, state, view, mask.words, wanted, budget, crowding)
+    elif view is not None and budget is not None:
+        job = engine.Job(entry, state, view, mask.words, wanted, budget)
     elif found is not None and plan.method == "buckets":
         job = lookup.Job(reader, entry, state, found, mask, wanted)
     elif request.whole and entry.spec.metric == "hamming":

@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 from vecstore.errors import VecstoreError
 
 Kernel = Callable[..., int]
-Name = Literal["search", "compare", "compare_rows", "compare_bits"]
+Name = Literal["search", "excerpt", "compare", "compare_rows", "compare_bits"]
 State = Literal["compiled", "compiling", "numpy"]
 Progress = Callable[[str], object]
 

@@ -150,10 +150,14 @@ class Crowding:
         weights: float32 (lists,), what share of its rows that is, beside the share of all lists
             that have any; at most 1, and 0 for a list without any.
         rows: How many rows these lists have, and the tail.
+        sizes: intp (lists,), how many rows each list has.
+        allowed: intp (lists,), how many of them are in the mask.
     """
 
     weights: Vectors
     rows: int
+    sizes: NDArray[np.intp]
+    allowed: NDArray[np.intp]
 
 
 def crowding(snapshot: Snapshot, entry: Entry, seen: View, mask: Words) -> Crowding:
@@ -165,7 +169,7 @@ def crowding(snapshot: Snapshot, entry: Entry, seen: View, mask: Words) -> Crowd
     held, found = int(sizes[there].sum()), int(allowed.sum())
     shares = allowed / np.maximum(sizes, 1) * (held / max(found, 1))
     tail = layout.BLOCK_ROWS * len(seen.tail)
-    return Crowding(np.minimum(shares, 1).astype(np.float32), held + tail)
+    return Crowding(np.minimum(shares, 1).astype(np.float32), held + tail, sizes, allowed)
 
 
 def _listed(
@@ -204,7 +208,7 @@ class Calls(ABC):
         # All that a call gets and that does not depend on its queries; None before the first one.
         self.shared: Shared | None = None
         # Calls of one query that are over; making their arrays takes longer than using them.
-        self._idle: list[Call] = []
+        self.idle: list[Call] = []
 
     @abstractmethod
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
@@ -252,7 +256,7 @@ class Calls(ABC):
         What is searched for is a copy of it.
         """
         try:
-            call = self._idle.pop()
+            call = self.idle.pop()
         except IndexError:
             call = Call(np.empty_like(query, order="C"), self.k)
         call.queries[:] = query
@@ -266,7 +270,7 @@ class Calls(ABC):
                 self._fill(snapshot, call.missing, int(call.missing[0]))
                 sound = self._run(snapshot, call)
         found = call.found() if sound else None
-        self._idle.append(call)
+        self.idle.append(call)
         return found
 
     def _run(self, snapshot: Snapshot, call: Call) -> bool:
@@ -350,7 +354,7 @@ class Comparing(Calls):
         patterns, tail = np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
         coded, tail = table if coded is None else coded, tail if asked is None else asked
         learnt = floats, floats, matrix, floats, signs, matrix, floats, floats, patterns
-        return (self.integers, *learnt, table, blocks, coded, tail, self.mask, table, floats)
+        return (self.integers, *learnt, table, blocks, coded, tail, self.mask, table, floats, table)
 
 
 class Job(Calls):
@@ -406,6 +410,7 @@ class Job(Calls):
             model.patterns,
         )
         self.weights = np.zeros(0, np.float32) if crowding is None else crowding.weights
+        self.excerpts = np.zeros(0, np.uint64)
         self.masks = (seen.tail, mask, mask & seen.tail_words if len(seen.tail) else mask)
 
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
@@ -416,7 +421,7 @@ class Job(Calls):
             self.blocks(snapshot, wanted if kind == plain.BLOCK else none),
             self.codes(snapshot, wanted if kind == plain.CODES else none),
         )
-        return (*self.learnt, *tables, *self.masks, self.weights)
+        return (*self.learnt, *tables, *self.masks, self.weights, self.excerpts)
 
     @index.mendable()
     def lists(self, snapshot: Snapshot, wanted: NDArray[np.intp]) -> NDArray[np.uint64]:
