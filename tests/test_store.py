@@ -1110,8 +1110,9 @@ def test_a_store_that_nobody_holds_any_more_closes_itself(path):
     Store(path).close()
 
 
-def test_as_many_snapshots_as_lmdb_has_slots_for_may_be_open(path):
-    store = Store(path)
+@pytest.mark.parametrize("where", ["file", "memory"])
+def test_as_many_snapshots_as_lmdb_has_slots_for_may_be_open(path, where):
+    store = Store(path if where == "file" else ":memory:")
     snapshots = [store.snapshot() for _ in range(MAX_READERS)]
     with pytest.raises(LockedError, match="1024 snapshots are open"):
         store.snapshot()

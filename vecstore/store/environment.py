@@ -154,7 +154,7 @@ class Environment:
                     readonly=self.read_only,
                     sync=self.durable and not self.memory,
                     mode=0o600,
-                    max_readers=126 if self.memory else MAX_READERS,
+                    max_readers=MAX_READERS,
                     max_dbs=len(layout.DATABASES),
                     readahead=True,
                     lib_version=0,
