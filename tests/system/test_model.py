@@ -37,6 +37,7 @@ import vecstore
 from vecstore import AlreadyExistsError, Chunking, NotFoundError, Record, UsageError, chunking
 from vecstore.encoders import HashEncoder
 from vecstore.fields import upkeep
+from vecstore.store import whole
 from vecstore.values import instant
 
 DIM = 8
@@ -98,6 +99,9 @@ class Machine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(upkeep, "LEAST", least)
         self.patch.setattr(upkeep, "MERGED", 3)
+        # And so little of a file is looked at, whether it should be rewritten.
+        self.patch.setattr(whole, "SHORT", 1 << 15)
+        self.patch.setattr(whole, "WRITES", least)
         self.now = datetime(2024, 3, 1, tzinfo=UTC)
         self.patch.setattr(time, "time_ns", lambda: instant(self.now) * 1000)
         self.folder = Path(tempfile.mkdtemp())

@@ -29,6 +29,7 @@ from reference import Model, same_record
 import vecstore
 from vecstore import maintenance, planner
 from vecstore.ann import bits, buckets, compiled, flat, lookup
+from vecstore.store import whole
 
 DIM = 8
 CENTRES = np.random.default_rng(5).normal(size=(12, DIM))
@@ -81,7 +82,12 @@ class IndexMachine(RuleBasedStateMachine):
     # To check a file costs more than most steps: not again where the last one changed nothing.
     only_read = False
 
-    @initialize(memory=st.booleans(), numpy=st.booleans(), first=declared, second=declared | binary)
+    @initialize(
+        memory=st.booleans(),
+        numpy=st.booleans(),
+        first=declared,
+        second=declared | binary,
+    )
     def begin(self, memory: bool, numpy: bool, first: Any, second: Any) -> None:
         self.patch = pytest.MonkeyPatch()
         # So that lists come, grow and are trained anew among hundreds of records.
@@ -98,6 +104,8 @@ class IndexMachine(RuleBasedStateMachine):
         self.patch.setattr(lookup, "COMPILED_COSTS", (10_000.0, 0.0))
         self.patch.setattr(lookup, "START_COST", 0.0)
         self.patch.setattr(lookup, "NUMPY_COSTS", (10_000.0, 0.0))
+        self.patch.setattr(whole, "SHORT", 1 << 15)
+        self.patch.setattr(whole, "WRITES", 5)
         if numpy:
             self.patch.setattr(compiled, "ready", lambda name: None)
         else:
