@@ -922,16 +922,30 @@ def test_an_impossible_option_is_refused_by_name(small: Any, options: Any, messa
             small.search_many([[1, 2, 3]], **options)
 
 
-def test_what_equals_a_usual_option_is_still_checked(small: Any) -> None:
-    assert len(small.search([1, 2, 3], 1, recall=1.0, offset=0)) == 1
+@pytest.mark.parametrize("where", [None, vecstore.F("x") >= 0])
+def test_what_equals_a_usual_option_is_still_checked(small: Any, where: Any) -> None:
+    def found(*args: Any, **options: Any) -> Hits:
+        return small.search([1, 2, 3], *args, where=where, **options)
+
+    assert len(found(1, recall=1.0, offset=0)) == 1
     # All of these have the hash of what has just been checked, and equal it.
     for options in ({"k": True}, {"k": 1.0}, {"k": 1, "offset": False}, {"k": 1, "recall": True}):
         with pytest.raises(UsageError, match="must be"):
-            small.search([1, 2, 3], **{"recall": 1.0, **options})
+            found(**{"recall": 1.0, **options})
     included = iter(("text",))
-    assert small.search([1, 2, 3], 1, include=included)[0].metadata is None
-    assert small.search([1, 2, 3], 1, include=included)[0].text is None
-    assert small.search([1, 2, 3], np.int64(1))[0] == small.search([1, 2, 3], 1)[0]
+    assert found(1, include=included)[0].metadata is None
+    assert found(1, include=included)[0].text is None
+    assert found(np.int64(1))[0] == found(1)[0]
+
+
+def test_one_filter_serves_searches_that_ask_for_different_things(small: Any) -> None:
+    where = vecstore.F("x") >= 0
+    for _ in range(2):
+        for k, offset in [(k, offset) for k in range(1, 5) for offset in range(3)]:
+            right = small.search([1, 2, 3], k, where={"x": {"$gte": 0}}, offset=offset)
+            assert small.search([1, 2, 3], k, where=where, offset=offset).ids == right.ids
+        assert small.search([1, 2, 3], 2, where=where, include=())[0].metadata is None
+        assert small.search([1, 2, 3], 2, where=where)[0].metadata == {"x": 1}
 
 
 @pytest.mark.parametrize("where", [vecstore.F("x"), np.array([1, 2]), 3])

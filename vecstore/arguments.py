@@ -15,6 +15,7 @@ from vecstore.errors import UsageError
 from vecstore.filters import Filter
 from vecstore.grouping import Grouping
 from vecstore.hits import Hit
+from vecstore.lazy import keep
 from vecstore.planner import Recall
 from vecstore.search import Request
 from vecstore.spec import Id, Include, is_id, show
@@ -83,6 +84,8 @@ def _number(value: object) -> float:
 
 # Requests of usual arguments, which most searches repeat.
 USUAL_KEPT = 256
+# And so many with one filter.
+USUAL_NOTED = 8
 
 
 def request(
@@ -98,14 +101,28 @@ def request(
 ) -> Request:
     """A checked request; arguments as in `Collection.search`."""
     # Not by ==, which arrays and fields of a filter answer with neither true nor false.
-    plain = where is None and after is None and min_score is None and dims is None
-    if plain and type(include) is tuple:
+    if after is None and min_score is None and dims is None and type(include) is tuple:
         try:
-            return _usual(k, offset, include, recall, threads)
+            if where is None:
+                return _usual(k, offset, include, recall, threads)
+            if isinstance(where, Filter):
+                return _under(where, k, offset, include, recall, threads)
         except TypeError:
             # Something has no hash, and is nothing that may be asked for.
             pass
     return _request(k, offset, include, recall, threads, where, min_score, after, dims)
+
+
+def _under(
+    where: Filter, k: int, offset: int, include: tuple[Include, ...], recall: Recall, threads: int
+) -> Request:
+    """A request of usual arguments under a filter, which remembers it."""
+    key = (k, type(k), offset, type(offset), include, recall, type(recall), threads)
+    known: Request | None = where.notes.get(key)
+    if known is None:
+        made = _request(k, offset, include, recall, threads, where)
+        known = keep(where.notes, key, made, USUAL_NOTED)
+    return known
 
 
 def _request(

@@ -88,6 +88,11 @@ class Filter:
         return digest.digest()
 
     @lazy
+    def notes(self) -> dict[Any, Any]:
+        """What callers remember of this filter, for as long as it is there."""
+        return {}
+
+    @lazy
     def _matcher(self) -> Matcher:
         return self._compile()
 
