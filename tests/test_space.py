@@ -1,6 +1,11 @@
 """Are the sizes that are told by counts those of the values and pages in the file?"""
 
+import errno
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +14,8 @@ import pytest
 from indexed import clusters, filled, small_indexes
 
 import vecstore
-from vecstore import Database, layout
-from vecstore.store import whole
+from vecstore import Database, StoreError, layout
+from vecstore.store import environment, files, whole
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +191,113 @@ def test_a_file_that_somebody_reads_grows_and_shrinks_when_he_is_gone(
 
     assert path.stat().st_size < 16 << 20
     assert db.check() == []
+
+
+@pytest.fixture
+def wasteful(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Database, Any]]:
+    """A file most of which is free, and a write behind which it is rewritten."""
+    with vecstore.open(path, durable=False) as db:
+        found = db.collection("c", dim=256, index="flat")
+        found.add(vectors=np.random.default_rng(1).normal(size=(2000, 256)), ids=range(2000))
+        found.delete(list(range(1, 2000)))
+        monkeypatch.setattr(whole, "SHORT", 1 << 16)
+        monkeypatch.setattr(whole, "WRITES", 1)
+
+        yield db, lambda: found.upsert(vectors=[np.ones(256)], ids=[0])
+
+
+def test_what_came_in_the_place_of_a_file_is_left_alone(
+    wasteful: tuple[Database, Callable[[], None]], path: Path, tmp_path: Path
+) -> None:
+    db, write = wasteful
+    for name in (path.name, f"{path.name}-lock"):
+        (tmp_path / name).rename(tmp_path / f"moved-{name}")
+    path.write_bytes(b"another one's")
+    write()
+
+    assert path.read_bytes() == b"another one's"
+    with pytest.raises(StoreError, match="another file"):
+        db.compact()
+    assert path.read_bytes() == b"another one's"
+    assert {one.name for one in tmp_path.iterdir() if "compact" in one.name} == set()
+    assert db.collection("c").count() == 1
+
+
+def test_a_file_that_was_taken_away_does_not_come_back(
+    wasteful: tuple[Database, Callable[[], None]], path: Path
+) -> None:
+    db, write = wasteful
+    path.unlink()
+    write()
+
+    assert not path.exists()
+    assert db.collection("c").count() == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_rewritten_file_belongs_to_whom_it_belonged(
+    wasteful: tuple[Database, Callable[[], None]], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, write = wasteful
+    os.chown(path, 1000, 1001)
+    path.chmod(0o660)
+    before = path.stat()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "chown", _refuse)
+        write()
+        assert path.stat().st_ino == before.st_ino
+        assert not path.with_name(f"{path.name}-compact").exists()
+    write()
+
+    after = path.stat()
+    assert after.st_size < before.st_size / 2
+    assert after.st_ino != before.st_ino
+    assert (after.st_uid, after.st_gid, after.st_mode) == (1000, 1001, before.st_mode)
+
+
+def _refuse(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "not the owner")
+
+
+def test_a_write_is_done_though_the_file_is_closed_while_it_is_looked_at(
+    wasteful: tuple[Database, Callable[[], None]], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db, write = wasteful
+    begun, verify = threading.Event(), files.verify
+
+    def slow(file: int) -> list[str]:
+        begun.set()
+        time.sleep(0.2)
+        return verify(file)
+
+    monkeypatch.setattr(files, "verify", slow)
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(write)
+        assert begun.wait(10)
+        db.close()
+        assert written.result() == [0]
+    with vecstore.open(path) as again:
+        assert again.collection("c").count() == 1
+
+
+def test_a_rewritten_file_stays_open_though_its_folder_cannot_be_synced(
+    wasteful: tuple[Database, Callable[[], None]], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db, write = wasteful
+    before = path.stat()
+
+    def refuse(folder: Path) -> None:
+        raise StoreError(f"cannot sync {folder}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "sync_folder", refuse)
+        write()
+        assert path.stat().st_ino != before.st_ino
+        # Nothing is committed that a power cut would take away with the name.
+        with pytest.raises(StoreError, match="cannot sync"):
+            write()
+    write()
+    assert db.collection("c").count() == 1
 
 
 def test_free_bytes_are_those_of_pages_that_nothing_is_in(db: Database) -> None:

@@ -486,15 +486,17 @@ class Database:
         """Rewrite the file if it is sound and nobody else uses it; return the bytes given back."""
         with contextlib.suppress(StoreError, MemoryError):
             self._store.check_alone(PATIENCE)
-            # Values are copied as they are.
-            if not self._store.damage():
-                return self._store.compact(PATIENCE)
+            # Values are copied as they are. Within a snapshot, so that nobody closes the file.
+            with self._store.snapshot(PATIENCE):
+                problems = self._store.damage()
+            if not problems:
+                return self._store.compact(PATIENCE, asked=False)
         return 0
 
     def _tend(self) -> None:
         """Behind a write, keep the file from growing far beyond what is in it."""
-        # The write itself is done, and somebody may close the file meanwhile.
-        with contextlib.suppress(StoreError):
+        # The write itself is done, and somebody may close the file meanwhile, or rewrite it.
+        with contextlib.suppress(StoreError, OSError):
             if self._store.is_outgrown():
                 self._rewrite()
 

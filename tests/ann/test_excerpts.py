@@ -1,14 +1,17 @@
 """Filters that are asked for again and again: less is scanned, and as much is found."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
 from indexed import by_numpy, clusters, filled, small_indexes
 
-from vecstore import Collection, planner
+import vecstore
+from vecstore import Collection, index_layout, planner
 from vecstore.ann import compiled, excerpts, ivf
 from vecstore.ann.excerpts import FilteredJob
+from vecstore.store import Snapshot
 
 QUERIES = clusters(40, seed=5)
 FILTERS = [{"third": number} for number in range(3)]
@@ -109,6 +112,70 @@ def test_excerpts_that_are_too_large_are_not_made(memory, monkeypatch) -> None:
 
     assert recall(points, FILTERS[0]) > 0.9
     assert made(points) == [False]
+
+
+def test_who_loses_the_room_while_copying_does_not_keep_it(memory, monkeypatch) -> None:
+    points = filled(memory, index="ivf", count=3000)
+    monkeypatch.setattr(excerpts, "ROOM", 40_000)
+    kernel, ready = compiled.ready("excerpt"), compiled.ready
+    begun, done, main = threading.Event(), threading.Event(), threading.get_ident()
+
+    def slow(address: int, first: int) -> int:
+        if threading.get_ident() != main:
+            begun.set()
+            done.wait(10)
+        return kernel(address, first)
+
+    monkeypatch.setattr(compiled, "ready", lambda name: slow if name == "excerpt" else ready(name))
+    thread = threading.Thread(target=recall, args=(points, FILTERS[0]))
+    thread.start()
+    assert begun.wait(10)
+    recall(points, FILTERS[1])
+    done.set()
+    thread.join()
+
+    assert sum(job.excerpts.base.nbytes for job in jobs(points) if len(job.excerpts)) <= 40_000
+
+
+def test_lists_that_are_missing_and_not_looked_at_do_no_harm(memory, monkeypatch) -> None:
+    points = filled(memory, index="ivf", count=3000)
+    how = {"where": FILTERS[1], "recall": 0.5}
+    expected = points.search(QUERIES[0], 10, **how).ids
+    with points._source.reading() as reader:
+        (table,) = (made for name, made in reader._tables.items() if name.startswith(b"lists"))
+    far = int(np.flatnonzero(table == 0)[0])
+    memory.writing(lambda txn: txn.delete("lists", index_layout.list_key(1, far)))
+
+    for _ in range(100):
+        assert points.search(QUERIES[0], 10, **how).ids == expected
+    assert made(points) == [False]
+    points.reindex("ivf")
+
+
+def test_threads_of_one_search_read_one_after_another(path, monkeypatch) -> None:
+    """They have one transaction."""
+    with vecstore.open(path) as db:
+        filled(db, index="ivf", count=3000)
+    monkeypatch.setattr(excerpts, "COPY", 0.01)
+    get, inside, together = Snapshot.get, [], []
+
+    def slow(self: Snapshot, database: str, key: bytes) -> object:
+        if database == "lists":
+            together.extend(inside)
+            inside.append(key)
+        time.sleep(0.001)
+        found = get(self, database, key)
+        if database == "lists":
+            inside.remove(key)
+        return found
+
+    monkeypatch.setattr(Snapshot, "get", slow)
+    near = QUERIES[:1] + np.random.default_rng(1).normal(0, 0.01, (64, QUERIES.shape[1]))
+    with vecstore.open(path) as db:
+        points = db.collection("points")
+        points.search_many(near.astype(np.float32), 10, where=FILTERS[1], recall=0.8, threads=4)
+        assert made(points) == [True]
+    assert together == []
 
 
 def test_without_a_compiler_lists_are_scanned(memory) -> None:

@@ -9,17 +9,18 @@ Manasse, Rudolph and Sleator: Competitive snoopy caching, 1988). Fine codes stay
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import weakref
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vecstore import frames, plain
 from vecstore.ann import compiled, engine
 from vecstore.ann.engine import Budget, Crowding, Found, View
 from vecstore.catalog import Entry
+from vecstore.errors import CorruptionError
 from vecstore.layout import HEADER, TILE_ROWS, State
 from vecstore.rows import Words
 from vecstore.store import Snapshot
@@ -44,21 +45,21 @@ class Holders:
         self._sizes: weakref.WeakKeyDictionary[FilteredJob, int] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def admit(self, job: FilteredJob, size: int) -> bool:
-        """Let a job have so many bytes, if that is not too much for one."""
+    def admit(self, job: FilteredJob, table: Words, size: int) -> None:
+        """Let a job have excerpts of so many bytes, which is not too much for one."""
         with self._lock:
-            if size > ROOM:
-                return False
-            held = list(self._sizes.items())
-            left = ROOM - sum(taken for _, taken in held)
-            for other, taken in held:
+            # Two threads may have made the same.
+            self._sizes.pop(job, None)
+            left = ROOM - sum(self._sizes.values())
+            for other, taken in list(self._sizes.items()):
                 if left >= size:
                     break
                 other.forget()
                 del self._sizes[other]
                 left += taken
             self._sizes[job] = size
-            return True
+            # Within the lock: what another one takes away now is there already.
+            job.take(table)
 
 
 class FilteredJob(engine.Job):
@@ -108,17 +109,23 @@ class FilteredJob(engine.Job):
         for stats in found.stats:
             self._left -= stats[plain.ROWS_SEEN]
         if self._left <= 0:
-            self._left = math.inf if self._make(snapshot) else self._price
+            # Not tried again with the next search, and not by other threads meanwhile.
+            self._left = self._price
+            # What was found is right, whatever is wrong with lists that were not looked at.
+            with contextlib.suppress(CorruptionError, MemoryError):
+                self._make(snapshot)
 
-    def _make(self, snapshot: Snapshot) -> bool:
-        """Make excerpts if there is room for them; return whether there is no need to try again."""
+    def _make(self, snapshot: Snapshot) -> None:
+        """Make excerpts, unless they are too large."""
         kernel, lists = compiled.ready("excerpt"), self.model.lists
         if kernel is None:
-            return False
+            return
         size = 8 * lists + int(self._ends[-1]) + _ALIGNED
-        holders: Holders = snapshot.cache.setdefault("excerpts", Holders())
-        if not holders.admit(self, size):
-            return True
+        if size > ROOM:
+            self._left = math.inf
+            return
+        with self.filling:
+            sources = self.lists(snapshot, self._chosen)[self._chosen]
         # The table and what it leads to are one, so that calls keep both.
         memory = np.zeros(size, np.uint8)
         table = memory[: 8 * lists].view(np.uint64)
@@ -128,20 +135,25 @@ class FilteredJob(engine.Job):
         frame = frames.partly(
             integers=self.learnt[0],
             mask=self.masks[1],
-            lists=self.lists(snapshot, self._chosen)[self._chosen],
+            lists=sources,
             tail=self._rows.astype(np.int64),
             excerpts=table[self._chosen],
         )
         kernel(frame.address, 0)
+        holders: Holders = snapshot.cache.setdefault("excerpts", Holders())
+        holders.admit(self, table, size)
+
+    def take(self, table: Words) -> None:
+        """Search with excerpts from now on."""
+        self._left = math.inf
         self._replace(table)
-        return True
 
     def forget(self) -> None:
         """Do without excerpts, until they are worth it again."""
         self._left = self._price
         self._replace(np.zeros(0, np.uint64))
 
-    def _replace(self, table: NDArray[np.uint64]) -> None:
+    def _replace(self, table: Words) -> None:
         with self.filling:
             self.excerpts = table
             # Calls take over what is new with the next search.

@@ -11,10 +11,10 @@ from pathlib import Path
 import lmdb
 
 from vecstore import layout
-from vecstore.errors import LockedError
+from vecstore.errors import LockedError, StoreError
 from vecstore.store import copying, registry
 from vecstore.store.environment import Environment
-from vecstore.store.faults import translated
+from vecstore.store.faults import translate, translated
 from vecstore.store.files import is_alone, memory_path, remove
 from vecstore.store.gate import seconds
 from vecstore.store.transactions import Snapshot
@@ -82,27 +82,36 @@ class Store(Environment):
         """
         return copying.publish(self._env, target, snapshot.txn)
 
-    def compact(self, timeout: float | None = None, *, anew: bool = False) -> int:
+    def compact(
+        self, timeout: float | None = None, *, anew: bool = False, asked: bool = True
+    ) -> int:
         """Rewrite the file without its free pages; return the bytes given back.
 
-        With `anew` value by value, without what pages have between their entries.
+        With `anew` value by value, without what pages have between their entries. What nobody
+        `asked` for is not done where the file would come to belong to another user or group.
 
         Raises:
             LockedError: Another process has the file open, or snapshots did not end.
+            StoreError: It cannot be written; or its name leads to another file by now.
         """
         timeout = seconds(timeout, self.timeout)
         with self.writer(timeout), self.gate.alone(timeout, "compact"):
             before = os.fstat(self._file).st_size
             try:
                 self._take_alone()
+                self._check_place()
                 target = self._copy_for_compact(anew=anew)
                 try:
+                    self._give_away(target, asked=asked)
+                    self._check_place()
                     self._swap(target)
                 except BaseException:
                     remove(target)
                     raise
             finally:
                 self._share()
+            # Last: should it fail, the file is in place and open all the same.
+            self._sync_name()
             return before - os.fstat(self._file).st_size
 
     def check_alone(self, timeout: float | None = None) -> None:
@@ -121,6 +130,27 @@ class Store(Environment):
     def _take_alone(self) -> None:
         if not self.memory and not is_alone(self._file):
             raise LockedError(f"another process has {self.path} open; this needs the file alone")
+
+    def _check_place(self) -> None:
+        """Raise StoreError unless the file has its name still: another one there is not ours."""
+        if self.memory:
+            return
+        with translated(f"replace {self.path}"):
+            found = self.path.lstat()
+        if not os.path.samestat(os.fstat(self._file), found):
+            raise StoreError(f"{self.path} is another file than the one that was opened; reopen it")
+
+    def _give_away(self, target: Path, *, asked: bool) -> None:
+        """Let a copy belong to whom the file belongs, or others could not open it any more."""
+        found, made = os.fstat(self._file), target.lstat()
+        if (found.st_uid, found.st_gid) == (made.st_uid, made.st_gid):
+            return
+        try:
+            os.chown(target, found.st_uid, found.st_gid)
+            target.chmod(stat.S_IMODE(found.st_mode))
+        except OSError as error:
+            if not asked:
+                raise translate(error, f"give {target} to the owner of {self.path}") from error
 
     def _copy_for_compact(self, *, anew: bool) -> Path:
         if self.memory:
@@ -184,6 +214,4 @@ class Store(Environment):
         if self.memory:
             remove(self.path)
         else:
-            # Last: should it fail, the file is in place and open all the same.
             self._nameless = True
-            self._sync_name()
