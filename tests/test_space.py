@@ -234,6 +234,19 @@ def test_a_file_that_was_taken_away_does_not_come_back(
     assert db.collection("c").count() == 1
 
 
+def test_a_file_with_two_names_keeps_both_until_it_is_asked_for(
+    wasteful: tuple[Database, Callable[[], None]], path: Path, tmp_path: Path
+) -> None:
+    db, write = wasteful
+    other = tmp_path / "other.vecstore"
+    os.link(path, other)
+    write()
+    assert path.samefile(other)
+
+    assert db.compact() > 0
+    assert not path.samefile(other)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 def test_a_rewritten_file_belongs_to_whom_it_belonged(
     wasteful: tuple[Database, Callable[[], None]], path: Path, monkeypatch: pytest.MonkeyPatch

@@ -88,7 +88,8 @@ class Store(Environment):
         """Rewrite the file without its free pages; return the bytes given back.
 
         With `anew` value by value, without what pages have between their entries. What nobody
-        `asked` for is not done where the file would come to belong to another user or group.
+        `asked` for is not done where the file would come to belong to another user or group, or
+        where it has other names, which would not lead to the new one.
 
         Raises:
             LockedError: Another process has the file open, or snapshots did not end.
@@ -100,6 +101,8 @@ class Store(Environment):
             try:
                 self._take_alone()
                 self._check_place()
+                if not asked and os.fstat(self._file).st_nlink > 1:
+                    raise StoreError(f"{self.path} has other names, which would keep the old file")
                 target = self._copy_for_compact(anew=anew)
                 try:
                     self._give_away(target, asked=asked)
