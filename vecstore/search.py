@@ -226,7 +226,7 @@ def _prepare(reader: Reader, entry: Entry, request: Request, lap: Lap | None) ->
     elif not request.compares:
         # Bytes are not verified on each search; who wants to be sure has the vectors compared.
         job = flat.comparison(reader, entry, state, mask.words, wanted)
-    if job is None and request.whole and plan.method == "rows":
+    if job is None and request.whole and plan.method in ("rows", "scan"):
         job = chosen.comparison(reader, entry, state, mask.words, wanted, indexed=view is not None)
     if lap is not None:
         lap("plan")

@@ -1,4 +1,4 @@
-"""How does a snapshot compare the few rows that a filter allows, at the machine's speed?
+"""How does a snapshot compare few rows, such as a filter allows, at the machine's speed?
 
 The answers are those of `exact.Exact`, to the bit, which answers while the kernel is not compiled.
 """
@@ -18,6 +18,8 @@ from vecstore.store import Reader, Snapshot
 
 # More rows are compared by numpy, which reads them at the memory's speed too.
 MOST_ROWS = 1 << 16
+# And it compares many of them with so many queries at once faster, by blocks of both.
+MANY_ROWS, MANY_QUERIES = 1 << 14, 16
 
 
 class RowComparison(Comparing):
@@ -36,9 +38,12 @@ class RowComparison(Comparing):
         super().__init__(entry, state, mask, k, 4 * entry.spec.dim)
         self.integers[plain.METRIC] = METRICS[entry.spec.metric]
         self.integers[plain.PRECISION] = entry.form.code
+        self._many = rows.count(mask) > MANY_ROWS
 
     def ready(self, queries: int) -> bool:
         """Whether the kernel is here, or may be: it is wanted where there is an index."""
+        if self._many and queries >= MANY_QUERIES:
+            return False
         return compiled.ready(self.kernel) is not None
 
     def fill(self, snapshot: Snapshot, kind: int, wanted: NDArray[np.intp]) -> Shared:
