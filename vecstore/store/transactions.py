@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vecstore.errors import ClosedError, CorruptionError, StoreError
+from vecstore.store import bulk
 from vecstore.store.faults import translate, translated
 
 if TYPE_CHECKING:
     from vecstore.store.environment import Environment
 
-_PAGE = struct.Struct("<QHHI")
-_OVERFLOW = 0x04
 # Databases whose values snapshots read by their addresses.
 TABLED = ("tiers", "lists", "fields")
 
@@ -164,34 +162,31 @@ class Snapshot(Reader):
             table = grown
         missing = wanted[table[wanted] == 0]
         if len(missing):
-            table, file_size = table.copy(), self.store.file_size()
-            for number in missing.tolist():
-                value = self.get(database, prefix + number.to_bytes(4, "big"))
-                if value is None:
-                    raise CorruptionError(f"{database}: {prefix.hex()} block {number} is missing")
-                check(value, number)
-                table[number] = self._address(value, file_size)
+            table, size = table.copy(), min(self.store.file_size(), self.store.map_size)
+            with (
+                translated(f"read {self.store.name}"),
+                self.txn.cursor(db=self.store.databases[database]) as cursor,
+            ):
+                for number in missing.tolist():
+                    value = self._locate(cursor, prefix + number.to_bytes(4, "big"), size)
+                    if value is None:
+                        raise CorruptionError(
+                            f"{database}: {prefix.hex()} block {number} is missing"
+                        )
+                    check(value, number)
+                    table[number] = bulk.address_of(value)
             self._tables[name] = table
         return table
 
-    def _address(self, value: memoryview, file_size: int) -> int:
-        """Return the address of a bulk value, having checked that its pages are in the file."""
-        address = int(np.frombuffer(value, np.uint8).__array_interface__["data"][0])
-        page = self.store.page
-        start = address - _PAGE.size
-        number, _, flags, pages = _PAGE.unpack_from(
-            (ctypes.c_char * _PAGE.size).from_address(start)
-        )
-        if (
-            address % 64 != _PAGE.size
-            or not flags & _OVERFLOW
-            or pages * page < _PAGE.size + len(value)
-            or (number + pages) * page > file_size
-        ):
-            raise CorruptionError(
-                f"a value of {len(value)} bytes does not lie on whole pages of the file"
-            )
-        return address
+    def _locate(self, cursor: Any, key: bytes, size: int) -> memoryview | None:
+        """The bulk value under a key, whose pages were checked to be in the file."""
+        store = self.store
+        if store.map_start is not None:
+            return bulk.locate(cursor, key, store.map_start, store.page, size)
+        value: memoryview | None = cursor.value() if cursor.set_key(key) else None
+        if value is not None:
+            bulk.check_place(bulk.address_of(value), len(value), store.page, size)
+        return value
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
