@@ -1,5 +1,8 @@
 """Where bulk values lie: as LMDB says, and never outside the file, whatever a page says."""
 
+import ctypes
+import mmap
+import os
 import resource
 import struct
 import sys
@@ -32,17 +35,19 @@ def env(path: Path):
     made.close()
 
 
-def mapped(path: Path) -> int | None:
-    with path.open("rb") as file:
-        return bulk.map_start(file.fileno())
+def map_start(cursor: lmdb.Cursor) -> int:
+    """Where the map begins that the first key of a database is in."""
+    assert cursor.first()
+    return bulk.map_start(bulk.address_of(cursor.key()))
 
 
 @linux
 def test_values_are_where_lmdb_says(env, path: Path) -> None:
     made, database = env
-    start, size, page = mapped(path), path.stat().st_size, made.stat()["psize"]
-    assert start is not None
+    size, page = path.stat().st_size, made.stat()["psize"]
     with made.begin(buffers=True) as txn, txn.cursor(db=database) as cursor:
+        start = map_start(cursor)
+        assert start
         for key in KEYS:
             value = txn.get(key, db=database)
             if len(value) < page // 2 - 100:
@@ -59,8 +64,9 @@ def test_values_are_where_lmdb_says(env, path: Path) -> None:
 @linux
 def test_a_value_is_found_without_touching_its_pages(env, path: Path) -> None:
     made, database = env
-    start, size = mapped(path), path.stat().st_size
+    size = path.stat().st_size
     with made.begin(buffers=True) as txn, txn.cursor(db=database) as cursor:
+        start = map_start(cursor)
         cursor.set_key(KEYS[0])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         found = bulk.locate(cursor, b"long", start, made.stat()["psize"], size)
@@ -69,17 +75,52 @@ def test_a_value_is_found_without_touching_its_pages(env, path: Path) -> None:
         assert touched < 20
 
 
-def test_of_a_file_that_is_not_mapped_nothing_is_told(path: Path) -> None:
-    path.write_bytes(bytes(4096))
+def test_of_what_is_not_mapped_nothing_is_told() -> None:
+    copied = np.zeros(1 << 24, np.uint8)
 
-    assert mapped(path) is None
+    assert bulk.map_start(0) == 0
+    assert bulk.map_start(bulk.address_of(memoryview(copied))) == 0
+
+
+@linux
+@pytest.mark.parametrize("name", [b"one two", b"a\nb", "a\r\u2028b".encode()])
+def test_the_map_is_found_whatever_the_file_is_called(tmp_path: Path, name: bytes) -> None:
+    store = Store(Path(os.fsdecode(bytes(tmp_path) + b"/" + name)))
+    store.write(lambda txn: txn.put("tiers", KEYS[0], b"x" * 9000))
+    with store.snapshot() as snapshot:
+        snapshot.addresses("tiers", b"", np.array([0]), 1, lambda value, number: None)
+    assert store.map_start
+    store.close()
+
+
+@linux
+def test_the_map_is_told_from_others_of_the_same_file(path: Path) -> None:
+    store = Store(path, start_map=1 << 30)
+    store.write(lambda txn: [txn.put("tiers", key, b"x" * 9000) for key in KEYS])
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    # Below LMDB's map, where it is listed first.
+    with path.open("rb") as file:
+        other = libc.mmap(1 << 40, 4096, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    wanted = np.arange(40)
+    for size in (1 << 30, 2 << 30):
+        if size > store.map_size:
+            with store.gate.alone(1, "enlarge the map"):
+                store._remap(size, size)
+        with store.snapshot() as snapshot:
+            table = snapshot.addresses("tiers", b"", wanted, 40, lambda value, number: None)
+            found = [bulk.address_of(snapshot.get("tiers", key)) for key in KEYS]
+            assert other < store.map_start
+            assert table.tolist() == found
+    libc.munmap(other, 4096)
+    store.close()
 
 
 def test_where_the_map_is_not_told_values_are_found_all_the_same(path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bulk, "map_start", lambda file: None)
-        store = Store(path)
-        store.map_start = None
+    store = Store(path)
+    store.map_start = 0
     store.write(lambda txn: [txn.put("tiers", key, b"x" * 5000) for key in KEYS])
     wanted = np.arange(40)
     with store.snapshot() as snapshot:
@@ -109,4 +150,27 @@ def test_a_page_number_that_leads_nowhere_is_an_error(path: Path, number: int) -
     store = Store(path)
     with store.snapshot() as snapshot, pytest.raises(CorruptionError):
         snapshot.addresses("tiers", b"", np.array([0, 1]), 3, lambda value, number: None)
+    store.close()
+
+
+@linux
+def test_a_first_page_that_says_it_is_another_one_is_an_error(path: Path) -> None:
+    store = Store(path)
+    store.write(lambda txn: [txn.put("tiers", key, b"x" * 9000) for key in KEYS[:3]])
+    page = store.page
+    store.close()
+    data = bytearray(path.read_bytes())
+    pages = len(data) // page
+    node, length = struct.pack("<HHHH", 9000, 0, 1, 4) + KEYS[1], (pages - 2) * page - 16
+    at = data.find(node)
+    while at >= 0:
+        data[at : at + 4] = struct.pack("<I", length)
+        first = page * int.from_bytes(data[at + 12 : at + 20], "little")
+        # From page 2 on it would be inside the file.
+        data[first : first + 16] = struct.pack("<QHHI", 2, 0, 4, pages - 2)
+        at = data.find(node, at + 1)
+    path.write_bytes(data)
+    store = Store(path)
+    with store.snapshot() as snapshot, pytest.raises(CorruptionError):
+        snapshot.addresses("tiers", b"", np.array([1]), 3, lambda value, number: None)
     store.close()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import struct
 import sys
 from pathlib import Path
@@ -28,18 +27,23 @@ _PAGE = struct.Struct("<QHHI")
 _LONG, _OVERFLOW = 0x01, 0x04
 
 
-def map_start(file: int) -> int | None:
-    """The address at which this process has mapped a file; None where that is not told."""
+def map_start(inside: int) -> int:
+    """The address where the first byte of the file is in the map that an address is in.
+
+    0 where that is not told. The file itself is not asked for: others in this process may have it
+    mapped too, and not every file system tells its number and the map's alike.
+    """
     if sys.byteorder != "little" or struct.calcsize("P") != 8:
-        return None
+        return 0
     with contextlib.suppress(OSError, ValueError):
-        found = os.fstat(file)
-        named = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x} {found.st_ino} "
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            span, _, begin, rest = line.split(" ", 3)
-            if int(begin, 16) == 0 and f"{rest} ".startswith(named):
-                return int(span.partition("-")[0], 16)
-    return None
+        # Names are bytes, in which only newlines are written otherwise.
+        for line in Path("/proc/self/maps").read_bytes().split(b"\n")[:-1]:
+            span, kind, offset, _ = line.split(b" ", 3)
+            low, high = (int(end, 16) for end in span.split(b"-"))
+            if low <= inside < high:
+                # A copy would lie in memory that is shared with nobody.
+                return low - int(offset, 16) if kind.endswith(b"s") else 0
+    return 0
 
 
 def locate(cursor: Any, key: bytes, start: int, page: int, size: int) -> memoryview | None:
@@ -48,7 +52,7 @@ def locate(cursor: Any, key: bytes, start: int, page: int, size: int) -> memoryv
     Args:
         cursor: Of a database, in a transaction whose values are views.
         key: The key.
-        start: Where the map begins.
+        start: Where the map begins, from `map_start`.
         page: Bytes of a page.
         size: Bytes of the file that are mapped.
 
@@ -64,7 +68,7 @@ def locate(cursor: Any, key: bytes, start: int, page: int, size: int) -> memoryv
     if not flags & _LONG or (number + 1) * page > size:
         raise _misplaced(length)
     address = start + number * page + _PAGE.size
-    check_place(address, length, page, size)
+    check_place(address, length, page, size, number)
     view = memoryview((ctypes.c_char * length).from_address(address))
     return view.cast("B").toreadonly()
 
@@ -74,12 +78,18 @@ def address_of(value: memoryview) -> int:
     return int(np.frombuffer(value, np.uint8).__array_interface__["data"][0])
 
 
-def check_place(address: int, length: int, page: int, size: int) -> None:
-    """Raise CorruptionError unless a value lies on whole pages that are inside the file."""
+def check_place(
+    address: int, length: int, page: int, size: int, expected: int | None = None
+) -> None:
+    """Raise CorruptionError unless a value lies on whole pages that are inside the file.
+
+    Where its first page stands is `expected`; without, what the page says of itself is believed.
+    """
     start = address - _PAGE.size
     number, _, flags, pages = _PAGE.unpack(ctypes.string_at(start, _PAGE.size))
     if (
         address % 64 != _PAGE.size
+        or expected not in (None, number)
         or not flags & _OVERFLOW
         or pages * page < _PAGE.size + length
         or (number + pages) * page > size

@@ -24,7 +24,6 @@ from vecstore.errors import (
     UsageError,
 )
 from vecstore.store import registry
-from vecstore.store.bulk import map_start
 from vecstore.store.faults import MAX_READERS, MapFullError, translate, translated
 from vecstore.store.files import (
     EMPTY_PAGES,
@@ -83,7 +82,7 @@ class Environment:
         self.epoch = 0
         self.forked = False
         self.map_size = 0
-        # Where the map begins, if that can be found out.
+        # Where the map begins; None until it is asked for, and 0 if that cannot be found out.
         self.map_start: int | None = None
         self.databases: dict[str, Any] = {}
         # While `compact` changes files there is no environment, and yet the store is open.
@@ -174,7 +173,7 @@ class Environment:
                 raise translate(error, f"open {self.path}") from error
         self.page = int(self._env.stat()["psize"])
         self.map_size = int(self._env.info()["map_size"])
-        self.map_start = map_start(self._file)
+        self.map_start = None
         with translated(f"open {self.path}"):
             self._env.reader_check()
         # To open a database, py-lmdb begins a write transaction, unless the file is read-only.
@@ -536,4 +535,5 @@ class Environment:
         self.epoch += 1
         with translated(f"enlarge the map of {self.name}"):
             self._env.set_mapsize(wanted)
-        self.map_size, self.map_start = wanted, map_start(self._file)
+        # LMDB takes more where another process has let the file grow beyond that by now.
+        self.map_size, self.map_start = int(self._env.info()["map_size"]), None

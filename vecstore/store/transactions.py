@@ -181,7 +181,10 @@ class Snapshot(Reader):
     def _locate(self, cursor: Any, key: bytes, size: int) -> memoryview | None:
         """The bulk value under a key, whose pages were checked to be in the file."""
         store = self.store
-        if store.map_start is not None:
+        if store.map_start is None and cursor.set_key(key):
+            # It stays there as long as there are snapshots.
+            store.map_start = bulk.map_start(bulk.address_of(cursor.key()))
+        if store.map_start:
             return bulk.locate(cursor, key, store.map_start, store.page, size)
         value: memoryview | None = cursor.value() if cursor.set_key(key) else None
         if value is not None:
