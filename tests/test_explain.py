@@ -88,6 +88,17 @@ def test_comparing_all_is_explained(
     assert list(found.milliseconds) == ["resolve", "plan", "scan", "settle", "hydrate"]
 
 
+def test_a_kernel_that_answered_is_known_to_be_compiled(
+    memory: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled.compile_now()
+    collection = filled(memory, index="flat")
+    # As where no search wanted the other kernels yet.
+    monkeypatch.setattr(compiled, "state", lambda name: "numpy")
+    found = collection.explain(clusters(1)[0])
+    assert (found.method, found.answered_by, found.kernels) == ("scan", "compiled", "compiled")
+
+
 def test_a_text_takes_time_to_embed(memory: Database) -> None:
     collection = memory.collection("c", encoder=HashEncoder())
     collection.add(["one text", "another text"])

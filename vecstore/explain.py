@@ -70,7 +70,10 @@ def run(
     state = catalog.state(reader, entry.number)
     known = compiled.state(_kernel(entry, index.kind(reader, entry.number), plan.method))
     answered: Literal["compiled", "numpy"] = "numpy"
-    if by_kernel or (plan.method == "index" and known == "compiled"):
+    if by_kernel:
+        # Few rows are compared by a kernel of their own, which may be the only one here.
+        answered = known = "compiled"
+    elif plan.method == "index" and known == "compiled":
         answered = "compiled"
     return Explanation(
         method=plan.method,
