@@ -98,6 +98,13 @@ def test_damage_by_a_power_cut_is_refused_where_nothing_was_synced() -> None:
     assert counts["whole"] < 24
 
 
+@seen
+def test_a_rewritten_file_is_whole_on_the_disk_before_it_has_its_name() -> None:
+    """One of the first format gets a database then that it lacked."""
+    counts = cut_power(61010, "format_1", durable=False, early=0, most=9, count=40)
+    assert counts.total() == 40
+
+
 def test_the_copy_of_a_killed_compaction_is_taken_away_by_the_next(tmp_path: Path) -> None:
     path = tmp_path / "crash.vecstore"
     with vecstore.open(path) as db:

@@ -214,6 +214,8 @@ class Store(Environment):
             for name in set(layout.OPTIONAL) - self.databases.keys():
                 self.mark.make()
                 self.databases[name] = self._env.open_db(name.encode())
+                # The file was whole on the disk, and is so again when it gets its name there.
+                self._env.sync(True)
         if self.memory:
             remove(self.path)
         else:
