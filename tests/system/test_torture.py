@@ -101,8 +101,8 @@ def test_damage_by_a_power_cut_is_refused_where_nothing_was_synced() -> None:
 @seen
 def test_a_rewritten_file_is_whole_on_the_disk_before_it_has_its_name() -> None:
     """One of the first format gets a database then that it lacked."""
-    counts = cut_power(61010, "format_1", durable=False, early=0, most=9, count=40)
-    assert counts.total() == 40
+    counts = cut_power(61010, "format_1", durable=False, early=0, most=12, count=60)
+    assert counts.total() == 60
 
 
 def test_the_copy_of_a_killed_compaction_is_taken_away_by_the_next(tmp_path: Path) -> None:
