@@ -1,6 +1,7 @@
 import zlib
 from datetime import UTC, datetime, timedelta, timezone
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given
@@ -635,3 +636,20 @@ def test_a_small_value_cut_short_is_damage(size):
 def test_a_small_value_that_is_no_map_is_damage(content):
     with pytest.raises(CorruptionError, match="here"):
         layout.unpack_meta(layout.pack_checked(content), "here")
+
+
+@pytest.mark.parametrize("instant", [msgpack.Timestamp(1_700_000_000, 5000), msgpack.Timestamp(1)])
+def test_instants_as_msgpack_has_them_are_datetimes(instant):
+    """They are never written here, but a file of others may hold them; columns know datetimes."""
+    body = msgpack.packb((1, None, {"a": [instant]}))
+
+    (found,) = record_layout.unpack_body(bytes(8) + body)[2]["a"]
+    assert found == instant.to_datetime()
+
+
+@pytest.mark.parametrize("seconds", [2**40, 2**62, -(2**62), -(2**40)])
+def test_instants_beyond_all_years_are_damage(seconds):
+    body = msgpack.packb((1, None, {"a": msgpack.Timestamp(seconds)}))
+
+    with pytest.raises(CorruptionError, match="cannot be read"):
+        record_layout.unpack_body(bytes(8) + body)

@@ -122,12 +122,17 @@ def unpack_body(value: bytes | memoryview) -> tuple[Id, str | None, dict[str, An
         CorruptionError: The checksum is right but the content is not a record.
     """
     try:
-        body = msgpack.unpackb(
-            value[RECORD.size :], ext_hook=unpack_extension, strict_map_key=True, use_list=True
-        )
-        return check_body(body)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        return check_body(_unpack(value))
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise CorruptionError(f"records: a record cannot be read: {error}") from error
+
+
+def _unpack(value: bytes | memoryview) -> Any:
+    """What msgpack makes of a body."""
+    # Its own instants, which are never written here, come as datetimes: they are no types of ours.
+    return msgpack.unpackb(
+        value[RECORD.size :], ext_hook=unpack_extension, strict_map_key=True, timestamp=3
+    )
 
 
 def check_body(body: Any) -> tuple[Id, str | None, dict[str, Any] | None]:
@@ -242,14 +247,12 @@ def unpack_content(order: int, value: bytes | memoryview) -> Content:
     if value[RECORD.size] != _WITH_PASSAGES:
         return *unpack_body(value), None
     try:
-        *plain, chunking, orders, ends = msgpack.unpackb(
-            value[RECORD.size :], ext_hook=unpack_extension, strict_map_key=True
-        )
+        *plain, chunking, orders, ends = _unpack(value)
         identity, text, metadata = check_body(plain)
         spans = tuple(zip(ends[::2], ends[1::2], strict=True))
         passages = Passages(Chunking(*chunking), tuple(orders), spans)
         _check(order, text, passages)
-    except (ValueError, TypeError, msgpack.UnpackException, UsageError) as error:
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException, UsageError) as error:
         raise CorruptionError(f"records: a record cannot be read: {error}") from error
     return identity, text, metadata, passages
 
