@@ -422,3 +422,15 @@ def everything(db):
         ]
         for name in db.collections()
     }
+
+
+@pytest.mark.parametrize("number", [[None], {}, "1", None, 1.5, 2**40, -1, 0])
+def test_a_name_that_leads_to_no_number_leads_to_its_collection_again(db, before, number):
+    key = layout.name_key("flat")
+    db.writing(lambda txn: txn.put("meta", key, layout.pack_meta({"number": number})))
+    assert db.check()
+
+    problems = db.check(repair=True)
+    assert problems
+    assert db.check() == []
+    assert described(db) == before

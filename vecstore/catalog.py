@@ -50,7 +50,12 @@ def find(reader: Reader, name: str) -> Entry | None:
     value = reader.get("meta", layout.name_key(check_name(name)))
     if value is None:
         return None
-    return read(reader, _number(value, f"meta: name {name!r}", "number"))
+    return read(reader, number_of(value, name))
+
+
+def number_of(value: bytes | memoryview, name: str) -> int:
+    """The number of the collection that a name leads to; CorruptionError if that is none."""
+    return _number(value, f"meta: name {name!r}", "number")
 
 
 def _number(value: bytes | memoryview, where: str, key: str) -> int:

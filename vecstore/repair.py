@@ -121,7 +121,7 @@ def _mend_names(txn: Transaction, entries: list[Entry]) -> set[int]:
     for key, value in list(txn.items("meta", layout.name_key(""))):
         try:
             name = key.removeprefix(layout.name_key("")).decode()
-            number = layout.unpack_meta(value, f"meta: name {name!r}").get("number")
+            number = catalog.number_of(value, name)
         except UnicodeDecodeError:
             txn.delete("meta", key)
             continue
@@ -129,7 +129,7 @@ def _mend_names(txn: Transaction, entries: list[Entry]) -> set[int]:
             continue
         if number in readable and name not in names:
             txn.delete("meta", key)
-        elif isinstance(number, int):
+        else:
             numbers.add(number)
     for entry in entries:
         if names.count(entry.spec.name) == 1:
