@@ -5,7 +5,7 @@ To take two dozen arrays apart, one by one, would be a tenth of a search.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,11 @@ ARRAYS: dict[str, tuple[Any, int]] = {
     "missing": (np.int64, 1),
 }
 OUTPUTS = ("orders", "scores", "counts", "stats", "missing")
+_EMPTY: dict[str, NDArray[Any]] = {
+    name: np.zeros((0,) * axes, dtype) for name, (dtype, axes) in ARRAYS.items()
+}
+# What does not depend on the queries.
+SHARED = tuple(name for name in ARRAYS if name not in ("queries", *OUTPUTS))
 # Of each array its address and the lengths of up to three axes.
 WORDS = 4
 
@@ -59,11 +64,14 @@ def words(name: str, array: NDArray[Any]) -> list[int]:
     return [array.ctypes.data, *array.shape, *[0] * (WORDS - 1 - axes)]
 
 
+def filled(names: Iterable[str], given: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """The arrays of these names, in this order; those that are not given are empty."""
+    return [given.get(name, _EMPTY[name]) for name in names]
+
+
 def partly(**given: NDArray[Any]) -> Frame:
     """A frame of some arrays; the others are empty."""
-    return Frame(
-        [given.get(name, np.zeros((0,) * axes, dtype)) for name, (dtype, axes) in ARRAYS.items()]
-    )
+    return Frame(filled(ARRAYS, given))
 
 
 class Frame:

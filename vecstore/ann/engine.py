@@ -21,7 +21,7 @@ from vecstore.ann import compiled, index
 from vecstore.ann.index import Index
 from vecstore.catalog import Entry
 from vecstore.errors import CorruptionError, VectorError
-from vecstore.frames import Frame
+from vecstore.frames import SHARED, Frame, filled
 from vecstore.layout import CODE_BLOCK, CODE_TIER, LIST, State
 from vecstore.rows import Words
 from vecstore.store import Snapshot
@@ -349,12 +349,12 @@ class Comparing(Calls):
             coded: That of what stands for them, in the place of codes.
             asked: The rows to compare, in the place of the tail.
         """
-        floats, table = np.zeros(0, np.float32), np.zeros(0, np.uint64)
-        matrix, signs = np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0), np.int8)
-        patterns, tail = np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
-        coded, tail = table if coded is None else coded, tail if asked is None else asked
-        learnt = floats, floats, matrix, floats, signs, matrix, floats, floats, patterns
-        return (self.integers, *learnt, table, blocks, coded, tail, self.mask, table, floats, table)
+        given = {"integers": self.integers, "blocks": blocks, "mask": self.mask}
+        if coded is not None:
+            given["codes"] = coded
+        if asked is not None:
+            given["tail"] = asked
+        return tuple(filled(SHARED, given))
 
 
 class Job(Calls):

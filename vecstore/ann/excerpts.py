@@ -86,7 +86,8 @@ class FilteredJob(engine.Job):
         self._chosen = np.flatnonzero(there & (left <= SHARE * tiles))
         self._rows = crowding.allowed[self._chosen]
         sizes = _ALIGNED + left[self._chosen] * (self.model.shape.tile_bytes + _NAMED)
-        self._ends = np.cumsum(sizes)
+        self._size = int(sizes.sum())
+        self._starts = np.cumsum(sizes) - sizes
         spared = float((tiles - left)[self._chosen].sum()) / max(1, int(tiles[there].sum()))
         # So many scanned rows have cost as much as copying does.
         self._price = COPY * float(self._rows.sum()) / spared if spared > 0 else math.inf
@@ -120,7 +121,7 @@ class FilteredJob(engine.Job):
         kernel, lists = compiled.ready("excerpt"), self.model.lists
         if kernel is None:
             return
-        size = 8 * lists + int(self._ends[-1]) + _ALIGNED
+        size = 8 * lists + self._size + _ALIGNED
         if size > ROOM:
             self._left = math.inf
             return
@@ -131,7 +132,7 @@ class FilteredJob(engine.Job):
         table = memory[: 8 * lists].view(np.uint64)
         begin = memory.ctypes.data + 8 * lists
         begin += -begin % _ALIGNED + _ALIGNED - HEADER.size
-        table[self._chosen] = begin + self._ends - np.diff(self._ends, prepend=0)
+        table[self._chosen] = begin + self._starts
         frame = frames.partly(
             integers=self.learnt[0],
             mask=self.masks[1],

@@ -308,18 +308,21 @@ def blocks_listed(column: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return listed
 
 
+def parts_listed(column: NDArray[np.uint32]) -> NDArray[np.intp]:
+    """The parts of the column of the rows' lists that name a list; others need not be there."""
+    parts: NDArray[np.intp] = np.unique(np.flatnonzero(column != NO_LIST) // LIST_PART_ROWS)
+    return parts
+
+
 def save_lists_of_rows(
     txn: Transaction, number: int, column: NDArray[np.uint32], parts: NDArray[np.intp]
 ) -> None:
-    """Write some parts of the column of the rows' lists; all, where they are those of first files.
-
-    A part that names no list need not be there.
-    """
+    """Write parts of the column of the rows' lists; all, where they are those of first files."""
     prefix = index_layout.list_parts(number)
     _, first = next(txn.items("index", prefix), (b"", None))
     if first is not None and layout.unpack_header(first, "index").rows != LIST_PART_ROWS:
         txn.delete_prefix("index", prefix)
-        parts = np.unique(np.flatnonzero(column != NO_LIST) // LIST_PART_ROWS)
+        parts = parts_listed(column)
     for part in parts.tolist():
         lists = np.full(LIST_PART_ROWS, NO_LIST, np.uint32)
         found = column[part * LIST_PART_ROWS : (part + 1) * LIST_PART_ROWS]

@@ -101,9 +101,7 @@ def write(txn: Transaction, entry: Entry, state: State, kind: index.Kind, draft:
     _write_lists(txn, number, draft, np.flatnonzero(inside), column)
     listed = index.blocks_listed(column)
     made = Index(kind, index.edition(), draft.count, 0, dict(draft.budgets), model, listed)
-    # A part that names no list need not be there.
-    parts = np.unique(np.flatnonzero(column != NO_LIST) // LIST_PART_ROWS)
-    index.save_lists_of_rows(txn, number, column, parts)
+    index.save_lists_of_rows(txn, number, column, index.parts_listed(column))
     index.save_model(txn, number, made)
     index.save_listed(txn, number, listed)
     index.save_plan(txn, number, made)
