@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import stat
 from pathlib import Path
@@ -35,10 +36,11 @@ class Store(Environment):
     # Bytes of the file when a write last looked at it, and writes since then.
     _seen, _writes = 0, 0
 
-    def is_wasteful(self) -> bool:
-        """Whether so much of the file is free that it is worth to be rewritten."""
+    def is_wasteful(self, most: float = math.inf) -> bool:
+        """Whether the file should be rewritten: much of it is free, and not too much is in it."""
         used = self.usage()
-        return used["free_bytes"] > WASTED * used["used_bytes"]
+        size, free = used["used_bytes"], used["free_bytes"]
+        return free > WASTED * size and size - free <= most
 
     def is_outgrown(self) -> bool:
         """Whether a write should have the file rewritten; it is looked at now and then only."""
@@ -48,11 +50,7 @@ class Store(Environment):
         if size <= GROWN * self._seen and self._writes < WRITES:
             return False
         self._seen, self._writes = size, 0
-        if size < SHORT:
-            return False
-        used = self.usage()
-        free, live = used["free_bytes"], used["used_bytes"] - used["free_bytes"]
-        return free > WASTED * used["used_bytes"] and live <= QUICK
+        return size >= SHORT and self.is_wasteful(QUICK)
 
     def usage(self) -> dict[str, int]:
         """Bytes of the map, of pages used and of free ones; commits since the oldest reader's."""
